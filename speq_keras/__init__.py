@@ -1,0 +1,30 @@
+"""speq_keras: quantization-aware training for Keras 3, by stochastic precision self-distillation.
+
+    model = speq_keras.wrap(keras_model, w_bits=3, a_bits=3)   # the same graph, with quantizers
+    model.calibrate(batches)                                   # ranges from a few batches
+    model.compile(...); model.fit(...)                         # SPEQ training
+    model.save("m.keras")                                      # and keras.saving.load_model
+
+The parts, from the bottom up: `ops` (tensor functions), `losses` (Eq. 2-8), `precision` (who draws the
+teacher's widths), `quantizers`, `configs` (what is quantized in which layer), `layers`, `wrapping`
+(float graph in, quantized graph out), `training`, `model`.
+"""
+
+from speq_keras import configs, losses, precision, quantizers
+from speq_keras._version import __version__
+from speq_keras.configs import QuantizeConfig
+from speq_keras.entry import wrap
+from speq_keras.layers import QuantizedLayer
+from speq_keras.model import SPEQModel
+
+__all__ = [
+    "QuantizeConfig",
+    "QuantizedLayer",
+    "SPEQModel",
+    "__version__",
+    "configs",
+    "losses",
+    "precision",
+    "quantizers",
+    "wrap",
+]

@@ -1,0 +1,68 @@
+"""Argument checks, so that every error of the package has the same shape.
+
+    What is allowed. Received: name=value. What to do.
+"""
+
+import difflib
+import math
+import numbers
+
+WIDTH_RULE = "a whole number from 2 to 8, or None for floating point"
+
+
+def describe(**received):
+    """Returns the `Received: name=value.` part of an error sentence."""
+    return "Received: " + ", ".join(f"{name}={value!r}" for name, value in received.items()) + "."
+
+
+def check_bits(name, bits, *, optional=True):
+    """Returns `bits` as an int (or None) after checking that it is a width a code can have.
+
+    Raises:
+        TypeError: If `bits` is not a whole number.
+        ValueError: If `bits` is outside 2 ... 8.
+    """
+    rule = WIDTH_RULE if optional else WIDTH_RULE.split(",")[0]
+    if bits is None and optional:
+        return None
+    if isinstance(bits, bool) or not isinstance(bits, numbers.Integral):
+        raise TypeError(f"`{name}` must be {rule}. {describe(**{name: bits})}")
+    if not 2 <= bits <= 8:
+        raise ValueError(f"`{name}` must be {rule}. {describe(**{name: bits})}")
+    return int(bits)
+
+
+def check_number(name, value, *, low=-math.inf, high=math.inf, low_open=False, high_open=False):
+    """Returns `value` as a float after checking that it is finite and inside the interval."""
+    left, right = "(" if low_open else "[", ")" if high_open else "]"
+    rule = f"a finite number in {left}{low:g}, {high:g}{right}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be {rule}. {describe(**{name: value})}")
+    value = float(value)
+    below = value < low or (low_open and value == low)
+    above = value > high or (high_open and value == high)
+    if not math.isfinite(value) or below or above:
+        raise ValueError(f"`{name}` must be {rule}. {describe(**{name: value})}")
+    return value
+
+
+def check_choice(name, value, choices):
+    """Returns `value` after checking that it is one of `choices`; names a near miss."""
+    choices = list(choices)
+    if value in choices:
+        return value
+    known = ", ".join(repr(choice) for choice in choices)
+    near = difflib.get_close_matches(str(value), [c for c in choices if isinstance(c, str)], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"`{name}` must be one of {known}. {describe(**{name: value})}{hint}")
+
+
+def check_seed(seed):
+    """Returns `seed` after checking that it is None or a whole number that is not negative."""
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+        raise ValueError(
+            f"`seed` must be None or a whole number that is not negative. {describe(seed=seed)}"
+        )
+    return int(seed)

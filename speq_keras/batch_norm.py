@@ -1,0 +1,55 @@
+"""Moving statistics of BatchNormalization, computed again from data."""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+
+def reestimate(model, batches):
+    """Replaces moving means and variances by the averages of batch statistics over `batches`.
+
+    Quantization shifts activations, and after a change of widths the moving statistics are those of
+    another network. Nothing else changes: no weights, no random state.
+
+    Args:
+        model: The wrapped model.
+        batches: Iterable of model inputs.
+
+    Returns:
+        The number of layers that were set. Frozen layers (`trainable=False`) are left alone.
+
+    Raises:
+        ValueError: If there is no batch.
+    """
+    norms = [
+        layer
+        for layer in model.layers
+        if isinstance(layer, layers.BatchNormalization) and layer.trainable
+    ]
+    momenta = [layer.momentum for layer in norms]
+    sums, count = None, 0
+    try:
+        for layer in norms:
+            layer.momentum = 0.0  # the "moving" statistics of one batch are the batch's
+        for batch in batches:
+            with keras.StatelessScope() as scope:
+                model(batch, training=True)
+            values = [
+                ops.convert_to_numpy(scope.get_current_value(variable)).astype("float64")
+                for layer in norms
+                for variable in (layer.moving_mean, layer.moving_variance)
+            ]
+            sums = values if sums is None else [a + b for a, b in zip(sums, values, strict=True)]
+            count += 1
+    finally:
+        for layer, momentum in zip(norms, momenta, strict=True):
+            layer.momentum = momentum
+    if count == 0:
+        raise ValueError(
+            "At least one batch is needed to estimate statistics. Received: an empty data set."
+        )
+    means = iter(np.asarray(total / count, "float32") for total in sums)
+    for layer in norms:
+        layer.moving_mean.assign(next(means))
+        layer.moving_variance.assign(next(means))
+    return len(norms)

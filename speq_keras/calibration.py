@@ -1,0 +1,126 @@
+"""Ranges from data: run the float network on a few batches and look at what each quantizer would see."""
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from speq_keras._checks import describe
+from speq_keras.quantizers import ActivationQuantizer
+from speq_keras.quantizers.histogram import Histogram
+
+# Enough for a least-squares range, and little enough to keep for a hundred quantizers.
+_VALUES_PER_BATCH = 65536
+
+
+def calibrate(model, batches, *, quantizers, training=False, progress=None):
+    """Sets the range of each quantizer to the least squared rounding error.
+
+    The batches run through the float network: weights and activations are not rounded, so each range
+    is that of the values themselves, whatever the other ranges are. Of every tensor up to 65,536
+    evenly spaced values a batch are kept; there is nothing random in it.
+
+    Args:
+        model: The wrapped model.
+        batches: Iterable of model inputs.
+        quantizers: The activation quantizers to set.
+        training: Whether BatchNormalization uses the batch's statistics. No state is changed.
+        progress: Called with the number of batches done.
+
+    Raises:
+        ValueError: If there is no batch, or a value is not finite.
+    """
+    seen = {id(quantizer): [] for quantizer in quantizers}
+
+    def observe(quantizer, values):
+        if id(quantizer) in seen:
+            values = ops.convert_to_numpy(ops.cast(values, "float32")).ravel()
+            step = max(1, values.size // _VALUES_PER_BATCH)
+            seen[id(quantizer)].append(values[::step])
+
+    observed = [layer for layer in model.layers if isinstance(layer, ActivationQuantizer)]
+    count = 0
+    for quantizer in observed:
+        quantizer.observer = observe
+    try:
+        for batch in batches:
+            _check_finite(batch)
+            # The scope drops whatever the pass updates; float widths for the weights.
+            with keras.StatelessScope([(width, 0.0) for width in model.weight_widths()]):
+                model(batch, training=training)
+            count += 1
+            if progress is not None:
+                progress(count)
+    finally:
+        for quantizer in observed:
+            quantizer.observer = None
+    if count == 0:
+        raise ValueError(
+            "Calibration needs at least one batch. Received: an empty data set. Pass a few batches of "
+            "inputs."
+        )
+    for quantizer in quantizers:
+        values = np.concatenate(seen[id(quantizer)])
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"Quantizer '{quantizer.name}' saw values that are not finite. The float network must "
+                "give finite values on the calibration data; check its weights."
+            )
+        quantizer.calibrate(Histogram(values))
+
+
+def _check_finite(batch):
+    for x in tree.flatten(batch):
+        values = ops.convert_to_numpy(ops.convert_to_tensor(x))
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(
+                "Calibration inputs must be finite. Received: a batch with NaN or infinity. Clean the "
+                "data first."
+            )
+
+
+def input_batches(data, batch_size, steps):
+    """Yields batches of model inputs from arrays, `tf.data`, a `PyDataset` or an iterable of batches.
+
+    Args:
+        data: Arrays (any structure that the model takes), or an object that yields `x`, `(x, y)` or
+            `(x, y, sample_weight)`.
+        batch_size: For arrays only.
+        steps: Stop after so many batches; None: when the data ends.
+    """
+    if isinstance(data, str | bytes | int | float) or data is None:
+        raise TypeError(
+            "Data must be arrays, a tf.data.Dataset, a PyDataset or an iterable of batches. "
+            f"{describe(data=data)}"
+        )
+    if isinstance(data, keras.utils.PyDataset):
+        count = len(data) if steps is None else min(steps, len(data))
+        for index in range(count):
+            yield first_of(data[index])
+        return
+    if _is_arrays(data):
+        arrays = tree.flatten(data)
+        count = min(len(x) for x in arrays)
+        for number, start in enumerate(range(0, count, batch_size)):
+            if steps is not None and number >= steps:
+                return
+            yield tree.map_structure(lambda x, start=start: x[start : start + batch_size], data)
+        return
+    for number, batch in enumerate(data):
+        if steps is not None and number >= steps:
+            return
+        yield first_of(batch)
+
+
+def _is_arrays(data):
+    if hasattr(data, "shape"):
+        return True
+    if isinstance(data, dict):
+        return all(hasattr(value, "shape") for value in data.values())
+    # A list of arrays is a list of batches where its members are alike, else several inputs; the
+    # model's own inputs tell which, so only dicts and arrays count here.
+    return False
+
+
+def first_of(batch):
+    """Returns the inputs of a batch `x`, `(x, y)` or `(x, y, sample_weight)`."""
+    return batch[0] if isinstance(batch, tuple) else batch

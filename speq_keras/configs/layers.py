@@ -1,0 +1,43 @@
+"""The weighted layers of Keras: which of their variables are weights, and where the channels are."""
+
+from keras import layers
+
+from speq_keras.configs.quantize_config import QuantizeConfig
+
+_LAST = QuantizeConfig(weights=("kernel",), channel_axes=(-1,))
+# (height, width, channels, multiplier): a channel of the output is a pair of the last two.
+_DEPTHWISE = QuantizeConfig(weights=("kernel",), channel_axes=(-2, -1))
+# (height, width, outputs, inputs)
+_TRANSPOSED = QuantizeConfig(weights=("kernel",), channel_axes=(-2,))
+
+
+def _einsum_dense(layer):
+    """The channels are the kernel's axes that appear in the output: "abc,cde->abde" has d and e."""
+    inputs_and_kernel, output = layer.equation.replace(" ", "").split("->")
+    kernel = inputs_and_kernel.split(",")[1].replace("...", "")
+    axes = tuple(axis for axis, letter in enumerate(kernel) if letter in output)
+    return QuantizeConfig(weights=("kernel",), channel_axes=axes)
+
+
+REGISTRY = {
+    layers.Conv1D: _LAST,
+    layers.Conv2D: _LAST,
+    layers.Conv3D: _LAST,
+    layers.Dense: _LAST,
+    layers.DepthwiseConv1D: _DEPTHWISE,
+    layers.DepthwiseConv2D: _DEPTHWISE,
+    layers.Conv1DTranspose: _TRANSPOSED,
+    layers.Conv2DTranspose: _TRANSPOSED,
+    # `wrap` splits these into a depthwise and a 1×1 convolution, so that the tensor between is quantized.
+    layers.SeparableConv1D: QuantizeConfig(weights=("depthwise_kernel", "pointwise_kernel")),
+    layers.SeparableConv2D: QuantizeConfig(weights=("depthwise_kernel", "pointwise_kernel")),
+    layers.EinsumDense: _einsum_dense,
+    # A row is looked up as a whole, so one scale for the table.
+    layers.Embedding: QuantizeConfig(weights=("embeddings",), channel_axes=()),
+}
+
+
+def registered_config(layer):
+    """Returns the config of the layer's class (exactly: a subclass may compute something else), or None."""
+    config = REGISTRY.get(type(layer))
+    return config(layer) if callable(config) else config

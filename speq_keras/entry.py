@@ -1,0 +1,171 @@
+"""`speq_keras.wrap`: the entry of the package."""
+
+import json
+
+import keras
+
+from speq_keras._checks import check_bits, describe
+from speq_keras.graph import is_functional
+from speq_keras.model import SPEQModel
+from speq_keras.quantizers import get_activation_quantizer, get_weight_quantizer
+from speq_keras.settings import Settings, speq_weight_from, teacher_precision_from
+from speq_keras.training.heads import check_teacher
+from speq_keras.wrapping import Rules, quantize_graph
+
+
+def wrap(
+    model,
+    w_bits=3,
+    a_bits=3,
+    *,
+    teacher_bits=None,
+    quantization_probability=None,
+    temperature=2.0,
+    distillation="cosine",
+    teacher=None,
+    speq_weight=None,
+    weight_quantizer="sawb",
+    activation_quantizer="pact",
+    boundary_bits=8,
+    skip=(),
+    configs=None,
+    teacher_precision=None,
+    seed=None,
+    name=None,
+):
+    """Makes a `SPEQModel` from a float Keras model: the same graph with quantizers in it.
+
+    The float model is not changed; its weights are copied. Layers without a quantize config stay in
+    float, and `plan()` says so.
+
+    Args:
+        model: A Functional or built Sequential model; models used as layers in it are flattened.
+        w_bits: Width of the weights in bits, 2 to 8, or None: weights stay float.
+        a_bits: Width of the activations that weighted layers read, 2 to 8, or None: activations stay
+            float (then there is nothing to draw, and `distillation` must be None).
+        teacher_bits: n_H of Eq. 1 in bits; 8 unless given.
+        quantization_probability: u of Eq. 1: how often the teacher takes the target width; 0.5 unless
+            given.
+        temperature: T of Eq. 2, positive.
+        distillation: `"cosine"` (Eq. 8, divided by the L2 norms), `"dot"` (Eq. 8 as printed, with the
+            gradient of Eq. 9), `"kl"` (Eq. 6), or None: plain quantization-aware training.
+        teacher: An external float Keras model with the same outputs (Eq. 3). It is not trained and not
+            saved with the model.
+        speq_weight: λ of Eq. 4, 0 to 1; 0.5 unless given. Only with `teacher`.
+        weight_quantizer: Name ("sawb", "minmax", "mse", "lsq", "dorefa") or object.
+        activation_quantizer: Name ("pact", "lsq_plus", "dorefa", "fixed") or object.
+        boundary_bits: Width in bits of the weights and inputs of the first and last weighted layers; None
+            leaves them float. Weights of a fixed width are min-max, per channel.
+        skip: Name or names of layers to leave in float; shell patterns ("block1_*").
+        configs: {name pattern or layer class: `QuantizeConfig`}; the first match wins.
+        teacher_precision: How the teacher's widths are drawn; `precision.Bernoulli` unless given.
+        seed: Seed of the draws, a whole number; None takes a random one.
+        name: Name of the new model; the float model's unless given.
+
+    Returns:
+        A `SPEQModel`, not compiled.
+
+    Raises:
+        TypeError: If `model` is not a Keras 3 model, or an argument has the wrong type.
+        ValueError: If the model has no graph to read, is quantized already, has nothing to quantize, or
+            an argument has a value that is not allowed.
+
+    Example:
+        >>> float_model = keras.Sequential([
+        ...     keras.Input((8,)),
+        ...     keras.layers.Dense(16, activation="relu"),
+        ...     keras.layers.Dense(16, activation="relu", name="hidden"),
+        ...     keras.layers.Dense(4, activation="softmax"),
+        ... ])
+        >>> model = wrap(float_model, w_bits=2, a_bits=2)
+        >>> model.plan().row("hidden").w_bits
+        2
+
+    Reference: Boo et al., "Stochastic Precision Ensemble" (AAAI 2021), Eq. 1-5.
+    """
+    _check_model(model)
+    w_bits, a_bits = check_bits("w_bits", w_bits), check_bits("a_bits", a_bits)
+    boundary_bits = check_bits("boundary_bits", boundary_bits)
+    if w_bits is None and a_bits is None:
+        raise ValueError(
+            "`w_bits` and `a_bits` must not both be None: nothing would be quantized. "
+            f"{describe(w_bits=w_bits, a_bits=a_bits)} Give at least one width from 2 to 8."
+        )
+    settings = Settings(
+        distillation=distillation,
+        temperature=temperature,
+        teacher_precision=teacher_precision_from(
+            teacher_precision, teacher_bits, quantization_probability
+        ),
+        speq_weight=speq_weight_from(speq_weight, teacher),
+        seed=seed,
+        float_config=_config_of(model),
+    )
+    if a_bits is None and distillation is not None:
+        raise ValueError(
+            "SPEQ draws activation widths, and with `a_bits`=None there are none. "
+            f"{describe(a_bits=a_bits, distillation=distillation)} Pass distillation=None."
+        )
+    if teacher is not None:
+        check_teacher(model, teacher)
+    if not isinstance(configs, dict | None):
+        raise TypeError(
+            "`configs` must be a dict from name patterns or layer classes to QuantizeConfig objects. "
+            f"{describe(configs=configs)}"
+        )
+    rules = Rules(
+        w_bits=w_bits,
+        a_bits=a_bits,
+        boundary_bits=boundary_bits,
+        weight_quantizer=get_weight_quantizer(weight_quantizer),
+        activation_quantizer=get_activation_quantizer(activation_quantizer),
+        skip=[skip] if isinstance(skip, str) else list(skip),
+        configs=configs or {},
+    )
+    return _build(model, rules, settings, teacher, name or model.name)
+
+
+def _build(model, rules, settings, teacher, name):
+    graph = quantize_graph(model, rules)
+    wrapped = SPEQModel(
+        graph.inputs, graph.outputs, name=name, settings=settings.with_graph(graph)
+    )
+    graph.copy_weights(wrapped.layers)
+    if teacher is not None:
+        wrapped.teacher = teacher
+    return wrapped
+
+
+def _config_of(model):
+    plain = keras.Model(model.input, model.output, name=model.name)
+    return json.dumps(keras.saving.serialize_keras_object(plain))
+
+
+def _check_model(model):
+    if isinstance(model, SPEQModel):
+        raise ValueError(
+            "`model` must be a float model, and this one is wrapped already. "
+            f"{describe(model=model.name)} Change its widths with `set_bits`, its method with "
+            "`model.distillation`, or wrap `model.float_model()` again."
+        )
+    if not isinstance(model, keras.Model):
+        module = type(model).__module__
+        if "tf_keras" in module or module.startswith("tensorflow.python.keras"):
+            raise TypeError(
+                "`model` must be a Keras 3 model, and this is a tf_keras (Keras 2) model. "
+                f"{describe(model=type(model).__name__)} Save it as .h5 or .keras, load it with "
+                "keras.saving.load_model, and unset TF_USE_LEGACY_KERAS."
+            )
+        raise TypeError(f"`model` must be a Keras 3 model. {describe(model=model)}")
+    if isinstance(model, keras.Sequential) and not model.built:
+        raise ValueError(
+            "`model` must be built: its layers need to know their input shapes. "
+            f"{describe(model=model.name)} Begin the Sequential model with keras.Input(shape), or call "
+            "model.build(input_shape)."
+        )
+    if not is_functional(model):
+        raise ValueError(
+            "`model` must be Functional or Sequential: a subclassed model has no graph in which "
+            f"quantizers could be placed. {describe(model=type(model).__name__)} Rebuild it as "
+            "keras.Model(inputs, outputs) from keras.Input tensors."
+        )

@@ -1,0 +1,275 @@
+"""A Functional or Sequential model as plain data, with nested models flattened, and back.
+
+`read_graph` goes through `Model.get_config()`, which is Keras' public and stable description of a
+graph. `keras.models.clone_model` hides which tensors a layer reads, cannot flatten nested models and
+adds nodes to the layers that it walks over.
+"""
+
+import dataclasses
+import inspect
+
+import keras
+from keras import tree
+
+from speq_keras._checks import describe
+
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """A tensor of the graph, by number."""
+
+    index: int
+
+
+@dataclasses.dataclass
+class Tensor:
+    """What is known of a tensor: shape (None: unknown size), dtype, and the node that makes it."""
+
+    shape: tuple
+    dtype: str
+    producer: "Node | None" = None
+    name: str = ""
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+    """One call of a layer or operation. `args` and `kwargs` hold `Ref`s where tensors go."""
+
+    operation: object
+    name: str
+    args: list
+    kwargs: dict
+    outputs: list = dataclasses.field(default_factory=list)
+
+    @property
+    def inputs(self):
+        """The numbers of the tensors that this node reads, in order."""
+        return [leaf.index for leaf in _refs((self.args, self.kwargs))]
+
+
+@dataclasses.dataclass
+class Graph:
+    """Nodes in an order in which they can be computed, their tensors, and the ends of the model."""
+
+    name: str
+    tensors: list = dataclasses.field(default_factory=list)
+    nodes: list = dataclasses.field(default_factory=list)
+    inputs: object = None
+    outputs: object = None
+
+    def add_tensor(self, shape, dtype, producer=None, name=""):
+        self.tensors.append(Tensor(tuple(shape), dtype, producer, name))
+        return Ref(len(self.tensors) - 1)
+
+    def add_node(self, operation, name, args, kwargs, shapes_and_dtypes):
+        """Appends a node and returns the `Ref`s of its outputs."""
+        node = Node(operation, name, args, kwargs)
+        node.outputs = [self.add_tensor(s, d, node).index for s, d in shapes_and_dtypes]
+        self.nodes.append(node)
+        return [Ref(index) for index in node.outputs]
+
+    def readers(self):
+        """Returns {tensor number: [nodes that read it]}; a node that reads twice stands there twice."""
+        readers = {index: [] for index in range(len(self.tensors))}
+        for node in self.nodes:
+            for index in node.inputs:
+                readers[index].append(node)
+        return readers
+
+    @property
+    def input_indices(self):
+        return [ref.index for ref in _refs(self.inputs)]
+
+    @property
+    def output_indices(self):
+        return [ref.index for ref in _refs(self.outputs)]
+
+
+def _refs(structure):
+    return [leaf for leaf in tree.flatten(structure) if isinstance(leaf, Ref)]
+
+
+def is_functional(operation):
+    """Whether `operation` is a model with a graph of layers that can be read."""
+    if not isinstance(operation, keras.Model):
+        return False
+    if isinstance(operation, keras.Sequential):
+        return operation.built
+    try:
+        return bool(operation.inputs) and bool(operation.operations)
+    except AttributeError:  # subclassed models have no graph
+        return False
+
+
+def read_graph(model):
+    """Reads the graph of a Functional or built Sequential model.
+
+    Nested models are flattened: the layers of a model `outer` used inside are named `outer.inner`
+    (Keras forbids "/" in names). A `training=` argument given to a nested model goes on to its layers.
+
+    Args:
+        model: The model; it is not changed.
+
+    Returns:
+        A `Graph` whose nodes hold the model's own layers.
+    """
+    graph = Graph(name=model.name)
+    inputs = tree.map_structure(
+        lambda x: graph.add_tensor(x.shape, x.dtype, name=x.name), model.input
+    )
+    graph.inputs = inputs
+    graph.outputs = _inline(graph, model, inputs, prefix="", training=None)
+    return graph
+
+
+def _inline(graph, model, inputs, prefix, training):
+    """Appends the nodes of `model`, read on `inputs`, and returns its output structure of `Ref`s."""
+    if isinstance(model, keras.Sequential):
+        return _inline_sequential(graph, model, inputs, prefix, training)
+    # A plain Functional: subclasses have constructors and configs of their own.
+    plain = keras.Model(model.input, model.output, name=model.name)
+    config = plain.get_config()
+    operations = {operation.name: operation for operation in plain.operations}
+    values = {}
+    input_keys = _tensor_keys(config["input_layers"])
+    for key, ref in zip(input_keys, tree.flatten(inputs), strict=True):
+        values[key] = ref
+    waiting = []
+    for layer in config["layers"]:
+        operation = operations[layer["name"]]
+        for call, data in enumerate(layer["inbound_nodes"]):
+            waiting.append((operation, call, data))
+    while waiting:
+        later = []
+        for operation, call, data in waiting:
+            keys = _keys_in(data)
+            if any(key not in values for key in keys):
+                later.append((operation, call, data))
+                continue
+            args = _fill_in(data["args"], values)
+            kwargs = _fill_in(data["kwargs"], values)
+            outputs = _append(graph, operation, args, kwargs, prefix, training)
+            for index, ref in enumerate(outputs):
+                values[(operation.name, call, index)] = ref
+        if len(later) == len(waiting):
+            raise ValueError(f"The graph of model '{model.name}' has nodes that cannot be reached.")
+        waiting = later
+    # In the list of outputs, and only there, Keras counts the call that defines a nested Functional.
+    nested = {name for name, op in operations.items() if is_functional(op) and not _is_sequential(op)}
+    return _map_keys(config["output_layers"], values, nested)
+
+
+def _inline_sequential(graph, model, inputs, prefix, training):
+    value = tree.flatten(inputs)[0]
+    for layer in model.layers:
+        (value,) = _append(graph, layer, [value], {}, prefix, training)
+    return value
+
+
+def _append(graph, operation, args, kwargs, prefix, training):
+    """Appends one call, flattened if it is a call of a model; returns a flat list of `Ref`s."""
+    if is_functional(operation):
+        training = kwargs.get("training") if kwargs.get("training") is not None else training
+        inputs = args[0] if args else kwargs["inputs"]
+        outputs = _inline(graph, operation, inputs, f"{prefix}{operation.name}.", training)
+        return tree.flatten(outputs)
+    if training is not None and kwargs.get("training") is None and _takes_training(operation):
+        kwargs = {**kwargs, "training": training}
+    specs = output_specs(graph, operation, args, kwargs)
+    return graph.add_node(operation, prefix + operation.name, args, kwargs, specs)
+
+
+def output_specs(graph, operation, args, kwargs):
+    """Returns [(shape, dtype), ...] of what `operation` makes of arguments that hold `Ref`s."""
+
+    def symbolic(leaf):
+        if not isinstance(leaf, Ref):
+            return leaf
+        tensor = graph.tensors[leaf.index]
+        return keras.KerasTensor(tensor.shape, dtype=tensor.dtype)
+
+    args, kwargs = tree.map_structure(symbolic, (args, kwargs))
+    outputs = operation.compute_output_spec(*args, **kwargs)
+    return [(x.shape, x.dtype) for x in tree.flatten(outputs)]
+
+
+def _is_sequential(operation):
+    return isinstance(operation, keras.Sequential)
+
+
+def _takes_training(operation):
+    return "training" in inspect.signature(operation.call).parameters
+
+
+# ---- Keras' config notation -----------------------------------------------------------------------
+
+
+def _is_tensor(data):
+    return isinstance(data, dict) and data.get("class_name") == "__keras_tensor__"
+
+
+def _keys_in(data):
+    """Returns the (layer, call, output) keys of all tensors in a serialized call."""
+    if _is_tensor(data):
+        return [tuple(data["config"]["keras_history"])]
+    if isinstance(data, dict):
+        return [key for value in data.values() for key in _keys_in(value)]
+    if isinstance(data, list | tuple):
+        return [key for value in data for key in _keys_in(value)]
+    return []
+
+
+def _fill_in(data, values):
+    """Turns a serialized argument into the argument, with `Ref`s for tensors."""
+    if _is_tensor(data):
+        return values[tuple(data["config"]["keras_history"])]
+    if isinstance(data, dict) and "class_name" in data:
+        return keras.saving.deserialize_keras_object(data)
+    if isinstance(data, dict):
+        return {name: _fill_in(value, values) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_fill_in(value, values) for value in data]
+    return data
+
+
+def _is_key(data):
+    return isinstance(data, list) and len(data) == 3 and isinstance(data[0], str)
+
+
+def _map_keys(data, values, nested):
+    if _is_key(data):
+        name, call, output = data
+        return values[(name, call - (name in nested), output)]
+    if isinstance(data, dict):
+        return {name: _map_keys(value, values, nested) for name, value in data.items()}
+    return [_map_keys(value, values, nested) for value in data]
+
+
+def _tensor_keys(data):
+    if _is_key(data):
+        return [tuple(data)]
+    if isinstance(data, dict):
+        return [key for name in sorted(data) for key in _tensor_keys(data[name])]
+    return [key for value in data for key in _tensor_keys(value)]
+
+
+def copy_operation(operation, **changes):
+    """Returns a fresh layer or operation with the same config but for `changes`; weights are not copied.
+
+    Raises:
+        ValueError: If the layer cannot be made again from its config.
+    """
+    try:
+        config = {**operation.get_config(), **changes}
+        copy = type(operation).from_config(config)
+        if isinstance(operation, keras.layers.Layer) and operation.built and not copy.built:
+            build_config = operation.get_build_config()
+            if build_config:
+                copy.build_from_config(build_config)
+        return copy
+    except (NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"Layer '{operation.name}' ({type(operation).__name__}) cannot be copied. A layer must be "
+            f"reproducible from `get_config()`; define it in {type(operation).__name__}. "
+            f"{describe(error=str(error))}"
+        ) from error

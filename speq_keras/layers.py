@@ -1,0 +1,111 @@
+"""QuantizedLayer: a Keras layer that computes with quantized weights."""
+
+import keras
+
+from speq_keras.quantizers import WeightQuantizer
+
+
+@keras.saving.register_keras_serializable(package="speq_keras")
+class QuantizedLayer(keras.layers.Wrapper):
+    """Runs `layer` with quantized values in place of some of its variables.
+
+    The layer itself is called, under a `keras.StatelessScope` that maps each variable to its value,
+    quantized or not. `layer.stateless_call` would be shorter but skips `__call__`: no autocasting, no
+    masks, no activity losses, and state updates lost. What the call changes in non-trainable variables
+    (moving statistics, seeds) is assigned back; under the SPEQ teacher an outer scope catches that.
+
+    The wrapper itself is float32 and does not autocast, so quantizers see the full weights while the
+    layer computes in its own dtype.
+
+    Args:
+        layer: The layer, built or not.
+        quantizers: {attribute name of a variable: `WeightQuantizer`}.
+
+    Example:
+        >>> from speq_keras.quantizers import MinMax
+        >>> layer = QuantizedLayer(keras.layers.Dense(4), {"kernel": MinMax(bits=2)})
+        >>> layer(keras.ops.ones((1, 3))).shape == (1, 4)
+        True
+    """
+
+    def __init__(self, layer, quantizers, name=None, trainable=True, **kwargs):
+        kwargs.pop("dtype", None)
+        super().__init__(
+            layer,
+            name=name or layer.name,
+            trainable=trainable,
+            dtype="float32",
+            autocast=False,
+            **kwargs,
+        )
+        self.quantizers = dict(quantizers)
+        self.supports_masking = layer.supports_masking
+
+    def build(self, input_shape):
+        if not self.layer.built:
+            self.layer.build(input_shape)
+        for attribute, quantizer in self.quantizers.items():
+            variable = self.variable(attribute)
+            if not quantizer.built:  # a loaded one is built already
+                quantizer.build(variable.shape)
+                quantizer.start_from(variable.value)
+
+    def variable(self, attribute):
+        """Returns the layer's variable that `attribute` names."""
+        variable = getattr(self.layer, attribute, None)
+        if not isinstance(variable, keras.Variable):
+            raise ValueError(
+                f"Layer '{self.layer.name}' ({type(self.layer).__name__}) has no variable "
+                f"'{attribute}'. Name one of its variables in `QuantizeConfig(weights=...)`. "
+                f"Received: {attribute}={variable!r}."
+            )
+        return variable
+
+    def call(self, inputs, *args, **kwargs):
+        # All variables, also the untouched ones: inside the scope below, values that an outer scope
+        # holds would not be seen.
+        values = {id(v): (v, v.value) for v in self.layer.variables}
+        for attribute, quantizer in self.quantizers.items():
+            variable = self.variable(attribute)
+            values[id(variable)] = (variable, quantizer(variable.value))
+        with keras.StatelessScope(values.values(), collect_losses=True) as scope:
+            before = {key: scope.get_current_value(v) for key, (v, _) in values.items()}
+            outputs = self.layer(inputs, *args, **kwargs)
+        for loss in scope.losses:
+            self.add_loss(loss)
+        for key, (variable, _) in values.items():
+            after = scope.get_current_value(variable)
+            if after is not before[key]:
+                variable.assign(after)
+        return outputs
+
+    def compute_mask(self, inputs, previous_mask=None):
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def get_config(self):
+        config = super().get_config()
+        config.pop("dtype")
+        quantizers = {
+            attribute: keras.saving.serialize_keras_object(quantizer)
+            for attribute, quantizer in self.quantizers.items()
+        }
+        return {**config, "quantizers": quantizers}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        layer = keras.saving.deserialize_keras_object(
+            config.pop("layer"), custom_objects=custom_objects
+        )
+        quantizers = {
+            attribute: keras.saving.deserialize_keras_object(quantizer)
+            for attribute, quantizer in config.pop("quantizers").items()
+        }
+        return cls(layer, quantizers, **config)
+
+
+def weight_quantizers(layer):
+    """Returns the `WeightQuantizer`s of a layer; empty for a layer that has none."""
+    if not isinstance(layer, QuantizedLayer):
+        return []
+    return [q for q in layer.quantizers.values() if isinstance(q, WeightQuantizer)]

@@ -1,0 +1,493 @@
+"""SPEQModel: a quantized Keras model that trains itself."""
+
+import dataclasses
+import itertools
+import json
+import types
+import warnings
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from speq_keras import batch_norm, calibration, reporting, training
+from speq_keras._checks import check_bits, describe
+from speq_keras.graph import is_functional, read_graph
+from speq_keras.layers import QuantizedLayer, weight_quantizers
+from speq_keras.quantizers import ActivationQuantizer, Quantizer
+from speq_keras.settings import Settings
+from speq_keras.training import heads
+
+_UNCHANGED = "unchanged"
+_RANDOM_STATE = "random_state_"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingPlan:
+    """What a training step needs to know of the model, found once before training.
+
+    Attributes:
+        network: A model from the inputs to (outputs, logits of all heads); shares all layers.
+        heads: The outputs that are distilled.
+        quantizers: The activation quantizers whose width the teacher draws.
+        output_count: Number of outputs.
+        teacher_gives_logits: For every head, whether the external teacher's output are logits.
+    """
+
+    network: keras.Model
+    heads: tuple
+    quantizers: tuple
+    output_count: int
+    teacher_gives_logits: tuple = ()
+
+
+@keras.saving.register_keras_serializable(package="speq_keras")
+class SPEQModel(keras.Model):
+    """A Functional model with quantizers, trained by stochastic precision self-distillation.
+
+    Made by `speq_keras.wrap`. Everything that a Keras model does works as usual (`compile`, `fit`,
+    `evaluate`, `predict`, `save`, callbacks); `fit` adds the distillation loss of Eq. 2. The history has
+    `loss` (what is minimized), `task_loss` (the compiled loss and regularizers), `distillation_loss`,
+    with an external teacher `teacher_loss`, and the metrics of the student.
+
+    Reference: Boo et al., "Stochastic Precision Ensemble" (AAAI 2021).
+    """
+
+    # The signature is that of a Functional model, because `keras.models.clone_model` builds the clone
+    # from (inputs, outputs, name) alone. So that it keeps its settings, they ride on a quantizer.
+    def __init__(self, inputs, outputs, name=None, *, settings=None, **kwargs):
+        super().__init__(inputs, outputs, name=name, **kwargs)
+        quantizers = list(self._all_quantizers())
+        if not quantizers:
+            raise ValueError(
+                "A SPEQModel needs quantizer layers in its graph. Received: a model without any. Make "
+                "it with `speq_keras.wrap(keras_model)`."
+            )
+        self._carrier = types.SimpleNamespace(quantizer=quantizers[0])
+        if settings is None:
+            settings = _settings_on(quantizers)
+        self._settings = settings
+        self._remember_settings()
+        self.draw_seed = keras.random.SeedGenerator(settings.seed)
+        self.task_loss_tracker = keras.metrics.Mean(name="task_loss")
+        self.distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
+        self.teacher_loss_tracker = None
+        # In a namespace, where Keras does not track them: an external teacher's weights are not ours,
+        # and the training network shares all its layers with the model.
+        self._untracked = types.SimpleNamespace(
+            teacher=None, plan=None, plan_loss=None, said=set()
+        )
+
+    # ---- settings ---------------------------------------------------------------------------------
+
+    @property
+    def settings(self):
+        """The `Settings`, immutable."""
+        return self._settings
+
+    @property
+    def distillation(self):
+        """The distillation method: "cosine", "dot", "kl" or None. Setting it rebuilds the step."""
+        return self._settings.distillation
+
+    @distillation.setter
+    def distillation(self, method):
+        self._change(distillation=method)
+
+    @property
+    def temperature(self):
+        """T of Eq. 2."""
+        return self._settings.temperature
+
+    @temperature.setter
+    def temperature(self, temperature):
+        self._change(temperature=temperature)
+
+    @property
+    def teacher_precision(self):
+        """How the teacher's widths are drawn, a `precision.TeacherPrecision`."""
+        return self._settings.teacher_precision
+
+    @teacher_precision.setter
+    def teacher_precision(self, teacher_precision):
+        self._change(teacher_precision=teacher_precision)
+
+    @property
+    def speq_weight(self):
+        """λ of Eq. 4, or None without an external teacher."""
+        return self._settings.speq_weight
+
+    @property
+    def teacher(self):
+        """The external float teacher (Eq. 3), or None. It is not saved with the model."""
+        return self._untracked.teacher
+
+    @teacher.setter
+    def teacher(self, teacher):
+        if teacher is not None:
+            heads.check_teacher(self, teacher)
+            if self.teacher_loss_tracker is None:
+                self.teacher_loss_tracker = keras.metrics.Mean(name="teacher_loss")
+        self._untracked.teacher = teacher
+        weight = self.speq_weight if self.speq_weight is not None else 0.5
+        self._change(speq_weight=None if teacher is None else weight)
+
+    def _change(self, **changes):
+        self._settings = dataclasses.replace(self._settings, **changes)
+        self._remember_settings()
+        self._untracked.plan = None
+        self.train_function = None
+
+    def _remember_settings(self):
+        for quantizer in self._all_quantizers():
+            quantizer.model_settings = None
+        self._carrier.quantizer.model_settings = self._settings.to_json()
+
+    # ---- quantizers and widths ----------------------------------------------------------------------
+
+    @property
+    def activation_quantizers(self):
+        """The activation quantizer layers, in graph order."""
+        return [layer for layer in self.layers if isinstance(layer, ActivationQuantizer)]
+
+    @property
+    def weight_quantizers(self):
+        """The weight quantizers, in graph order."""
+        return [q for layer in self.layers for q in weight_quantizers(layer)]
+
+    def _all_quantizers(self):
+        return itertools.chain(self.activation_quantizers, self.weight_quantizers)
+
+    @property
+    def target_quantizers(self):
+        """The activation quantizers that have the target width: those the teacher draws."""
+        return [q for q in self.activation_quantizers if q.has_target_width]
+
+    def weight_widths(self):
+        """Returns the width variables of the weight quantizers that have the target width."""
+        return [q.width for q in self.weight_quantizers if q.width is not None]
+
+    def set_bits(self, *, weights=_UNCHANGED, activations=_UNCHANGED):
+        """Changes the widths of all quantizers that have the target width, at run time.
+
+        Ranges stay. Nothing is traced again. The first and last layers, squeeze-excite blocks and 8-bit
+        tensors keep their widths.
+
+        Args:
+            weights: Width in bits, 2 to 8, or None: float weights. Left out: unchanged.
+            activations: Width in bits, 2 to 8, or None: clipped but not rounded. Left out: unchanged.
+
+        Raises:
+            TypeError, ValueError: If a width is not allowed.
+            ValueError: If no quantizer of that kind has the target width.
+        """
+        sides = [
+            ("weights", weights, [q for q in self.weight_quantizers if q.has_target_width]),
+            ("activations", activations, self.target_quantizers),
+        ]
+        sides = [side for side in sides if side[1] is not _UNCHANGED]
+        for name, bits, quantizers in sides:
+            check_bits(name, bits)
+            if not quantizers:
+                raise ValueError(
+                    f"`{name}` can be set where a quantizer has the target width, and no quantizer of "
+                    f"the {name} has. {describe(**{name: bits})} Wrap the float model with a width for "
+                    "that side."
+                )
+        for _, bits, quantizers in sides:
+            for quantizer in quantizers:
+                quantizer.bits = bits
+
+    # ---- calibration --------------------------------------------------------------------------------
+
+    @property
+    def is_calibrated(self):
+        """Whether all activation ranges were set from data."""
+        return all(quantizer.is_calibrated for quantizer in self.activation_quantizers)
+
+    def calibrate(self, data, *, batch_size=32, steps=None, training=False, verbose="auto"):
+        """Sets every activation range from a few batches, to the least squared rounding error.
+
+        The batches run through the float network, in inference mode unless said otherwise. All ranges
+        are set again, also those that were trained.
+
+        Args:
+            data: Inputs as arrays (or a dict of them), a `tf.data.Dataset`, a `PyDataset`, or an iterable
+                of batches `x`, `(x, y)` or `(x, y, sample_weight)`. A list is a list of batches.
+            batch_size: Examples per batch, for arrays.
+            steps: Number of batches; None takes all.
+            training: Whether BatchNormalization uses the batches' statistics (for a network whose moving
+                statistics mean nothing yet). No state changes either way.
+            verbose: 0 shows no progress bar.
+
+        Raises:
+            TypeError: If `data` is no data.
+            ValueError: If there is no batch, or inputs or activations are not finite.
+        """
+        self._calibrate(
+            calibration.input_batches(data, batch_size, steps),
+            self.activation_quantizers,
+            training,
+            verbose,
+            steps,
+        )
+
+    def _calibrate(self, batches, quantizers, training, verbose, steps):
+        progress = None
+        if verbose:
+            progress = keras.utils.Progbar(steps, unit_name="batch").update
+        calibration.calibrate(
+            self, batches, quantizers=quantizers, training=training, progress=progress
+        )
+        if progress is not None and steps is None:
+            print()
+
+    def reestimate_batch_norm(self, data, *, batch_size=32, steps=None):
+        """Computes the moving statistics of BatchNormalization again, at the current widths.
+
+        Args:
+            data, batch_size, steps: As in `calibrate`.
+
+        Returns:
+            The number of layers that were set.
+        """
+        return batch_norm.reestimate(self, calibration.input_batches(data, batch_size, steps))
+
+    # ---- training -----------------------------------------------------------------------------------
+
+    def training_plan(self):
+        """Returns the `TrainingPlan`, after checking that the model can train as it is set up.
+
+        Raises:
+            RuntimeError: If an external teacher is missing after loading.
+            ValueError: If no output can be distilled, or the widths cannot be drawn.
+        """
+        cache = self._untracked
+        # Which outputs have logits depends on the compiled loss.
+        if cache.plan is None or cache.plan_loss is not self.loss:
+            cache.plan, cache.plan_loss = self._make_plan(), self.loss
+        return cache.plan
+
+    def _make_plan(self):
+        if self.speq_weight is not None and self.teacher is None:
+            raise RuntimeError(
+                "This model was trained with an external teacher, which is not saved with it. Set "
+                "`model.teacher` to that model, or to None to train without."
+            )
+        found, others = (), []
+        if self.distillation is not None or self.teacher is not None:
+            found, others = heads.find_heads(self)
+            if not found:
+                raise ValueError(
+                    "At least one output must be a softmax or sigmoid, or have a cross-entropy with "
+                    f"from_logits=True. Received: outputs {others}. Pass distillation=None and no "
+                    "teacher to train without distillation."
+                )
+        if others:
+            self._say_once(f"Outputs {others} have no logits and are trained without distillation.")
+        quantizers = ()
+        if self.distillation is not None:
+            quantizers = tuple(self.target_quantizers)
+            if not quantizers:
+                raise ValueError(
+                    "SPEQ draws the widths of the activation quantizers that have the target width, and "
+                    "this model has none. Received: "
+                    f"distillation={self.distillation!r}. Set model.distillation = None."
+                )
+            self.teacher_precision.check(len(quantizers))
+        gives_logits = ()
+        if self.teacher is not None:
+            gives_logits = tuple(not p for p in heads.gives_probabilities(self.teacher, found))
+        network = keras.Model(self.input, [self.output, [head.logits for head in found]])
+        return TrainingPlan(network, tuple(found), quantizers, len(self.outputs), gives_logits)
+
+    def _say_once(self, message):
+        if message not in self._untracked.said:
+            self._untracked.said.add(message)
+            warnings.warn(message, stacklevel=3)
+
+    def fit(self, x=None, *args, **kwargs):
+        """Trains as `keras.Model.fit` does; calibrates on the first batch if nothing was calibrated."""
+        x = self._prepare(x, kwargs.get("batch_size"))
+        return super().fit(x, *args, **kwargs)
+
+    def train_on_batch(self, x, *args, **kwargs):
+        """Trains as `keras.Model.train_on_batch` does; calibrates on the batch if need be."""
+        self._prepare(x, None)
+        return super().train_on_batch(x, *args, **kwargs)
+
+    def _prepare(self, x, batch_size):
+        self._check_strategy()
+        self.training_plan()
+        if self.is_calibrated or x is None:
+            return x
+        self._say_once(
+            "The activation ranges are not calibrated. They are set from the first batch now; "
+            "`model.calibrate` with a few batches gives better ones."
+        )
+        first, x = _peek(x, batch_size or 32)
+        uncalibrated = [q for q in self.activation_quantizers if not q.is_calibrated]
+        # Training comes next, so the ranges are those under the batch's own statistics.
+        self._calibrate([first], uncalibrated, training=True, verbose=0, steps=1)
+        return x
+
+    def _check_strategy(self):
+        strategy = type(getattr(self, "distribute_strategy", None)).__name__
+        if "MultiWorkerMirrored" in strategy or "CollectiveAllReduce" in strategy:
+            raise RuntimeError(
+                "Keras 3 does not train under MultiWorkerMirroredStrategy (keras issue 20585, "
+                "github.com/keras-team/keras/issues/20585). Received: strategy="
+                f"{strategy}. Use MirroredStrategy on one machine, or the JAX backend with "
+                "keras.distribution on many."
+            )
+
+    def train_step(self, *args):
+        return training.train_step(self, *args)
+
+    def test_step(self, *args):
+        return _without_training_losses(super().test_step(*args))
+
+    # ---- plan, report -------------------------------------------------------------------------------
+
+    def plan(self):
+        """Returns a `reporting.Report`: for every layer, what is quantized, at which width and cost."""
+        return reporting.report(self, title="plan")
+
+    def report(self):
+        """Returns `plan()` with the ranges as they are now."""
+        return reporting.report(self, title="report", with_ranges=True)
+
+    # ---- saving and float weights -------------------------------------------------------------------
+
+    def _random_states(self):
+        """All random state: the draw's and that of every layer. Keras saves none of it."""
+        weights = {id(v) for v in self.weights}
+        return [v for v in self.variables if id(v) not in weights and v.dtype != "float32"]
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for number, state in enumerate(self._random_states()):
+            store[f"{_RANDOM_STATE}{number}"] = ops.convert_to_numpy(state.value)
+
+    def load_own_variables(self, store):
+        names = set(store.keys())
+        own = {name: store[name] for name in names if not name.startswith(_RANDOM_STATE)}
+        super().load_own_variables(own)
+        for number, state in enumerate(self._random_states()):
+            name = f"{_RANDOM_STATE}{number}"
+            if name in names:
+                state.assign(np.asarray(store[name]))
+
+    def float_model(self):
+        """Returns the float model that was wrapped, with this model's weights.
+
+        Clipping levels and scales have no place in it. Random layers start from their own seeds.
+        """
+        model = self._bare_float_model()
+        for mine, theirs in self._weight_pairs(model):
+            theirs.assign(ops.convert_to_tensor(mine.value))
+        return model
+
+    def load_float_weights(self, source):
+        """Takes the weights of a float checkpoint of the wrapped model; ranges stay as they are.
+
+        Args:
+            source: A model of the same architecture, or a path to a `.keras` or `.weights.h5` file.
+
+        Raises:
+            ValueError: If the weights do not fit.
+        """
+        if isinstance(source, keras.Model):
+            model = source
+        elif str(source).endswith(".keras"):
+            model = keras.saving.load_model(source)
+        else:
+            model = self._bare_float_model()
+            model.load_weights(source)
+        for mine, theirs in self._weight_pairs(model):
+            if tuple(mine.shape) != tuple(theirs.shape):
+                raise ValueError(
+                    f"The float weights must have the shapes of this model's. Received: {theirs.path} "
+                    f"with shape {tuple(theirs.shape)} for shape {tuple(mine.shape)}."
+                )
+        for mine, theirs in self._weight_pairs(model):
+            mine.assign(ops.convert_to_tensor(theirs.value))
+
+    def _bare_float_model(self):
+        config = self._settings.float_config
+        if config is None:
+            raise RuntimeError(
+                "The float model is known to models made by `speq_keras.wrap`, and this one was made in "
+                "another way."
+            )
+        return keras.saving.deserialize_keras_object(json.loads(config))
+
+    def _weight_pairs(self, float_model):
+        """Yields (variable here, variable of the float model)."""
+        nodes = read_graph(float_model).nodes
+        float_layers = {node.name: node.operation for node in nodes}
+        mine = {layer.name: layer for layer in self.layers}
+        for name, float_name, indices in self._settings.origins:
+            if float_name not in float_layers:
+                raise ValueError(
+                    "The float model must have the layers of the one that was wrapped. Received: "
+                    f"model={float_model.name!r} without layer '{float_name}'."
+                )
+            layer, source = mine[name], float_layers[float_name]
+            was_wrapped = isinstance(source, QuantizedLayer)
+            if isinstance(layer, QuantizedLayer) and not was_wrapped:
+                layer = layer.layer
+            theirs = source.weights
+            if indices is not None:
+                theirs = [theirs[index] for index in indices]
+            yield from zip(layer.weights, theirs, strict=True)
+
+    # ---- inherited methods that would betray -----------------------------------------------------------
+
+    def quantize(self, *args, **kwargs):
+        """Raises: Keras' own post-training quantization would quantize a second time."""
+        raise RuntimeError(
+            "A SPEQModel is quantized already; `quantize` of Keras would quantize its layers a second "
+            "time. Use `set_bits` to change widths."
+        )
+
+    def export(self, filepath, format="tf_saved_model", **kwargs):
+        """Exports the fake-quantized graph (floats on quantized grids), and says so."""
+        if format == "litert":
+            raise NotImplementedError(
+                "Integer TFLite export is not part of this version. Received: format='litert'. Use "
+                "format='tf_saved_model' for the fake-quantized float graph."
+            )
+        warnings.warn(
+            f"format={format!r} exports the fake-quantized graph: float arithmetic on quantized values, "
+            "not integers.",
+            stacklevel=2,
+        )
+        return super().export(filepath, format=format, **kwargs)
+
+
+def _settings_on(quantizers):
+    for quantizer in quantizers:
+        if quantizer.model_settings is not None:
+            return Settings.from_json(quantizer.model_settings)
+    return Settings()
+
+
+def _without_training_losses(logs):
+    """Drops what only training measures; in evaluation `loss` is the task loss."""
+    names = ("task_loss", "distillation_loss", "teacher_loss")
+    return {name: value for name, value in logs.items() if name not in names}
+
+
+def _peek(x, batch_size):
+    """Returns the first batch of inputs, and data that still begins with it."""
+    if isinstance(x, keras.utils.PyDataset) or not hasattr(x, "__next__"):
+        arrays = isinstance(x, list | tuple) and all(hasattr(part, "shape") for part in x)
+        if arrays:
+            return tree.map_structure(lambda part: part[:batch_size], x), x
+        return next(iter(calibration.input_batches(x, batch_size, 1))), x
+    first = next(x)
+    return calibration.first_of(first), itertools.chain([first], x)
+
+
+__all__ = ["SPEQModel", "TrainingPlan", "Quantizer", "is_functional"]

@@ -1,0 +1,117 @@
+"""Pure tensor functions: rounding, code ranges, fake quantization.
+
+Everything here is a function of its arguments, works on every Keras backend and computes in float32
+whatever the dtype policy: a clipping level in bfloat16 moves in steps of 1/128 of itself.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+MAX_BITS = 8
+# Widths are run-time values. A table is exact, where 2**bits computed in float32 is not on every
+# backend. Entry 0 stands for a width of "float" and keeps the divisions finite.
+_LEVELS = np.array([2**bits - 1 if bits else 255 for bits in range(MAX_BITS + 1)], "float32")
+# The smallest clipping level: below it, divisions by a scale would leave float32.
+SMALLEST_CLIP = 1e-5
+
+
+def levels_of(bits):
+    """Returns 2**bits − 1, the number of steps of a `bits`-wide code.
+
+    Args:
+        bits: Whole number from 2 to 8, or a float32 scalar tensor holding one; 0 stands for float.
+
+    Returns:
+        A Python float for a Python number, else a float32 scalar tensor.
+
+    Example:
+        >>> levels_of(3)
+        7.0
+    """
+    if isinstance(bits, int):
+        return float(_LEVELS[bits])
+    return ops.take(ops.convert_to_tensor(_LEVELS), ops.cast(bits, "int32"))
+
+
+def round_straight_through(x):
+    """Rounds to the nearest whole number, ties to even; the backward pass is the identity.
+
+        forward: round(x)        backward: ∂/∂x = 1
+
+    The difference `round(x) - x` is exact in floating point, so the sum is a whole number exactly.
+
+    Example:
+        >>> round_straight_through(ops.convert_to_tensor([0.4, 0.5, 1.5])).numpy().tolist()
+        [0.0, 0.0, 2.0]
+
+    Reference: Bengio, Leonard, Courville, "Estimating or propagating gradients through stochastic
+    neurons" (arXiv:1308.3432).
+    """
+    return x + ops.stop_gradient(ops.round(x) - x)
+
+
+def replace_value(x, value):
+    """Returns `value` in the forward pass and passes the gradient to `x` unchanged."""
+    return x + ops.stop_gradient(value - x)
+
+
+def scale_gradient(x, factor):
+    """Returns `x` in the forward pass and multiplies its gradient by `factor`."""
+    scaled = x * factor
+    return ops.stop_gradient(x) + (scaled - ops.stop_gradient(scaled))
+
+
+def keep_positive(clip):
+    """Keeps a clipping level at or above `SMALLEST_CLIP` without stopping its gradient.
+
+    With a plain maximum, a level that one huge step pushed below zero would get no gradient and stay
+    there for ever.
+    """
+    return replace_value(clip, ops.maximum(clip, SMALLEST_CLIP))
+
+
+def fake_quantize(x, scale, *, low_code, high_code, clip_below=True):
+    """Rounds `x` to the nearest multiple of `scale` whose code lies in `low_code` ... `high_code`.
+
+        q(x) = scale · round(clip(x / scale, low_code, high_code))
+
+    On TensorFlow this is one 8-bit fake-quant kernel with the range
+    [−(255 − high_code)·scale, high_code·scale]: its upper end clips, its zero point is exact, and it
+    is the very encoding in which a stock int8 kernel computes fewer than 8 bits. It does not clip
+    below for narrow codes, so a maximum goes first.
+
+    Rounding has gradient 1 inside the range. Outside it the gradient goes to the end of the range,
+    which is PACT's gradient to a clipping level α where `scale` = α / steps.
+
+    Ties: the fused kernel rounds them up, the plain formula (other backends) to even.
+
+    Args:
+        x: Float32 tensor of any shape.
+        scale: Positive float32 scalar, in units of `x`.
+        low_code: Smallest code, a whole number ≤ 0 (number or float32 scalar).
+        high_code: Largest code, a whole number ≥ 0; `high_code - low_code` ≤ 255.
+        clip_below: False where `x` is known to be ≥ `low_code * scale`: saves one pass over `x`.
+
+    Returns:
+        A tensor like `x`.
+
+    Example:
+        >>> x = ops.convert_to_tensor([-1.0, 0.30, 0.80, 9.0])
+        >>> fake_quantize(x, 0.5, low_code=0, high_code=3).numpy().tolist()
+        [0.0, 0.5, 1.0, 1.5]
+
+    Reference: PACT (arXiv:1805.06085), Eq. 2-3.
+    """
+    scale = ops.convert_to_tensor(scale, "float32")
+    if clip_below:
+        starts_at_zero = isinstance(low_code, int | float) and low_code == 0
+        x = ops.relu(x) if starts_at_zero else ops.maximum(x, low_code * scale)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf  # only where it is the backend
+
+        return tf.quantization.fake_quant_with_min_max_vars(
+            x, -(255.0 - high_code) * scale, high_code * scale, num_bits=8
+        )
+    x = ops.minimum(x, high_code * scale)
+    return round_straight_through(x / scale) * scale

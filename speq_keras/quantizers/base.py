@@ -1,0 +1,229 @@
+"""What all quantizers share: a width that can change at run time, and a range that can be calibrated."""
+
+import keras
+from keras import ops
+
+from speq_keras import ops as speq_ops
+from speq_keras._checks import check_bits
+
+
+def register(cls):
+    """Registers a quantizer class with Keras, so that saved models find it again."""
+    return keras.saving.register_keras_serializable(package="speq_keras")(cls)
+
+
+class Quantizer(keras.layers.Layer):
+    """Base class of weight and activation quantizers.
+
+    A quantizer computes in float32 whatever the dtype policy. Quantizers that have the target width
+    hold it in a non-trainable scalar variable (0 stands for float), so that `set_bits` and the SPEQ
+    teacher change it without tracing anything again; all others have a constant width.
+
+    Args:
+        bits: Width in bits, 2 to 8, or None: float.
+        has_target_width: Whether `set_bits` and the teacher change the width.
+    """
+
+    def __init__(
+        self,
+        *,
+        bits=8,
+        has_target_width=False,
+        model_settings=None,
+        name=None,
+        trainable=True,
+        **kwargs,
+    ):
+        kwargs.pop("dtype", None)
+        super().__init__(name=name, trainable=trainable, dtype="float32", autocast=False, **kwargs)
+        self._initial_bits = check_bits("bits", bits)
+        self.has_target_width = bool(has_target_width)
+        # `SPEQModel` keeps its settings on one of its quantizers; see there.
+        self.model_settings = model_settings
+        self.width = None
+
+    def build(self, input_shape):
+        if self.has_target_width:
+            self.width = self.add_scalar("bits", self._initial_bits or 0)
+
+    def add_scalar(self, name, value, shape=(), **kwargs):
+        """Adds a non-trainable (unless said otherwise) float32 variable that autocasting leaves alone."""
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=keras.initializers.Constant(value),
+            dtype="float32",
+            autocast=False,
+            **{"trainable": False, **kwargs},
+        )
+
+    @property
+    def bits(self):
+        """The current width in bits, or None for float."""
+        if self.width is None:
+            return self._initial_bits
+        return int(ops.convert_to_numpy(self.width.value)) or None
+
+    @bits.setter
+    def bits(self, bits):
+        bits = check_bits("bits", bits)
+        if self.width is None:
+            self._initial_bits = bits
+        else:
+            self.width.assign(float(bits or 0))
+
+    def copy(self, **changes):
+        """Returns a new, unbuilt quantizer with the same arguments but for `changes`."""
+        config = self.get_config()
+        config.pop("name")
+        config.pop("model_settings", None)
+        return type(self).from_config({**config, **changes})
+
+    def get_config(self):
+        config = super().get_config()
+        config.pop("dtype")
+        own = {"bits": self.bits, "has_target_width": self.has_target_width}
+        if self.model_settings is not None:
+            own["model_settings"] = self.model_settings
+        return {**config, **own}
+
+
+class WeightQuantizer(Quantizer):
+    """Base class of weight quantizers: a subclass writes `round_to_grid(weights, bits)`.
+
+    Args:
+        per_channel: One scale per output channel instead of one per tensor.
+        channel_axes: The axes of the weight that number the output channels; set by `wrap` from the
+            layer's quantize config.
+    """
+
+    def __init__(self, *, per_channel=False, channel_axes=(-1,), **kwargs):
+        super().__init__(**kwargs)
+        self.per_channel = bool(per_channel)
+        self.channel_axes = tuple(channel_axes)
+
+    def reduced_axes(self, rank):
+        """Returns the axes over which one scale is shared, for a weight of this rank."""
+        if not self.per_channel:
+            return tuple(range(rank))
+        channels = {axis % rank for axis in self.channel_axes}
+        return tuple(axis for axis in range(rank) if axis not in channels)
+
+    def start_from(self, weights):
+        """Sets trainable ranges from the float weights; nothing to do where there are none."""
+
+    def call(self, weights):
+        """Returns the quantized weights, or the weights themselves where the width is float."""
+        weights = ops.cast(weights, "float32")
+        if self.width is None:
+            return self.round_to_grid(weights, self._initial_bits) if self._initial_bits else weights
+        bits = ops.convert_to_tensor(self.width.value)
+        # Weights are small, so both branches are computed: cheaper than a branch in the graph.
+        return ops.where(bits > 0, self.round_to_grid(weights, ops.maximum(bits, 2.0)), weights)
+
+    def round_to_grid(self, weights, bits):
+        """Returns float32 weights on the grid of `bits` (a Python int or a float32 scalar)."""
+        raise NotImplementedError
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "per_channel": self.per_channel,
+            "channel_axes": list(self.channel_axes),
+        }
+
+
+class ActivationQuantizer(Quantizer):
+    """Base class of activation quantizers: a layer of the graph.
+
+    A subclass writes `round_to_grid(x, bits)`, `clip(x)` (what stays of it in float) and `set_range`.
+
+    Args:
+        signed: Whether the tensor may be negative. `wrap` decides it from the graph.
+        nonnegative_input: True promises that inputs are never negative (right behind a ReLU) and saves
+            one pass over the tensor.
+        weight_decay: L2 factor on the trainable range; adds factor · clip² to the loss.
+    """
+
+    def __init__(self, *, signed=False, nonnegative_input=False, weight_decay=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.signed = bool(signed)
+        self.nonnegative_input = bool(nonnegative_input)
+        self.weight_decay = float(weight_decay)
+        self.supports_masking = True
+        self.observer = None
+        self._calibrated = None
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        # In a variable, not an attribute: a weights file has to carry it.
+        self._calibrated = self.add_scalar("calibrated", 0.0)
+        self.build_range()
+
+    def build_range(self):
+        """Creates the variables of the range."""
+
+    def add_range(self, name, value):
+        """Adds a trainable range variable under the quantizer's weight decay."""
+        regularizer = keras.regularizers.L2(self.weight_decay) if self.weight_decay else None
+        return self.add_scalar(name, value, trainable=True, regularizer=regularizer)
+
+    @property
+    def is_calibrated(self):
+        """Whether the range was set from data, by `calibrate` or by loading calibrated weights."""
+        return self._calibrated is not None and bool(ops.convert_to_numpy(self._calibrated.value))
+
+    def calibrate(self, histogram):
+        """Sets the range with the least squared rounding error on what was seen."""
+        self.set_range(histogram)
+        self._calibrated.assign(1.0)
+
+    def call(self, inputs):
+        """Returns `inputs` on the quantizer's grid, in the dtype of `inputs`."""
+        if self.observer is not None:
+            self.observer(self, inputs)
+            return inputs
+        x = ops.cast(inputs, "float32")
+        if self.width is None:
+            y = self.round_to_grid(x, self._initial_bits) if self._initial_bits else self.clip(x)
+        else:
+            bits = ops.convert_to_tensor(self.width.value)
+            y = ops.cond(bits > 0, lambda: self.round_to_grid(x, bits), lambda: self.clip(x))
+        return ops.cast(y, inputs.dtype)
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
+
+    def round_to_grid(self, x, bits):
+        """Returns float32 `x` on the grid of `bits` (a Python int or a float32 scalar)."""
+        raise NotImplementedError
+
+    def clip(self, x):
+        """Returns float32 `x` clipped to the range: rounding goes, the range stays."""
+        raise NotImplementedError
+
+    def set_range(self, histogram):
+        """Sets the range from a `Histogram` of inputs."""
+
+    def grid(self):
+        """Returns `(scale, low_code, high_code)` as numbers at the current width (None: float)."""
+        raise NotImplementedError
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "signed": self.signed,
+            "nonnegative_input": self.nonnegative_input,
+            "weight_decay": self.weight_decay,
+        }
+
+
+def unsigned_codes(bits):
+    """Returns the smallest and largest code of an unsigned width: 0 ... 2^b − 1."""
+    return 0, speq_ops.levels_of(bits)
+
+
+def signed_codes(bits):
+    """Returns the smallest and largest code of a signed width: −2^(b−1) ... 2^(b−1) − 1."""
+    half = (speq_ops.levels_of(bits) + 1) / 2
+    return -half, half - 1

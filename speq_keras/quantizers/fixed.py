@@ -1,0 +1,80 @@
+"""Ranges that are not trained: given by the function that made the tensor, or calibrated once."""
+
+from keras import ops
+
+from speq_keras import ops as speq_ops
+from speq_keras._checks import describe
+from speq_keras.quantizers.base import ActivationQuantizer, register
+
+
+@register
+class FixedRange(ActivationQuantizer):
+    """Rounds to 2^b values between two ends that training does not move.
+
+        s = (high − low) / (2^b − 1),   z = round(−low / s),   q(x) = s · (clip(round(x/s) + z, 0, 2^b − 1) − z)
+
+    Zero is always a grid value (padding needs it), so the range is widened to contain it and shifted by
+    less than half a step. Used for model inputs (ends from calibration) and for functions that know
+    their range: a sigmoid fills [0, 255/256] with the scale 1/256 that integer kernels demand.
+
+    Args:
+        low, high: Ends of the range in units of the tensor, or both None: set by calibration to the
+            smallest and largest value seen.
+
+    Example:
+        >>> FixedRange(low=0.0, high=255 / 256, bits=8)(ops.convert_to_tensor([0.5, 1.0])).numpy().tolist()
+        [0.5, 0.99609375]
+    """
+
+    def __init__(self, *, low=None, high=None, **kwargs):
+        super().__init__(**kwargs)
+        if (low is None) != (high is None) or (low is not None and not low < high):
+            raise ValueError(
+                f"`low` and `high` must be two numbers, the first one smaller, or both None. "
+                f"{describe(low=low, high=high)}"
+            )
+        self.low, self.high = low, high
+
+    def build_range(self):
+        low, high = (-1.0, 1.0) if self.low is None else (self.low, self.high)
+        self.range_low = self.add_scalar("range_low", min(low, 0.0))
+        self.range_high = self.add_scalar("range_high", max(high, 0.0))
+        if self.low is not None:
+            self._calibrated.assign(1.0)
+
+    def round_to_grid(self, x, bits):
+        low = ops.convert_to_tensor(self.range_low.value)
+        high = ops.convert_to_tensor(self.range_high.value)
+        levels = speq_ops.levels_of(bits)
+        scale = ops.maximum(high - low, speq_ops.SMALLEST_CLIP) / levels
+        zero_code = ops.clip(ops.round(-low / scale), 0.0, levels)
+        return speq_ops.fake_quantize(
+            x,
+            ops.stop_gradient(scale),
+            low_code=ops.stop_gradient(-zero_code),
+            high_code=ops.stop_gradient(levels - zero_code),
+            clip_below=not (isinstance(bits, int) and bits == speq_ops.MAX_BITS),
+        )
+
+    def clip(self, x):
+        low = ops.convert_to_tensor(self.range_low.value)
+        high = ops.convert_to_tensor(self.range_high.value)
+        return ops.minimum(ops.maximum(x, low), high)
+
+    def set_range(self, histogram):
+        if self.low is None:
+            self.range_low.assign(min(histogram.low, 0.0))
+            self.range_high.assign(max(histogram.high, 0.0))
+
+    def grid(self):
+        if self.bits is None:
+            return None
+        low = float(ops.convert_to_numpy(self.range_low.value))
+        high = float(ops.convert_to_numpy(self.range_high.value))
+        levels = int(speq_ops.levels_of(self.bits))
+        scale = max(high - low, speq_ops.SMALLEST_CLIP) / levels
+        zero_code = min(max(round(-low / scale), 0), levels)
+        return scale, -zero_code, levels - zero_code
+
+    def get_config(self):
+        return {**super().get_config(), "low": self.low, "high": self.high}

@@ -1,0 +1,66 @@
+"""LSQ: a trained weight scale."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from speq_keras import ops as speq_ops
+from speq_keras.quantizers.base import WeightQuantizer, register, signed_codes
+
+
+class AtLeastSmallestScale(keras.constraints.Constraint):
+    """Keeps a scale positive after every optimizer step."""
+
+    def __call__(self, value):
+        return ops.maximum(value, speq_ops.SMALLEST_CLIP)
+
+
+@register
+class LSQ(WeightQuantizer):
+    """Learned step size.
+
+        q(w) = s · round(clip(w / s, −Q_N, Q_P)),   Q_N = 2^(b−1),   Q_P = 2^(b−1) − 1
+
+    Gradients: ∂q/∂w = 1 inside the range, else 0; ∂q/∂s = round(w/s) − w/s inside, −Q_N below, Q_P
+    above, times g = 1/√(N·Q_P), N = weights per scale. s starts at 2·mean|w|/√Q_P.
+
+    `scale` holds s at the width the quantizer was made with; another width keeps the range:
+    s_b = s · Q_P,made / Q_P,b.
+
+    Args:
+        per_channel, channel_axes, bits, has_target_width: See `WeightQuantizer`.
+
+    Reference: Esser et al., "Learned Step Size Quantization" (arXiv:1902.08153), Eq. 1-3.
+    """
+
+    def __init__(self, *, made_with_bits=None, **kwargs):
+        super().__init__(**kwargs)
+        self.made_with_bits = made_with_bits or self._initial_bits or speq_ops.MAX_BITS
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        reduced = self.reduced_axes(len(input_shape))
+        shape = tuple(1 if axis in reduced else size for axis, size in enumerate(input_shape))
+        _, largest_code = signed_codes(self.made_with_bits)
+        per_scale = float(np.prod([input_shape[axis] for axis in reduced]))
+        self._gradient_factor = (per_scale * largest_code) ** -0.5
+        self.scale = self.add_scalar("scale", 1.0, shape=shape, trainable=True)
+        self.scale.constraint = AtLeastSmallestScale()
+
+    def start_from(self, weights):
+        weights = ops.convert_to_numpy(weights)
+        axes = self.reduced_axes(weights.ndim)
+        _, largest_code = signed_codes(self.made_with_bits)
+        start = 2 * np.abs(weights).mean(axis=axes, keepdims=True) / largest_code**0.5
+        self.scale.assign(np.maximum(start, speq_ops.SMALLEST_CLIP))
+
+    def round_to_grid(self, weights, bits):
+        low_code, high_code = signed_codes(bits)
+        _, made_with_code = signed_codes(self.made_with_bits)
+        scale = speq_ops.keep_positive(ops.convert_to_tensor(self.scale.value))
+        scale = speq_ops.scale_gradient(scale, self._gradient_factor) * (made_with_code / high_code)
+        codes = ops.minimum(ops.maximum(weights / scale, low_code), high_code)
+        return speq_ops.round_straight_through(codes) * scale
+
+    def get_config(self):
+        return {**super().get_config(), "made_with_bits": self.made_with_bits}

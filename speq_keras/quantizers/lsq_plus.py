@@ -1,0 +1,106 @@
+"""LSQ+: a trained scale and, for tensors that go below zero, a trained offset."""
+
+import keras
+from keras import ops
+
+from speq_keras import ops as speq_ops
+from speq_keras.quantizers.base import ActivationQuantizer, register
+from speq_keras.quantizers.lsq import AtLeastSmallestScale
+
+
+@register
+class LSQPlus(ActivationQuantizer):
+    """Trains the scale s and an offset β that is rounded to an integer zero point z.
+
+        z = clip(round(−β / s), 0, L),   q(x) = s · (round(clip(x / s + z, 0, L)) − z),   L = 2^b − 1
+
+    Gradients: ∂q/∂s = round(v) − v with v = x/s + z inside the range, L above it, 0 below it; ∂q/∂β = 1
+    outside the range, 0 inside; both times g = 1/√(N·L), N = values per example. The paper's offset is
+    a float; integer kernels add a zero point, so z is whole here, in training too.
+
+    Made for swish, which goes down to −0.278: a symmetric grid spends half its codes there, this one
+    as many as pay. Unsigned tensors have z = 0 and no offset.
+
+    `scale` holds the scale at the width the quantizer was made with; another width keeps the range:
+    s_b = s · L_made / L_b.
+
+    Args:
+        signed, weight_decay, bits, has_target_width: See `ActivationQuantizer`.
+
+    Example:
+        >>> quantizer = LSQPlus(bits=2, signed=True)
+        >>> quantizer.build((None, 4))
+        >>> _ = quantizer.scale.assign(1.0), quantizer.offset.assign(-1.2)
+        >>> quantizer(ops.convert_to_tensor([[-7.0, -0.6, 0.4, 7.0]])).numpy().tolist()
+        [[-1.0, -1.0, 0.0, 2.0]]
+    """
+
+    def __init__(self, *, made_with_bits=None, **kwargs):
+        super().__init__(**kwargs)
+        self.made_with_bits = made_with_bits or self._initial_bits or speq_ops.MAX_BITS
+
+    def build(self, input_shape):
+        sizes = [size or 1 for size in input_shape[1:]]
+        values = 1
+        for size in sizes:
+            values *= size
+        self._gradient_factor = float((values * speq_ops.levels_of(self.made_with_bits)) ** -0.5)
+        super().build(input_shape)
+
+    def build_range(self):
+        start = 6.0 / speq_ops.levels_of(self.made_with_bits)
+        self.scale = self.add_range("scale", start)
+        self.scale.constraint = AtLeastSmallestScale()
+        self.offset = None
+        if self.signed:
+            self.offset = self.add_scalar("offset", -start, trainable=True)
+
+    def _grid(self, bits):
+        levels = speq_ops.levels_of(bits)
+        scale = speq_ops.keep_positive(ops.convert_to_tensor(self.scale.value))
+        scale = speq_ops.scale_gradient(scale, self._gradient_factor)
+        scale = scale * (speq_ops.levels_of(self.made_with_bits) / levels)
+        if self.offset is None:
+            return scale, 0.0, levels
+        offset = speq_ops.scale_gradient(
+            ops.convert_to_tensor(self.offset.value), self._gradient_factor
+        )
+        zero = ops.minimum(
+            ops.maximum(speq_ops.round_straight_through(-offset / scale), 0.0), levels
+        )
+        return scale, zero, levels
+
+    def round_to_grid(self, x, bits):
+        scale, zero, levels = self._grid(bits)
+        code = ops.minimum(ops.maximum(x / scale + zero, 0.0), levels)
+        return (speq_ops.round_straight_through(code) - zero) * scale
+
+    def clip(self, x):
+        scale, zero, levels = self._grid(self.made_with_bits)
+        return ops.minimum(ops.maximum(x, -zero * scale), (levels - zero) * scale)
+
+    def set_range(self, histogram):
+        bits = self.bits or speq_ops.MAX_BITS
+        levels = int(speq_ops.levels_of(bits))
+        # At 8 bits every fourth zero point is tried: a step of 1.6 % of the range.
+        zeros = range(0, levels, max(1, levels // 64)) if self.signed else [0]
+        best_scale, best_zero, best_error = None, 0, float("inf")
+        for zero in zeros:
+            scale, error = histogram.best_scale(-zero, levels - zero)
+            if scale is not None and error < best_error:
+                best_scale, best_zero, best_error = scale, zero, error
+        if best_scale is None:
+            return
+        ratio = levels / speq_ops.levels_of(self.made_with_bits)
+        self.scale.assign(max(best_scale * ratio, speq_ops.SMALLEST_CLIP))
+        if self.offset is not None:
+            self.offset.assign(-best_zero * best_scale)
+
+    def grid(self):
+        if self.bits is None:
+            return None
+        scale, zero, levels = (float(ops.convert_to_numpy(v)) for v in self._grid(self.bits))
+        return scale, -int(zero), int(levels - zero)
+
+    def get_config(self):
+        return {**super().get_config(), "made_with_bits": self.made_with_bits}

@@ -1,0 +1,80 @@
+"""PACT: a trained clipping level."""
+
+import keras
+from keras import ops
+
+from speq_keras import ops as speq_ops
+from speq_keras.quantizers.base import (
+    ActivationQuantizer,
+    register,
+    signed_codes,
+    unsigned_codes,
+)
+
+
+class AtLeastSmallestClip(keras.constraints.Constraint):
+    """Keeps a clipping level positive after every optimizer step."""
+
+    def __call__(self, value):
+        return ops.maximum(value, speq_ops.SMALLEST_CLIP)
+
+
+@register
+class PACT(ActivationQuantizer):
+    """Clips at a trained level α and rounds to 2^b values.
+
+        unsigned:  q(x) = s · round(clip(x, 0, α) / s),             s = α / (2^b − 1)
+        signed:    q(x) = s · clip(round(x / s), −2^(b−1), 2^(b−1) − 1),   s = α / 2^(b−1)
+
+    Gradients (straight-through): ∂q/∂x = 1 inside the range, 0 outside; unsigned ∂q/∂α = 1 where
+    x > α, else 0; signed 1 − 2^(1−b) above and −1 below the range.
+
+    α starts at 6 and is set by calibration to the least squared error. It cannot leave the positive
+    numbers: a step that pushes it below 1e-5 leaves it there, with its gradient alive.
+
+    Args:
+        signed, nonnegative_input, weight_decay, bits, has_target_width: See `ActivationQuantizer`.
+
+    Example:
+        >>> PACT(bits=2)(ops.convert_to_tensor([-1.0, 1.9, 3.1, 9.0])).numpy().tolist()
+        [0.0, 2.0, 4.0, 6.0]
+
+    Reference: Choi et al., "PACT: Parameterized Clipping Activation for Quantized Neural Networks"
+    (arXiv:1805.06085), Eq. 1-3. The signed form is ours.
+    """
+
+    def build_range(self):
+        self.alpha = self.add_range("alpha", 6.0)
+        self.alpha.constraint = AtLeastSmallestClip()
+
+    def codes(self, bits):
+        return signed_codes(bits) if self.signed else unsigned_codes(bits)
+
+    def round_to_grid(self, x, bits):
+        low_code, high_code = self.codes(bits)
+        alpha = speq_ops.keep_positive(ops.convert_to_tensor(self.alpha.value))
+        scale = alpha / (-low_code if self.signed else high_code)
+        # Only the full 8-bit range has the kernel's own lower end; a constant one is known here.
+        clips_itself = isinstance(bits, int) and bits == speq_ops.MAX_BITS
+        clip_below = not clips_itself and not self.nonnegative_input
+        return speq_ops.fake_quantize(
+            x, scale, low_code=low_code, high_code=high_code, clip_below=clip_below
+        )
+
+    def clip(self, x):
+        alpha = speq_ops.keep_positive(ops.convert_to_tensor(self.alpha.value))
+        return ops.minimum(ops.maximum(x, -alpha if self.signed else 0.0), alpha)
+
+    def set_range(self, histogram):
+        low_code, high_code = self.codes(self.bits or speq_ops.MAX_BITS)
+        scale, _ = histogram.best_scale(low_code, high_code)
+        if scale is not None:
+            steps = -low_code if self.signed else high_code
+            self.alpha.assign(max(scale * steps, speq_ops.SMALLEST_CLIP))
+
+    def grid(self):
+        alpha = max(float(ops.convert_to_numpy(self.alpha.value)), speq_ops.SMALLEST_CLIP)
+        if self.bits is None:
+            return None
+        low_code, high_code = self.codes(self.bits)
+        return alpha / (-low_code if self.signed else high_code), int(low_code), int(high_code)

@@ -1,0 +1,297 @@
+"""plan() and report(): what is quantized, why not, and what it costs."""
+
+import dataclasses
+import math
+
+from keras import layers
+
+from speq_keras._checks import check_choice
+from speq_keras.graph import read_graph
+from speq_keras.layers import QuantizedLayer
+from speq_keras.quantizers import ActivationQuantizer
+from speq_keras.wrapping.kinds import Kind, kind_of
+
+_FLOAT_BITS = 32
+_STATUS = {
+    Kind.AFFINE: "folds into its input",
+    Kind.RELU: "folds into its input",
+    Kind.ELEMENTWISE: "8-bit inputs",
+    Kind.MEAN: "8-bit inputs",
+    Kind.TABLE: "8-bit inputs",
+    Kind.CARRY: "carries codes",
+    Kind.SAME_GRID: "keeps its input's grid",
+    Kind.CONCAT: "joins codes of one grid",
+}
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRow:
+    """One layer of the table.
+
+    Attributes:
+        name, type: The layer's name and class.
+        status: "quantized", "float: why", or what becomes of a layer without weights.
+        weight_quantizer: Name of the weight quantizer's class, or "".
+        w_bits, a_bits: Width in bits of the weights and of the inputs; None: float, or no weights.
+        parameters: Number of parameters.
+        bytes: Size of the parameters with the weights packed at `w_bits`, the rest in float32.
+        macs: Multiply-accumulates per example; None where a shape is unknown.
+        bitops: macs · w_bits · a_bits, with 32 for float.
+    """
+
+    name: str
+    type: str
+    status: str
+    weight_quantizer: str
+    w_bits: int | None
+    a_bits: int | None
+    parameters: int
+    bytes: float
+    macs: int | None
+    bitops: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class RangeRow:
+    """One activation quantizer: its width, whether the teacher draws it, and its grid."""
+
+    name: str
+    type: str
+    bits: int | None
+    drawn_by_teacher: bool
+    calibrated: bool
+    scale: float | None
+    low_code: int | None
+    high_code: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A table that prints itself; `to_dict()` gives the same as plain values."""
+
+    title: str
+    rows: tuple
+    ranges: tuple = ()
+
+    def row(self, name):
+        """Returns the row of one layer.
+
+        Raises:
+            ValueError: If there is no layer of that name.
+        """
+        rows = {row.name: row for row in self.rows}
+        return rows[check_choice("name", name, rows)]
+
+    @property
+    def float_layers(self):
+        """{layer name: reason} of the layers that stay float."""
+        return {
+            row.name: row.status.removeprefix("float: ")
+            for row in self.rows
+            if row.status.startswith("float: ")
+        }
+
+    @property
+    def totals(self):
+        """Sums over the layers, and how many times smaller than float32 they are."""
+        parameters = sum(row.parameters for row in self.rows)
+        size = sum(row.bytes for row in self.rows)
+        known = [row for row in self.rows if row.macs]
+        macs = sum(row.macs for row in known)
+        bitops = sum(row.bitops for row in known)
+        return {
+            "parameters": parameters,
+            "bytes": size,
+            "float32_bytes": 4 * parameters,
+            "size_ratio": 4 * parameters / size if size else 1.0,
+            "macs": macs,
+            "bitops": bitops,
+            "bitops_ratio": macs * _FLOAT_BITS**2 / bitops if bitops else 1.0,
+        }
+
+    def to_dict(self):
+        """Returns plain dicts, lists and numbers."""
+        return {
+            "title": self.title,
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "ranges": [dataclasses.asdict(row) for row in self.ranges],
+            "totals": self.totals,
+        }
+
+    def __str__(self):
+        shown = [row for row in self.rows if row.parameters or row.status.startswith("float: ")]
+        cells = [("layer", "type", "status", "W", "A", "params", "kB", "MMAC", "GBitOP")]
+        for row in shown:
+            has_width = row.macs is not None or row.weight_quantizer
+            cells.append(
+                (
+                    row.name,
+                    row.type,
+                    row.status,
+                    _width(row.w_bits, row.weight_quantizer) if has_width else "",
+                    _width(row.a_bits) if has_width else "",
+                    f"{row.parameters:,}",
+                    f"{row.bytes / 1000:.2f}",
+                    "" if row.macs is None else f"{row.macs / 1e6:.3f}",
+                    "" if row.bitops is None else f"{row.bitops / 1e9:.3f}",
+                )
+            )
+        totals = self.totals
+        lines = [*_table(cells, left=3), ""]
+        lines.append(
+            f"{totals['parameters']:,} parameters, {totals['bytes'] / 1000:.1f} kB "
+            f"({totals['size_ratio']:.1f} times smaller than float32), "
+            f"{totals['macs'] / 1e6:.2f} MMAC, {totals['bitops'] / 1e9:.3f} GBitOP "
+            f"({totals['bitops_ratio']:.1f} times fewer than float32)"
+        )
+        if self.ranges:
+            cells = [("quantizer", "type", "drawn", "bits", "scale", "codes")]
+            cells += [
+                (
+                    row.name,
+                    row.type,
+                    "yes" if row.drawn_by_teacher else "",
+                    _width(row.bits),
+                    "" if row.scale is None else f"{row.scale:.5g}",
+                    "" if row.scale is None else f"{row.low_code} ... {row.high_code}",
+                )
+                for row in self.ranges
+            ]
+            lines += ["", *_table(cells, left=3)]
+        return "\n".join(lines)
+
+
+def _width(bits, quantizer=""):
+    return f"{'float' if bits is None else bits} {quantizer}".strip()
+
+
+def _table(cells, left):
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+
+    def line(row):
+        return "  ".join(
+            text.ljust(width) if column < left else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+
+    return [line(cells[0]), "  ".join("-" * width for width in widths), *map(line, cells[1:])]
+
+
+def report(model, *, title, with_ranges=False):
+    """Makes the `Report` of a wrapped model."""
+    graph = read_graph(model)
+    reasons = dict(model.settings.reasons)
+    rows, macs = {}, {}
+    for node in graph.nodes:
+        if isinstance(node.operation, ActivationQuantizer):
+            continue
+        macs[node.name] = _add(macs.get(node.name, 0), _macs(node, graph))
+        rows[node.name] = _row(node, graph, reasons, macs[node.name])
+    ranges = tuple(map(_range_row, model.activation_quantizers)) if with_ranges else ()
+    return Report(title, tuple(rows.values()), ranges)
+
+
+def _row(node, graph, reasons, macs):
+    operation = node.operation
+    quantized = isinstance(operation, QuantizedLayer)
+    layer = operation.layer if quantized else operation
+    quantizers = operation.quantizers if quantized else {}
+    kind = kind_of(operation)
+    a_bits = _input_bits(node, graph)
+    w_bits = max((q.bits or _FLOAT_BITS for q in quantizers.values()), default=_FLOAT_BITS)
+    status = "quantized" if quantized else _STATUS.get(kind, "")
+    if not quantized and node.name in reasons:
+        status = f"float: {reasons[node.name]}"
+    parameters, size = _size(layer, quantizers, operation)
+    has_macs = quantized or (macs or 0) > 0
+    return LayerRow(
+        name=node.name,
+        type=type(layer).__name__,
+        status=status,
+        weight_quantizer=", ".join(sorted({type(q).__name__ for q in quantizers.values()})),
+        w_bits=None if w_bits == _FLOAT_BITS else w_bits,
+        a_bits=a_bits if has_macs else None,
+        parameters=parameters,
+        bytes=size,
+        macs=macs if has_macs else None,
+        bitops=macs * w_bits * (a_bits or _FLOAT_BITS) if has_macs and macs is not None else None,
+    )
+
+
+def _size(layer, quantizers, operation):
+    """Returns (parameters, bytes with the weights packed)."""
+    if not hasattr(layer, "weights"):
+        return 0, 0.0
+    bits = {id(operation.variable(name)): q.bits for name, q in quantizers.items()}
+    parameters, total_bits = 0, 0
+    for variable in layer.weights:
+        count = math.prod(variable.shape)
+        parameters += count
+        total_bits += count * (bits.get(id(variable)) or _FLOAT_BITS)
+    return parameters, total_bits / 8
+
+
+def _input_bits(node, graph):
+    """Returns the width of the codes that a node reads, or None where it reads floats."""
+    index = node.inputs[0] if node.inputs else None
+    while index is not None:
+        producer = graph.tensors[index].producer
+        if producer is None:
+            return None
+        if isinstance(producer.operation, ActivationQuantizer):
+            return producer.operation.bits
+        if kind_of(producer.operation) not in (Kind.CARRY, Kind.CONCAT):
+            return None
+        index = producer.inputs[0]
+
+
+def _macs(node, graph):
+    """Returns the multiply-accumulates of one call for one example; None where a shape is unknown."""
+    operation = node.operation
+    layer = operation.layer if isinstance(operation, QuantizedLayer) else operation
+    kernel = getattr(layer, "kernel", None)
+    if kernel is None or not node.inputs:
+        return 0
+    reads = graph.tensors[node.inputs[0]].shape
+    makes = graph.tensors[node.outputs[0]].shape
+    if isinstance(layer, layers.EinsumDense):
+        return _einsum_macs(layer, makes)
+    if isinstance(layer, layers.Dense):
+        positions = reads[1:-1]
+    else:
+        shape = reads if isinstance(layer, _TRANSPOSED) else makes
+        first = getattr(layer, "data_format", None) == "channels_first"
+        positions = shape[2:] if first else shape[1:-1]
+    if None in positions:
+        return None
+    return math.prod(positions) * math.prod(kernel.shape)
+
+
+def _einsum_macs(layer, makes):
+    """Every output value sums over the kernel's axes that the output does not have."""
+    inputs_and_kernel, output = layer.equation.replace(" ", "").split("->")
+    kernel = inputs_and_kernel.split(",")[1].replace("...", "")
+    summed = [
+        size for letter, size in zip(kernel, layer.kernel.shape, strict=True) if letter not in output
+    ]
+    return None if None in makes[1:] else math.prod(makes[1:]) * math.prod(summed)
+
+
+def _add(a, b):
+    return None if a is None or b is None else a + b
+
+
+def _range_row(quantizer):
+    grid = quantizer.grid()
+    scale, low_code, high_code = grid if grid is not None else (None, None, None)
+    return RangeRow(
+        name=quantizer.name,
+        type=type(quantizer).__name__,
+        bits=quantizer.bits,
+        drawn_by_teacher=quantizer.has_target_width,
+        calibrated=quantizer.is_calibrated,
+        scale=scale,
+        low_code=low_code,
+        high_code=high_code,
+    )

@@ -1,0 +1,130 @@
+"""Which outputs of a model can be distilled, and where their logits are."""
+
+import dataclasses
+
+import keras
+from keras import tree
+
+from speq_keras._checks import describe
+from speq_keras.graph import is_functional, read_graph
+from speq_keras.wrapping.kinds import function_name
+
+_SOFTMAX_LOSSES = (
+    keras.losses.CategoricalCrossentropy,
+    keras.losses.SparseCategoricalCrossentropy,
+    keras.losses.CategoricalFocalCrossentropy,
+)
+_SIGMOID_LOSSES = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """One output that is distilled.
+
+    Attributes:
+        name: Name of the output.
+        index: Number of the output in the flattened outputs.
+        kind: "softmax" or "sigmoid".
+        logits: KerasTensor with the logits.
+        ends_in_function: Whether the output itself is a softmax or sigmoid of the logits.
+        weight: The output's loss weight.
+    """
+
+    name: str
+    index: int
+    kind: str
+    logits: object
+    ends_in_function: bool
+    weight: float = 1.0
+
+
+def find_heads(model):
+    """Finds the outputs with logits.
+
+    A softmax (over the last axis) or sigmoid at the end has its input as logits: the temperature acts on
+    logits. An output without one counts where the compiled loss says `from_logits=True`.
+
+    Args:
+        model: A compiled `SPEQModel`.
+
+    Returns:
+        `(heads, names of the outputs that are neither)`.
+    """
+    graph = read_graph(model)
+    losses = _per_output(model, model.loss)
+    weights = _per_output(model, getattr(model, "loss_weights", None))
+    heads, others = [], []
+    outputs = zip(graph.output_indices, model.outputs, model.output_names, strict=True)
+    for number, (index, output, name) in enumerate(outputs):
+        producer = graph.tensors[index].producer
+        kind, logits = _logits_of(producer, output, losses[number])
+        if kind is None:
+            others.append(name)
+            continue
+        weight = 1.0 if weights[number] is None else float(weights[number])
+        heads.append(Head(name, number, kind, logits, logits is not output, weight))
+    return heads, others
+
+
+def _logits_of(producer, output, loss):
+    function = None if producer is None else function_name(producer.operation)
+    if function == "softmax" and _is_last_axis(producer.operation, len(output.shape)):
+        return "softmax", producer.operation.input
+    if function == "sigmoid":
+        return "sigmoid", producer.operation.input
+    if getattr(loss, "from_logits", False):
+        if isinstance(loss, _SOFTMAX_LOSSES):
+            return "softmax", output
+        if isinstance(loss, _SIGMOID_LOSSES):
+            return "sigmoid", output
+    return None, None
+
+
+def _is_last_axis(operation, rank):
+    axis = getattr(operation, "axis", -1)
+    return axis in (-1, rank - 1)
+
+
+def _per_output(model, values):
+    """Returns one value per output from what Keras' `compile` takes: one, a list or a dict."""
+    names = model.output_names
+    if isinstance(values, dict):
+        keys = list(model.output) if isinstance(model.output, dict) else names
+        return [values.get(key, values.get(name)) for key, name in zip(keys, names, strict=True)]
+    if isinstance(values, list | tuple):
+        flat = tree.flatten(values)
+        return flat if len(flat) == len(names) else [None] * len(names)
+    return [values] * len(names)
+
+
+def check_teacher(model, teacher):
+    """Raises an error if an external teacher's outputs do not fit the model's."""
+    if not isinstance(teacher, keras.Model):
+        raise TypeError(f"`teacher` must be a Keras model. {describe(teacher=teacher)}")
+    mine = [tuple(x.shape) for x in model.outputs]
+    theirs = [tuple(x.shape) for x in getattr(teacher, "outputs", None) or []]
+    if mine != theirs:
+        raise ValueError(
+            "`teacher` must have outputs of the same shapes as the model. "
+            f"Received: teacher outputs {theirs}, model outputs {mine}."
+        )
+
+
+def gives_probabilities(model, heads):
+    """Returns, for each head, whether an external teacher ends in a softmax or sigmoid there.
+
+    A teacher without a readable graph is taken to end like the model.
+    """
+    if not is_functional(model):
+        return [head.ends_in_function for head in heads]
+    graph = read_graph(model)
+    producers = [graph.tensors[index].producer for index in graph.output_indices]
+    return [_ends_in_function(producers[head.index]) for head in heads]
+
+
+def _ends_in_function(producer):
+    if producer is None:
+        return False
+    operation = producer.operation
+    fused = getattr(getattr(operation, "activation", None), "__name__", None)
+    return (function_name(operation) or fused) in ("softmax", "sigmoid")

@@ -1,0 +1,60 @@
+"""Float model in, quantized graph out.
+
+    read_graph     Keras model -> plain nodes              graph.py
+    canonicalize   fused activations, swish, separable     canonical.py
+    decide         which layer gets which width            rules.py
+    place          where quantizers stand                  placement.py
+    build_graph    plain nodes -> Keras graph              build.py
+"""
+
+import dataclasses
+
+from speq_keras.graph import read_graph
+from speq_keras.wrapping.build import build_graph, copy_weights
+from speq_keras.wrapping.canonical import canonicalize
+from speq_keras.wrapping.placement import Placement, place
+from speq_keras.wrapping.rules import Rules, decide
+
+
+@dataclasses.dataclass
+class QuantizedGraph:
+    """A built graph: its ends, why layers stay float, and where the weights come from."""
+
+    inputs: object
+    outputs: object
+    reasons: dict
+    canonical: object
+
+    def copy_weights(self, layers):
+        """Copies the float model's weights into `layers`, those of a model made of this graph."""
+        copy_weights(layers, self.canonical.origins, self.canonical.originals)
+
+
+def quantize_graph(model, rules):
+    """Builds the quantized graph of a float model, with initial weights.
+
+    Args:
+        model: A Functional or built Sequential model; it is not changed.
+        rules: The `Rules`.
+
+    Returns:
+        A `QuantizedGraph`.
+    """
+    graph = read_graph(model)
+    rules.check_patterns(graph.nodes)
+    activations = rules.a_bits is not None
+    canonical = canonicalize(graph, is_float=rules.is_skipped, splits_swish=activations)
+    decisions = decide(canonical.graph, rules)
+    placement = Placement(at={}, between={}, demands={})
+    if activations:
+        placement = place(
+            canonical.graph,
+            decisions.kinds,
+            decisions.demands,
+            quantizes_outputs=rules.boundary_bits is not None,
+        )
+    inputs, outputs = build_graph(canonical, placement, decisions.weights)
+    return QuantizedGraph(inputs, outputs, decisions.reasons, canonical)
+
+
+__all__ = ["QuantizedGraph", "Rules", "quantize_graph"]

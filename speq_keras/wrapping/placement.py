@@ -1,0 +1,309 @@
+"""Where quantizers stand, and which width every layer gets: decisions as plain data.
+
+Rules, in the order in which they are applied:
+
+1. A layer with a quantize config reads its inputs at its own width: the target width, or
+   `boundary_bits` for the first and last weighted layers, or 8 bits inside squeeze-excite blocks, or
+   what its config says.
+2. Add, Multiply, ..., means, tabulated functions and what leaves the model read 8 bits. BatchNormalization
+   and ReLU read nothing of their own where they fold into the layer before them.
+3. Operations that copy or order codes (max pooling, reshape, ...), average pooling and Concatenate tie
+   their inputs and outputs to one grid: one *group* of tensors, one quantizer, which stands where the
+   group's tensors are made.
+4. Read at one width, the group gets that quantizer. Read at several, or made by something that can only
+   make 8 bits, it gets 8 bits, and each narrower reader a second quantizer on top.
+"""
+
+import dataclasses
+
+from keras import tree
+
+from speq_keras.graph import Ref
+from speq_keras.quantizers import PACT, FixedRange
+from speq_keras.wrapping.kinds import (
+    AFFINE_FOLDS_INTO,
+    RELU_FOLDS_INTO,
+    Kind,
+    fixed_range,
+    is_never_negative,
+)
+
+_TIES = (Kind.CARRY, Kind.SAME_GRID, Kind.CONCAT)
+_READS_8_BITS = (Kind.ELEMENTWISE, Kind.MEAN, Kind.TABLE)
+_MAKES_8_BITS = (Kind.MEAN, Kind.TABLE, Kind.FLOAT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Demand:
+    """A width at which a tensor is read. `quantizer`: the prototype to copy."""
+
+    bits: int | None
+    has_target_width: bool
+    quantizer: object
+
+
+EIGHT_BITS = Demand(8, False, PACT())
+
+
+@dataclasses.dataclass(eq=False)
+class Spec:
+    """One quantizer to make; several tensors of a group share the object."""
+
+    quantizer: object
+    name: str
+
+
+@dataclasses.dataclass
+class Placement:
+    """The decisions.
+
+    Attributes:
+        at: {tensor: [Spec, ...]}: quantizers at the tensor itself, for all its readers.
+        between: {(tensor, demand): Spec}: second quantizers, for readers with that demand.
+        demands: {(node id, tensor): Demand}: what each reader of a tensor asks for.
+    """
+
+    at: dict
+    between: dict
+    demands: dict
+
+
+def float_tensors(graph):
+    """Returns the numbers of the tensors that hold floats."""
+    return {i for i, tensor in enumerate(graph.tensors) if "float" in tensor.dtype}
+
+
+def find_boundaries(graph, is_weighted):
+    """Returns the operations (by id) that are first or last among the weighted ones on some path."""
+    seen, boundary = set(), set()
+    for node in graph.nodes:
+        after = any(index in seen for index in node.inputs)
+        if is_weighted(node):
+            if not after:
+                boundary.add(id(node.operation))
+            after = True
+        if after:
+            seen.update(node.outputs)
+    leads_on = set()
+    for node in reversed(graph.nodes):
+        leads = any(index in leads_on for index in node.outputs)
+        if is_weighted(node):
+            if not leads:
+                boundary.add(id(node.operation))
+            leads = True
+        if leads:
+            leads_on.update(node.inputs)
+    return boundary
+
+
+def find_squeeze_excite(graph, kinds):
+    """Returns the weighted operations (by id) between a global mean and a product with the features."""
+    pooled, made_by = set(), {}
+    gates = []
+    for node in graph.nodes:
+        inputs = node.inputs
+        is_pooled = [index in pooled for index in inputs]
+        if kinds[id(node)] is Kind.MEAN or (inputs and all(is_pooled)):
+            pooled.update(node.outputs)
+            made_by.update(dict.fromkeys(node.outputs, node))
+        elif kinds[id(node)] is Kind.ELEMENTWISE and any(is_pooled):
+            gates += [i for i, p in zip(inputs, is_pooled, strict=True) if p]
+    found = set()
+    while gates:
+        node = made_by.get(gates.pop())
+        if node is None or id(node) in found:
+            continue
+        found.add(id(node))
+        if kinds[id(node)] is not Kind.MEAN:
+            gates += node.inputs
+    return {id(n.operation) for n in graph.nodes if id(n) in found}
+
+
+def place(graph, kinds, layer_demands, quantizes_outputs):
+    """Decides where quantizers stand.
+
+    Args:
+        graph: A canonical `Graph`.
+        kinds: {id(node): Kind}.
+        layer_demands: {id(operation): Demand or None}: the input width of the weighted layers.
+        quantizes_outputs: Whether what leaves the model is rounded to 8 bits.
+
+    Returns:
+        A `Placement`.
+    """
+    return _Placer(graph, kinds, layer_demands, quantizes_outputs).run()
+
+
+class _Placer:
+    def __init__(self, graph, kinds, layer_demands, quantizes_outputs):
+        self.graph, self.kinds, self.layer_demands = graph, kinds, layer_demands
+        self.quantizes_outputs = quantizes_outputs
+        self.readers = graph.readers()
+        self.floats = float_tensors(graph)
+        self.outputs = set(graph.output_indices)
+        self.placement = Placement(at={}, between={}, demands={})
+        self.names = {node.name for node in graph.nodes}
+
+    def run(self):
+        nonnegative = self.find_nonnegative()
+        for group in self.find_groups():
+            self.place_group(sorted(group), nonnegative)
+        return self.placement
+
+    def kind_of_producer(self, index):
+        producer = self.graph.tensors[index].producer
+        return None if producer is None else self.kinds[id(producer)]
+
+    def find_nonnegative(self):
+        nonnegative = set()
+        for node in self.graph.nodes:
+            flags = [index in nonnegative for index in node.inputs]
+            if is_never_negative(node.operation, self.kinds[id(node)], flags):
+                nonnegative.update(node.outputs)
+        return nonnegative
+
+    def find_groups(self):
+        """Returns the sets of tensors that share one grid (rule 3)."""
+        group = {index: {index} for index in self.floats}
+        for node in self.graph.nodes:
+            if self.kinds[id(node)] in _TIES:
+                tied = [i for i in [*node.inputs, *node.outputs] if i in self.floats]
+                for index in tied[1:]:
+                    if group[index] is not group[tied[0]]:
+                        merged = group[index] | group[tied[0]]
+                        for member in merged:
+                            group[member] = merged
+        return list({id(members): members for members in group.values()}.values())
+
+    def demand(self, node, index):
+        """Returns the width at which `node` reads tensor `index` (rules 1 and 2), or None."""
+        kind = self.kinds[id(node)]
+        if kind is Kind.WEIGHTED:
+            return self.layer_demands.get(id(node.operation))
+        if kind in _READS_8_BITS:
+            return EIGHT_BITS
+        if kind in (Kind.AFFINE, Kind.RELU):
+            into = AFFINE_FOLDS_INTO if kind is Kind.AFFINE else RELU_FOLDS_INTO
+            alone = len(self.readers[index]) == 1 and index not in self.outputs
+            return None if alone and self.kind_of_producer(index) in into else EIGHT_BITS
+        return None
+
+    def output_demand(self, index):
+        kind = self.kind_of_producer(index)
+        stays_float = kind in (None, Kind.FLOAT, Kind.QUANTIZER, Kind.TABLE)
+        return None if stays_float or not self.quantizes_outputs else EIGHT_BITS
+
+    def place_group(self, group, nonnegative):
+        demands = set()
+        for index in group:
+            for node in self.readers[index]:
+                demand = self.demand(node, index)
+                if demand is not None:
+                    self.placement.demands[id(node), index] = demand
+                    demands.add(demand)
+            if index in self.outputs and self.output_demand(index) is not None:
+                demands.add(EIGHT_BITS)
+        if not demands:
+            return
+        roots = [i for i in group if self.kind_of_producer(i) not in _TIES]
+        signed = not all(index in nonnegative for index in roots)
+        root_demand = self.place_roots(group, roots, demands, signed)
+        for index in group:
+            self.place_between(index, root_demand, signed)
+
+    def place_roots(self, group, roots, demands, signed):
+        """Places the quantizers where the group's tensors are made; returns the grid's width."""
+        if len(roots) == 1:
+            existing = self.existing_quantizer(roots[0])
+            if existing is not None:
+                self.round_again(group, Spec(existing, existing.name))
+                return Demand(existing.bits, existing.has_target_width, None)
+        makes_8_bits = any(
+            self.kind_of_producer(index) in (None, *_MAKES_8_BITS) for index in roots
+        )
+        demand = next(iter(demands)) if len(demands) == 1 and not makes_8_bits else EIGHT_BITS
+        ranges = {i: self.range_of(i) for i in roots}
+        spec = None
+        for index, ends in ranges.items():
+            self.placement.at[index] = []
+            if ends is not None:
+                low, high = ends
+                name = self.name_at(index)
+                fixed = Spec(FixedRange(low=low, high=high, signed=low is None or low < 0), name)
+                self.placement.at[index].append(fixed)
+                spec = fixed
+        if len(roots) > 1 or ranges[roots[0]] is None:
+            spec = Spec(
+                demand.quantizer.copy(
+                    bits=demand.bits,
+                    has_target_width=demand.has_target_width,
+                    signed=signed,
+                    nonnegative_input=not signed,
+                ),
+                self.name_at(roots[0]),
+            )
+            for index in roots:
+                self.placement.at[index].append(spec)
+        self.round_again(group, spec)
+        return demand
+
+    def existing_quantizer(self, index):
+        if self.kind_of_producer(index) is not Kind.QUANTIZER:
+            return None
+        return self.graph.tensors[index].producer.operation
+
+    def range_of(self, index):
+        """Returns the ends of a range that is not trained: (None, None) for a model input."""
+        producer = self.graph.tensors[index].producer
+        return (None, None) if producer is None else fixed_range(producer.operation)
+
+    def round_again(self, group, spec):
+        """Average pooling makes new values, which are rounded to the grid of its input."""
+        for index in group:
+            if self.kind_of_producer(index) is Kind.SAME_GRID:
+                self.placement.at[index] = [spec]
+
+    def place_between(self, index, root_demand, signed):
+        for node in self.readers[index]:
+            demand = self.placement.demands.get((id(node), index))
+            if demand is None or self.is_met(demand, root_demand):
+                self.placement.demands.pop((id(node), index), None)
+            elif (index, demand) not in self.placement.between:
+                quantizer = demand.quantizer.copy(
+                    bits=demand.bits,
+                    has_target_width=demand.has_target_width,
+                    signed=signed,
+                    nonnegative_input=not signed,
+                )
+                spec = Spec(quantizer, self.unique(f"{self.base_name(index)}_requantizer"))
+                self.placement.between[index, demand] = spec
+
+    @staticmethod
+    def is_met(demand, root):
+        """Whether a grid serves a demand: the same one, or a narrower one read as 8 bits."""
+        if root.quantizer is None:  # a quantizer that was already there
+            return not demand.has_target_width or root.has_target_width
+        return demand == root
+
+    def base_name(self, index):
+        tensor = self.graph.tensors[index]
+        return tensor.name if tensor.producer is None else tensor.producer.name
+
+    def name_at(self, index):
+        return self.unique(f"{self.base_name(index)}_quantizer")
+
+    def unique(self, name):
+        candidate, number = name, 0
+        while candidate in self.names:
+            number += 1
+            candidate = f"{name}_{number}"
+        self.names.add(candidate)
+        return candidate
+
+
+def fill_in(structure, value):
+    """Returns `structure` with `value(ref.index)` in place of every `Ref`."""
+    return tree.map_structure(
+        lambda leaf: value(leaf.index) if isinstance(leaf, Ref) else leaf, structure
+    )
+

@@ -1,0 +1,221 @@
+"""From the arguments of `wrap` to a decision for every layer."""
+
+import dataclasses
+
+import keras
+
+from speq_keras._checks import describe
+from speq_keras.configs import TARGET, QuantizeConfig, matches, registered_config
+from speq_keras.layers import QuantizedLayer
+from speq_keras.quantizers import (
+    ActivationQuantizer,
+    MinMax,
+    Quantizer,
+    WeightQuantizer,
+    get_activation_quantizer,
+    get_weight_quantizer,
+)
+from speq_keras.wrapping.kinds import Kind, kind_of
+from speq_keras.wrapping.placement import (
+    EIGHT_BITS,
+    Demand,
+    find_boundaries,
+    find_squeeze_excite,
+)
+
+_FIXED_WIDTH_WEIGHTS = MinMax(per_channel=True)
+
+
+@dataclasses.dataclass
+class Rules:
+    """The arguments of `wrap` that say what happens to which layer; checked."""
+
+    w_bits: int | None
+    a_bits: int | None
+    boundary_bits: int | None
+    weight_quantizer: WeightQuantizer
+    activation_quantizer: ActivationQuantizer
+    skip: list
+    configs: dict
+
+    def check_patterns(self, nodes):
+        """Raises a ValueError for a pattern or class that no layer of the model matches."""
+        names = sorted({node.name for node in nodes})
+        for pattern in self.skip:
+            if not isinstance(pattern, str):
+                raise TypeError(f"`skip` must hold layer names or patterns. {describe(skip=self.skip)}")
+            if not any(matches(pattern, name) for name in names):
+                raise ValueError(_no_match("skip", pattern, names))
+        for key, config in self.configs.items():
+            if not isinstance(config, QuantizeConfig):
+                raise TypeError(
+                    "`configs` must map name patterns or layer classes to QuantizeConfig objects. "
+                    f"{describe(key=key, value=config)}"
+                )
+            if isinstance(key, type):
+                if not any(isinstance(node.operation, key) for node in nodes):
+                    raise ValueError(_no_match("configs", key.__name__, names))
+            elif not isinstance(key, str) or not any(matches(key, name) for name in names):
+                raise ValueError(_no_match("configs", key, names))
+
+    def is_skipped(self, name):
+        return any(matches(pattern, name) for pattern in self.skip)
+
+    def config_of(self, name, operation):
+        """Returns the `QuantizeConfig` of a layer, or None where there is none or it is skipped."""
+        if not isinstance(operation, keras.layers.Layer) or self.is_skipped(name):
+            return None
+        if isinstance(operation, QuantizedLayer | Quantizer):
+            return None
+        registered = registered_config(operation)
+        for key, config in self.configs.items():
+            hit = isinstance(operation, key) if isinstance(key, type) else matches(key, name)
+            if hit:
+                config = config if registered is None else config.over(registered)
+                return config if config.weights else None
+        return registered
+
+    def reason(self, name, operation):
+        """Returns why a layer that has weights, or is unknown, is not quantized."""
+        if self.is_skipped(name):
+            return "skipped"
+        if self.config_of(name, operation) is None:
+            return f"no quantize config for {type(operation).__name__}"
+        return "float by its width"
+
+
+@dataclasses.dataclass
+class Decisions:
+    """What `decide` found out.
+
+    Attributes:
+        kinds: {id(node): Kind}.
+        demands: {id(operation): Demand or None}: the input width of every weighted layer.
+        weights: {id(operation): {attribute: WeightQuantizer}}.
+        reasons: {layer name: why it stays float}.
+    """
+
+    kinds: dict
+    demands: dict
+    weights: dict
+    reasons: dict
+
+
+def decide(graph, rules):
+    """Decides the width of every layer of a canonical graph (rule 1 of the placement).
+
+    Args:
+        graph: The canonical `Graph`.
+        rules: The `Rules`.
+
+    Returns:
+        `Decisions`.
+
+    Raises:
+        ValueError: If no layer is left to quantize.
+    """
+    configs, kinds, reasons = {}, {}, {}
+    for node in graph.nodes:
+        config = rules.config_of(node.name, node.operation)
+        kind = kind_of(node.operation, has_config=config is not None)
+        if rules.is_skipped(node.name):
+            kind = Kind.FLOAT
+        kinds[id(node)] = kind
+        if config is not None:
+            configs[id(node.operation)] = config
+        elif kind is Kind.FLOAT:
+            reasons[node.name] = rules.reason(node.name, node.operation)
+    if not configs:
+        already = any(isinstance(node.operation, QuantizedLayer) for node in graph.nodes)
+        raise ValueError(_nothing_to_quantize(graph, already))
+
+    boundary = find_boundaries(graph, lambda node: _counts_as_weighted(node, kinds))
+    squeeze_excite = find_squeeze_excite(graph, kinds)
+    demands, weights = {}, {}
+    for node in graph.nodes:
+        config = configs.get(id(node.operation))
+        if config is None or id(node.operation) in demands:
+            continue
+        at_boundary = id(node.operation) in boundary
+        w_bits, w_target = _width(config.w_bits, rules.w_bits, at_boundary, rules.boundary_bits)
+        a_bits, a_target = _width(config.a_bits, rules.a_bits, at_boundary, rules.boundary_bits)
+        if a_target and id(node.operation) in squeeze_excite:
+            a_bits, a_target = 8, False
+        demands[id(node.operation)] = _demand(config, rules, a_bits, a_target)
+        if rules.w_bits is None or w_bits is None:
+            reasons[node.name] = "float by its width"
+        else:
+            weights[id(node.operation)] = {
+                attribute: _weight_quantizer(config, rules, w_bits, w_target, node.name, attribute)
+                for attribute in config.weights
+            }
+    return Decisions(kinds, demands, weights, reasons)
+
+
+def _width(own, target, at_boundary, boundary_bits):
+    """Returns (bits, has_target_width) of one side of one layer."""
+    if own != TARGET:
+        return own, False
+    if at_boundary:
+        return boundary_bits, False
+    return target, target is not None
+
+
+def _demand(config, rules, bits, has_target_width):
+    if bits is None:
+        return None
+    if config.activation_quantizer is not None:
+        quantizer = get_activation_quantizer(config.activation_quantizer)
+    else:
+        quantizer = rules.activation_quantizer if has_target_width else EIGHT_BITS.quantizer
+    # All 8-bit readers share one grid, whoever they are.
+    if quantizer is EIGHT_BITS.quantizer and bits == 8:
+        return EIGHT_BITS
+    return Demand(bits, has_target_width, quantizer)
+
+
+def _weight_quantizer(config, rules, bits, has_target_width, layer, attribute):
+    if config.weight_quantizer is not None:
+        quantizer = get_weight_quantizer(config.weight_quantizer)
+    else:
+        quantizer = rules.weight_quantizer if has_target_width else _FIXED_WIDTH_WEIGHTS
+    return quantizer.copy(
+        bits=bits,
+        has_target_width=has_target_width,
+        channel_axes=(-1,) if config.channel_axes is None else config.channel_axes,
+        name=f"{layer}_{attribute}_quantizer",
+    )
+
+
+def _counts_as_weighted(node, kinds):
+    """Layers with weights that stay float count too: skipping one does not move the boundary."""
+    if kinds[id(node)] is Kind.WEIGHTED:
+        return True
+    is_float_layer = kinds[id(node)] is Kind.FLOAT and isinstance(
+        node.operation, keras.layers.Layer
+    )
+    return is_float_layer and bool(node.operation.weights)
+
+
+def _no_match(argument, pattern, names):
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    return (
+        f"Every pattern in `{argument}` must match a layer of the model. "
+        f"Received: {argument}={pattern!r}. Layers: {shown}."
+    )
+
+
+def _nothing_to_quantize(graph, already):
+    if already:
+        return (
+            "At least one layer must be left to quantize, and all layers of this model are quantized "
+            f"already. Received: model={graph.name!r}. Train it, change widths with `set_bits`, or add "
+            "new layers first."
+        )
+    kinds = sorted({type(node.operation).__name__ for node in graph.nodes})
+    return (
+        "At least one layer must have a quantize config. "
+        f"Received: model={graph.name!r} with {', '.join(kinds)}. Register one with "
+        "`configs.register_config`, or shorten `skip`."
+    )
+
