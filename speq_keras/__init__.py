@@ -5,9 +5,9 @@
     model.compile(...); model.fit(...)                         # SPEQ training
     model.save("m.keras")                                      # and keras.saving.load_model
 
-The parts, from the bottom up: `ops` (tensor functions), `losses` (Eq. 2-8), `precision` (who draws the
-teacher's widths), `quantizers`, `configs` (what is quantized in which layer), `layers`, `wrapping`
-(float graph in, quantized graph out), `training`, `model`.
+The parts, from the bottom up: `ops` (tensor functions), `losses` (Eq. 2-8), `precision` (who draws
+the teacher's widths), `quantizers`, `configs` (what is quantized in which layer), `layers`,
+`wrapping` (float graph in, quantized graph out), `training`, `model`.
 """
 
 from speq_keras import configs, losses, precision, quantizers

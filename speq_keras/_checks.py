@@ -1,6 +1,6 @@
 """Argument checks, so that every error of the package has the same shape.
 
-    What is allowed. Received: name=value. What to do.
+What is allowed. Received: name=value. What to do.
 """
 
 import difflib

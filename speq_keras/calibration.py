@@ -1,4 +1,4 @@
-"""Ranges from data: run the float network on a few batches and look at what each quantizer would see."""
+"""Ranges from data: a few batches through the float network, seen by every quantizer."""
 
 import keras
 import numpy as np
@@ -15,9 +15,9 @@ _VALUES_PER_BATCH = 65536
 def calibrate(model, batches, *, quantizers, training=False, progress=None):
     """Sets the range of each quantizer to the least squared rounding error.
 
-    The batches run through the float network: weights and activations are not rounded, so each range
-    is that of the values themselves, whatever the other ranges are. Of every tensor up to 65,536
-    evenly spaced values a batch are kept; there is nothing random in it.
+    The batches run through the float network: weights and activations are not rounded, so each
+    range is that of the values themselves, whatever the other ranges are. Of every tensor up to
+    65,536 evenly spaced values a batch are kept; there is nothing random in it.
 
     Args:
         model: The wrapped model.
@@ -55,15 +55,15 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
             quantizer.observer = None
     if count == 0:
         raise ValueError(
-            "Calibration needs at least one batch. Received: an empty data set. Pass a few batches of "
-            "inputs."
+            "Calibration needs at least one batch. Received: an empty data set. Pass a few "
+            "batches of inputs."
         )
     for quantizer in quantizers:
         values = np.concatenate(seen[id(quantizer)])
         if not np.isfinite(values).all():
             raise ValueError(
-                f"Quantizer '{quantizer.name}' saw values that are not finite. The float network must "
-                "give finite values on the calibration data; check its weights."
+                f"Quantizer '{quantizer.name}' saw values that are not finite. The float network "
+                f"must give finite values on the calibration data; check its weights."
             )
         quantizer.calibrate(Histogram(values))
 
@@ -73,13 +73,13 @@ def _check_finite(batch):
         values = ops.convert_to_numpy(ops.convert_to_tensor(x))
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ValueError(
-                "Calibration inputs must be finite. Received: a batch with NaN or infinity. Clean the "
-                "data first."
+                "Calibration inputs must be finite. Received: a batch with NaN or infinity. Clean "
+                "the data first."
             )
 
 
 def input_batches(data, batch_size, steps):
-    """Yields batches of model inputs from arrays, `tf.data`, a `PyDataset` or an iterable of batches.
+    """Yields batches of model inputs from whatever `fit` would take.
 
     Args:
         data: Arrays (any structure that the model takes), or an object that yields `x`, `(x, y)` or

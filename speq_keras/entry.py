@@ -5,7 +5,7 @@ import json
 import keras
 
 from speq_keras._checks import check_bits, describe
-from speq_keras.graph import is_functional
+from speq_keras.graph import is_functional, plain_functional
 from speq_keras.model import SPEQModel
 from speq_keras.quantizers import get_activation_quantizer, get_weight_quantizer
 from speq_keras.settings import Settings, speq_weight_from, teacher_precision_from
@@ -41,21 +41,21 @@ def wrap(
     Args:
         model: A Functional or built Sequential model; models used as layers in it are flattened.
         w_bits: Width of the weights in bits, 2 to 8, or None: weights stay float.
-        a_bits: Width of the activations that weighted layers read, 2 to 8, or None: activations stay
-            float (then there is nothing to draw, and `distillation` must be None).
+        a_bits: Width of the activations that weighted layers read, 2 to 8, or None: activations
+            stay float (then there is nothing to draw, and `distillation` must be None).
         teacher_bits: n_H of Eq. 1 in bits; 8 unless given.
-        quantization_probability: u of Eq. 1: how often the teacher takes the target width; 0.5 unless
-            given.
+        quantization_probability: u of Eq. 1: how often the teacher takes the target width; 0.5
+            unless given.
         temperature: T of Eq. 2, positive.
-        distillation: `"cosine"` (Eq. 8, divided by the L2 norms), `"dot"` (Eq. 8 as printed, with the
-            gradient of Eq. 9), `"kl"` (Eq. 6), or None: plain quantization-aware training.
-        teacher: An external float Keras model with the same outputs (Eq. 3). It is not trained and not
-            saved with the model.
+        distillation: `"cosine"` (Eq. 8, divided by the L2 norms), `"dot"` (Eq. 8 as printed, with
+            the gradient of Eq. 9), `"kl"` (Eq. 6), or None: plain quantization-aware training.
+        teacher: An external float Keras model with the same outputs (Eq. 3). It is not trained and
+            not saved with the model.
         speq_weight: λ of Eq. 4, 0 to 1; 0.5 unless given. Only with `teacher`.
         weight_quantizer: Name ("sawb", "minmax", "mse", "lsq", "dorefa") or object.
         activation_quantizer: Name ("pact", "lsq_plus", "dorefa", "fixed") or object.
-        boundary_bits: Width in bits of the weights and inputs of the first and last weighted layers; None
-            leaves them float. Weights of a fixed width are min-max, per channel.
+        boundary_bits: Width in bits of the weights and inputs of the first and last weighted
+            layers; None leaves them float. Weights of a fixed width are min-max, per channel.
         skip: Name or names of layers to leave in float; shell patterns ("block1_*").
         configs: {name pattern or layer class: `QuantizeConfig`}; the first match wins.
         teacher_precision: How the teacher's widths are drawn; `precision.Bernoulli` unless given.
@@ -67,8 +67,8 @@ def wrap(
 
     Raises:
         TypeError: If `model` is not a Keras 3 model, or an argument has the wrong type.
-        ValueError: If the model has no graph to read, is quantized already, has nothing to quantize, or
-            an argument has a value that is not allowed.
+        ValueError: If the model has no graph to read, is quantized already, has nothing to
+            quantize, or an argument has a value that is not allowed.
 
     Example:
         >>> float_model = keras.Sequential([
@@ -110,8 +110,8 @@ def wrap(
         check_teacher(model, teacher)
     if not isinstance(configs, dict | None):
         raise TypeError(
-            "`configs` must be a dict from name patterns or layer classes to QuantizeConfig objects. "
-            f"{describe(configs=configs)}"
+            "`configs` must be a dict from name patterns or layer classes to QuantizeConfig "
+            f"objects. {describe(configs=configs)}"
         )
     rules = Rules(
         w_bits=w_bits,
@@ -127,9 +127,7 @@ def wrap(
 
 def _build(model, rules, settings, teacher, name):
     graph = quantize_graph(model, rules)
-    wrapped = SPEQModel(
-        graph.inputs, graph.outputs, name=name, settings=settings.with_graph(graph)
-    )
+    wrapped = SPEQModel(graph.inputs, graph.outputs, name=name, settings=settings.with_graph(graph))
     graph.copy_weights(wrapped.layers)
     if teacher is not None:
         wrapped.teacher = teacher
@@ -137,8 +135,7 @@ def _build(model, rules, settings, teacher, name):
 
 
 def _config_of(model):
-    plain = keras.Model(model.input, model.output, name=model.name)
-    return json.dumps(keras.saving.serialize_keras_object(plain))
+    return json.dumps(keras.saving.serialize_keras_object(plain_functional(model)))
 
 
 def _check_model(model):
@@ -160,8 +157,8 @@ def _check_model(model):
     if isinstance(model, keras.Sequential) and not model.built:
         raise ValueError(
             "`model` must be built: its layers need to know their input shapes. "
-            f"{describe(model=model.name)} Begin the Sequential model with keras.Input(shape), or call "
-            "model.build(input_shape)."
+            f"{describe(model=model.name)} Begin the Sequential model with keras.Input(shape), or "
+            f"call model.build(input_shape)."
         )
     if not is_functional(model):
         raise ValueError(

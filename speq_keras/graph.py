@@ -1,8 +1,8 @@
 """A Functional or Sequential model as plain data, with nested models flattened, and back.
 
 `read_graph` goes through `Model.get_config()`, which is Keras' public and stable description of a
-graph. `keras.models.clone_model` hides which tensors a layer reads, cannot flatten nested models and
-adds nodes to the layers that it walks over.
+graph. `keras.models.clone_model` hides which tensors a layer reads, cannot flatten nested models
+and adds nodes to the layers that it walks over.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ class Graph:
         return [Ref(index) for index in node.outputs]
 
     def readers(self):
-        """Returns {tensor number: [nodes that read it]}; a node that reads twice stands there twice."""
+        """Returns {tensor number: [nodes that read it]}, a node once for every time it reads."""
         readers = {index: [] for index in range(len(self.tensors))}
         for node in self.nodes:
             for index in node.inputs:
@@ -101,11 +101,23 @@ def is_functional(operation):
         return False
 
 
+def plain_functional(model):
+    """Returns a plain Functional model with the same graph and the same layers.
+
+    Subclasses of Functional have constructors and configs of their own, and a Sequential model
+    that was never called has no `input`.
+    """
+    if isinstance(model, keras.Sequential):
+        return keras.Model(model.inputs, model.outputs[0], name=model.name)
+    return keras.Model(model.input, model.output, name=model.name)
+
+
 def read_graph(model):
     """Reads the graph of a Functional or built Sequential model.
 
     Nested models are flattened: the layers of a model `outer` used inside are named `outer.inner`
-    (Keras forbids "/" in names). A `training=` argument given to a nested model goes on to its layers.
+    (Keras forbids "/" in names). A `training=` argument given to a nested model goes on to its
+    layers.
 
     Args:
         model: The model; it is not changed.
@@ -114,8 +126,9 @@ def read_graph(model):
         A `Graph` whose nodes hold the model's own layers.
     """
     graph = Graph(name=model.name)
+    ends = plain_functional(model)
     inputs = tree.map_structure(
-        lambda x: graph.add_tensor(x.shape, x.dtype, name=x.name), model.input
+        lambda x: graph.add_tensor(x.shape, x.dtype, name=x.name), ends.input
     )
     graph.inputs = inputs
     graph.outputs = _inline(graph, model, inputs, prefix="", training=None)
@@ -123,11 +136,10 @@ def read_graph(model):
 
 
 def _inline(graph, model, inputs, prefix, training):
-    """Appends the nodes of `model`, read on `inputs`, and returns its output structure of `Ref`s."""
+    """Appends the nodes of `model` on `inputs`; returns its outputs, a structure of `Ref`s."""
     if isinstance(model, keras.Sequential):
         return _inline_sequential(graph, model, inputs, prefix, training)
-    # A plain Functional: subclasses have constructors and configs of their own.
-    plain = keras.Model(model.input, model.output, name=model.name)
+    plain = plain_functional(model)
     config = plain.get_config()
     operations = {operation.name: operation for operation in plain.operations}
     values = {}
@@ -154,8 +166,11 @@ def _inline(graph, model, inputs, prefix, training):
         if len(later) == len(waiting):
             raise ValueError(f"The graph of model '{model.name}' has nodes that cannot be reached.")
         waiting = later
-    # In the list of outputs, and only there, Keras counts the call that defines a nested Functional.
-    nested = {name for name, op in operations.items() if is_functional(op) and not _is_sequential(op)}
+    # In the list of outputs, and only there, Keras counts the call that defines a nested
+    # Functional.
+    nested = {
+        name for name, op in operations.items() if is_functional(op) and not _is_sequential(op)
+    }
     return _map_keys(config["output_layers"], values, nested)
 
 
@@ -201,7 +216,7 @@ def _takes_training(operation):
     return "training" in inspect.signature(operation.call).parameters
 
 
-# ---- Keras' config notation -----------------------------------------------------------------------
+# ---- Keras' config notation --------------------------------------------------------------------
 
 
 def _is_tensor(data):
@@ -254,7 +269,7 @@ def _tensor_keys(data):
 
 
 def copy_operation(operation, **changes):
-    """Returns a fresh layer or operation with the same config but for `changes`; weights are not copied.
+    """Returns a fresh layer or operation with the same config but for `changes`, without weights.
 
     Raises:
         ValueError: If the layer cannot be made again from its config.
@@ -269,7 +284,7 @@ def copy_operation(operation, **changes):
         return copy
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
-            f"Layer '{operation.name}' ({type(operation).__name__}) cannot be copied. A layer must be "
-            f"reproducible from `get_config()`; define it in {type(operation).__name__}. "
+            f"Layer '{operation.name}' ({type(operation).__name__}) cannot be copied. A layer "
+            f"must be reproducible from `get_config()`; define it in {type(operation).__name__}. "
             f"{describe(error=str(error))}"
         ) from error

@@ -10,12 +10,13 @@ class QuantizedLayer(keras.layers.Wrapper):
     """Runs `layer` with quantized values in place of some of its variables.
 
     The layer itself is called, under a `keras.StatelessScope` that maps each variable to its value,
-    quantized or not. `layer.stateless_call` would be shorter but skips `__call__`: no autocasting, no
-    masks, no activity losses, and state updates lost. What the call changes in non-trainable variables
-    (moving statistics, seeds) is assigned back; under the SPEQ teacher an outer scope catches that.
+    quantized or not. `layer.stateless_call` would be shorter but skips `__call__`: no autocasting,
+    no masks, no activity losses, and state updates lost. What the call changes in non-trainable
+    variables (moving statistics, seeds) is assigned back; under the SPEQ teacher an outer scope
+    catches that.
 
-    The wrapper itself is float32 and does not autocast, so quantizers see the full weights while the
-    layer computes in its own dtype.
+    The wrapper itself is float32 and does not autocast, so quantizers see the full weights while
+    the layer computes in its own dtype.
 
     Args:
         layer: The layer, built or not.

@@ -10,9 +10,9 @@ Throughout, p is the teacher, q the student, T the temperature:
     dot       1 − p·q                          −Σ_j p_j (q_j δ_ij − q_j q_i)        Eq. 8, 9
     kl        Σ_i p_i log(p_i / q_i)           q_i − p_i                            Eq. 6, 7
 
-* "after the normalization" can be read in two ways, and both exist by name: `cosine` divides by the L2
-norms and is zero where student and teacher agree; `dot` takes the softmax as the normalization, and
-only for it Eq. 9 holds. `dot` rewards confident outputs even where both agree.
+* "after the normalization" can be read in two ways, and both exist by name: `cosine` divides by the
+L2 norms and is zero where student and teacher agree; `dot` takes the softmax as the normalization,
+and only for it Eq. 9 holds. `dot` rewards confident outputs even where both agree.
 
 Reference: Boo, Shin, Choi, Sung, "Stochastic Precision Ensemble: Self-Knowledge Distillation for
 Quantized Deep Neural Networks" (AAAI 2021).
@@ -68,8 +68,8 @@ def distillation_loss(teacher_logits, student_logits, *, method, temperature, he
         student_logits: Float tensor of the same shape.
         method: `"cosine"`, `"dot"` or `"kl"`; see the table above.
         temperature: T > 0. The factor T² keeps the gradient's size independent of T.
-        head: `"softmax"` over the last axis, or `"sigmoid"`: every entry of the last axis is a label
-            of its own, the two-class losses of which are averaged.
+        head: `"softmax"` over the last axis, or `"sigmoid"`: every entry of the last axis is a
+            label of its own, the two-class losses of which are averaged.
 
     Returns:
         A float32 tensor of shape (...): one loss per example and position.
@@ -98,8 +98,8 @@ def distillation_loss(teacher_logits, student_logits, *, method, temperature, he
 class DistillationLoss(keras.losses.Loss):
     """`distillation_loss` as a Keras loss: `loss(teacher_logits, student_logits, sample_weight)`.
 
-    Keras' own base class does the reduction, so masks, sample weights and the division by the number
-    of replicas under `tf.distribute` are those of the task loss.
+    Keras' own base class does the reduction, so masks, sample weights and the division by the
+    number of replicas under `tf.distribute` are those of the task loss.
 
     Args:
         method, temperature, head: As in `distillation_loss`.

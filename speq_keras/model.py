@@ -46,22 +46,23 @@ class SPEQModel(keras.Model):
     """A Functional model with quantizers, trained by stochastic precision self-distillation.
 
     Made by `speq_keras.wrap`. Everything that a Keras model does works as usual (`compile`, `fit`,
-    `evaluate`, `predict`, `save`, callbacks); `fit` adds the distillation loss of Eq. 2. The history has
-    `loss` (what is minimized), `task_loss` (the compiled loss and regularizers), `distillation_loss`,
-    with an external teacher `teacher_loss`, and the metrics of the student.
+    `evaluate`, `predict`, `save`, callbacks); `fit` adds the distillation loss of Eq. 2. The
+    history has `loss` (what is minimized), `task_loss` (the compiled loss and regularizers),
+    `distillation_loss`, with an external teacher `teacher_loss`, and the metrics of the student.
 
     Reference: Boo et al., "Stochastic Precision Ensemble" (AAAI 2021).
     """
 
-    # The signature is that of a Functional model, because `keras.models.clone_model` builds the clone
-    # from (inputs, outputs, name) alone. So that it keeps its settings, they ride on a quantizer.
+    # The signature is that of a Functional model, because `keras.models.clone_model` builds the
+    # clone from (inputs, outputs, name) alone. So that it keeps its settings, they ride on a
+    # quantizer.
     def __init__(self, inputs, outputs, name=None, *, settings=None, **kwargs):
         super().__init__(inputs, outputs, name=name, **kwargs)
         quantizers = list(self._all_quantizers())
         if not quantizers:
             raise ValueError(
-                "A SPEQModel needs quantizer layers in its graph. Received: a model without any. Make "
-                "it with `speq_keras.wrap(keras_model)`."
+                "A SPEQModel needs quantizer layers in its graph. Received: a model without any. "
+                "Make it with `speq_keras.wrap(keras_model)`."
             )
         self._carrier = types.SimpleNamespace(quantizer=quantizers[0])
         if settings is None:
@@ -72,13 +73,11 @@ class SPEQModel(keras.Model):
         self.task_loss_tracker = keras.metrics.Mean(name="task_loss")
         self.distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
         self.teacher_loss_tracker = None
-        # In a namespace, where Keras does not track them: an external teacher's weights are not ours,
-        # and the training network shares all its layers with the model.
-        self._untracked = types.SimpleNamespace(
-            teacher=None, plan=None, plan_loss=None, said=set()
-        )
+        # In a namespace, where Keras does not track them: an external teacher's weights are not
+        # ours, and the training network shares all its layers with the model.
+        self._untracked = types.SimpleNamespace(teacher=None, plan=None, plan_loss=None, said=set())
 
-    # ---- settings ---------------------------------------------------------------------------------
+    # ---- settings ------------------------------------------------------------------------------
 
     @property
     def settings(self):
@@ -143,7 +142,7 @@ class SPEQModel(keras.Model):
             quantizer.model_settings = None
         self._carrier.quantizer.model_settings = self._settings.to_json()
 
-    # ---- quantizers and widths ----------------------------------------------------------------------
+    # ---- quantizers and widths -----------------------------------------------------------------
 
     @property
     def activation_quantizers(self):
@@ -170,12 +169,13 @@ class SPEQModel(keras.Model):
     def set_bits(self, *, weights=_UNCHANGED, activations=_UNCHANGED):
         """Changes the widths of all quantizers that have the target width, at run time.
 
-        Ranges stay. Nothing is traced again. The first and last layers, squeeze-excite blocks and 8-bit
-        tensors keep their widths.
+        Ranges stay. Nothing is traced again. The first and last layers, squeeze-excite blocks and
+        8-bit tensors keep their widths.
 
         Args:
             weights: Width in bits, 2 to 8, or None: float weights. Left out: unchanged.
-            activations: Width in bits, 2 to 8, or None: clipped but not rounded. Left out: unchanged.
+            activations: Width in bits, 2 to 8, or None: clipped but not rounded. Left out:
+                unchanged.
 
         Raises:
             TypeError, ValueError: If a width is not allowed.
@@ -190,15 +190,16 @@ class SPEQModel(keras.Model):
             check_bits(name, bits)
             if not quantizers:
                 raise ValueError(
-                    f"`{name}` can be set where a quantizer has the target width, and no quantizer of "
-                    f"the {name} has. {describe(**{name: bits})} Wrap the float model with a width for "
-                    "that side."
+                    f"`{name}` can be set where a quantizer has the target width, and no "
+                    f"quantizer of "
+                    f"the {name} has. {describe(**{name: bits})} Wrap the float model with a "
+                    f"width for that side."
                 )
         for _, bits, quantizers in sides:
             for quantizer in quantizers:
                 quantizer.bits = bits
 
-    # ---- calibration --------------------------------------------------------------------------------
+    # ---- calibration ---------------------------------------------------------------------------
 
     @property
     def is_calibrated(self):
@@ -208,16 +209,17 @@ class SPEQModel(keras.Model):
     def calibrate(self, data, *, batch_size=32, steps=None, training=False, verbose="auto"):
         """Sets every activation range from a few batches, to the least squared rounding error.
 
-        The batches run through the float network, in inference mode unless said otherwise. All ranges
-        are set again, also those that were trained.
+        The batches run through the float network, in inference mode unless said otherwise. All
+        ranges are set again, also those that were trained.
 
         Args:
-            data: Inputs as arrays (or a dict of them), a `tf.data.Dataset`, a `PyDataset`, or an iterable
-                of batches `x`, `(x, y)` or `(x, y, sample_weight)`. A list is a list of batches.
+            data: Inputs as arrays (or a dict of them), a `tf.data.Dataset`, a `PyDataset`, or an
+                iterable of batches `x`, `(x, y)` or `(x, y, sample_weight)`. A list is a list of
+                batches.
             batch_size: Examples per batch, for arrays.
             steps: Number of batches; None takes all.
-            training: Whether BatchNormalization uses the batches' statistics (for a network whose moving
-                statistics mean nothing yet). No state changes either way.
+            training: Whether BatchNormalization uses the batches' statistics (for a network whose
+                moving statistics mean nothing yet). No state changes either way.
             verbose: 0 shows no progress bar.
 
         Raises:
@@ -246,14 +248,16 @@ class SPEQModel(keras.Model):
         """Computes the moving statistics of BatchNormalization again, at the current widths.
 
         Args:
-            data, batch_size, steps: As in `calibrate`.
+            data: As in `calibrate`.
+            batch_size: As in `calibrate`.
+            steps: As in `calibrate`.
 
         Returns:
             The number of layers that were set.
         """
         return batch_norm.reestimate(self, calibration.input_batches(data, batch_size, steps))
 
-    # ---- training -----------------------------------------------------------------------------------
+    # ---- training ------------------------------------------------------------------------------
 
     def training_plan(self):
         """Returns the `TrainingPlan`, after checking that the model can train as it is set up.
@@ -279,7 +283,8 @@ class SPEQModel(keras.Model):
             found, others = heads.find_heads(self)
             if not found:
                 raise ValueError(
-                    "At least one output must be a softmax or sigmoid, or have a cross-entropy with "
+                    "At least one output must be a softmax or sigmoid, or have a cross-entropy "
+                    "with "
                     f"from_logits=True. Received: outputs {others}. Pass distillation=None and no "
                     "teacher to train without distillation."
                 )
@@ -290,8 +295,8 @@ class SPEQModel(keras.Model):
             quantizers = tuple(self.target_quantizers)
             if not quantizers:
                 raise ValueError(
-                    "SPEQ draws the widths of the activation quantizers that have the target width, and "
-                    "this model has none. Received: "
+                    "SPEQ draws the widths of the activation quantizers that have the target "
+                    "width, and this model has none. Received: "
                     f"distillation={self.distillation!r}. Set model.distillation = None."
                 )
             self.teacher_precision.check(len(quantizers))
@@ -307,7 +312,7 @@ class SPEQModel(keras.Model):
             warnings.warn(message, stacklevel=3)
 
     def fit(self, x=None, *args, **kwargs):
-        """Trains as `keras.Model.fit` does; calibrates on the first batch if nothing was calibrated."""
+        """Trains as `keras.Model.fit` does; calibrates on the first batch if need be."""
         x = self._prepare(x, kwargs.get("batch_size"))
         return super().fit(x, *args, **kwargs)
 
@@ -347,17 +352,17 @@ class SPEQModel(keras.Model):
     def test_step(self, *args):
         return _without_training_losses(super().test_step(*args))
 
-    # ---- plan, report -------------------------------------------------------------------------------
+    # ---- plan, report --------------------------------------------------------------------------
 
     def plan(self):
-        """Returns a `reporting.Report`: for every layer, what is quantized, at which width and cost."""
+        """Returns a `reporting.Report`: what is quantized in every layer, and what it costs."""
         return reporting.report(self, title="plan")
 
     def report(self):
         """Returns `plan()` with the ranges as they are now."""
         return reporting.report(self, title="report", with_ranges=True)
 
-    # ---- saving and float weights -------------------------------------------------------------------
+    # ---- saving and float weights --------------------------------------------------------------
 
     def _random_states(self):
         """All random state: the draw's and that of every layer. Keras saves none of it."""
@@ -407,8 +412,8 @@ class SPEQModel(keras.Model):
         for mine, theirs in self._weight_pairs(model):
             if tuple(mine.shape) != tuple(theirs.shape):
                 raise ValueError(
-                    f"The float weights must have the shapes of this model's. Received: {theirs.path} "
-                    f"with shape {tuple(theirs.shape)} for shape {tuple(mine.shape)}."
+                    f"The float weights must have the shapes of this model's. Received: "
+                    f"{theirs.path} with shape {tuple(theirs.shape)} for shape {tuple(mine.shape)}."
                 )
         for mine, theirs in self._weight_pairs(model):
             mine.assign(ops.convert_to_tensor(theirs.value))
@@ -417,8 +422,8 @@ class SPEQModel(keras.Model):
         config = self._settings.float_config
         if config is None:
             raise RuntimeError(
-                "The float model is known to models made by `speq_keras.wrap`, and this one was made in "
-                "another way."
+                "The float model is known to models made by `speq_keras.wrap`, and this one was "
+                "made in another way."
             )
         return keras.saving.deserialize_keras_object(json.loads(config))
 
@@ -442,13 +447,13 @@ class SPEQModel(keras.Model):
                 theirs = [theirs[index] for index in indices]
             yield from zip(layer.weights, theirs, strict=True)
 
-    # ---- inherited methods that would betray -----------------------------------------------------------
+    # ---- inherited methods that would betray ---------------------------------------------------
 
     def quantize(self, *args, **kwargs):
         """Raises: Keras' own post-training quantization would quantize a second time."""
         raise RuntimeError(
-            "A SPEQModel is quantized already; `quantize` of Keras would quantize its layers a second "
-            "time. Use `set_bits` to change widths."
+            "A SPEQModel is quantized already; `quantize` of Keras would quantize its layers a "
+            "second time. Use `set_bits` to change widths."
         )
 
     def export(self, filepath, format="tf_saved_model", **kwargs):
@@ -459,8 +464,8 @@ class SPEQModel(keras.Model):
                 "format='tf_saved_model' for the fake-quantized float graph."
             )
         warnings.warn(
-            f"format={format!r} exports the fake-quantized graph: float arithmetic on quantized values, "
-            "not integers.",
+            f"format={format!r} exports the fake-quantized graph: float arithmetic on quantized "
+            f"values, not integers.",
             stacklevel=2,
         )
         return super().export(filepath, format=format, **kwargs)

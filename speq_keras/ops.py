@@ -65,8 +65,8 @@ def scale_gradient(x, factor):
 def keep_positive(clip):
     """Keeps a clipping level at or above `SMALLEST_CLIP` without stopping its gradient.
 
-    With a plain maximum, a level that one huge step pushed below zero would get no gradient and stay
-    there for ever.
+    With a plain maximum, a level that one huge step pushed below zero would get no gradient and
+    stay there for ever.
     """
     return replace_value(clip, ops.maximum(clip, SMALLEST_CLIP))
 
@@ -77,9 +77,9 @@ def fake_quantize(x, scale, *, low_code, high_code, clip_below=True):
         q(x) = scale · round(clip(x / scale, low_code, high_code))
 
     On TensorFlow this is one 8-bit fake-quant kernel with the range
-    [−(255 − high_code)·scale, high_code·scale]: its upper end clips, its zero point is exact, and it
-    is the very encoding in which a stock int8 kernel computes fewer than 8 bits. It does not clip
-    below for narrow codes, so a maximum goes first.
+    [−(255 − high_code)·scale, high_code·scale]: its upper end clips, its zero point is exact, and
+    it is the very encoding in which a stock int8 kernel computes fewer than 8 bits. It does not
+    clip below for narrow codes, so a maximum goes first.
 
     Rounding has gradient 1 inside the range. Outside it the gradient goes to the end of the range,
     which is PACT's gradient to a clipping level α where `scale` = α / steps.

@@ -1,8 +1,8 @@
 """Who draws the teacher's activation widths: Eq. 1, "Mix", fixed widths, and the greedy Eq. 5.
 
-A teacher precision proposes *candidates*: rows of widths, one column per quantizer that has the target
-width. One row is the rule; `Greedy` proposes all combinations, and training keeps the row whose task
-loss is lowest. A rule of your own is a subclass with `candidates` and `get_config`.
+A teacher precision proposes *candidates*: rows of widths, one column per quantizer that has the
+target width. One row is the rule; `Greedy` proposes all combinations, and training keeps the row
+whose task loss is lowest. A rule of your own is a subclass with `candidates` and `get_config`.
 """
 
 import itertools
@@ -157,8 +157,8 @@ class Greedy(TeacherPrecision):
     def check(self, quantizer_count):
         if quantizer_count > GREEDY_LIMIT:
             raise ValueError(
-                f"`Greedy` (Eq. 5) tries all 2^L width combinations in every step and accepts at most "
-                f"L={GREEDY_LIMIT} quantizers of the target width. "
+                f"`Greedy` (Eq. 5) tries all 2^L width combinations in every step and accepts at "
+                f"most L={GREEDY_LIMIT} quantizers of the target width. "
                 f"{describe(quantizers=quantizer_count)} Use precision.Bernoulli() instead."
             )
 

@@ -247,7 +247,7 @@ def _input_bits(node, graph):
 
 
 def _macs(node, graph):
-    """Returns the multiply-accumulates of one call for one example; None where a shape is unknown."""
+    """Returns the multiply-accumulates of one call per example; None for unknown shapes."""
     operation = node.operation
     layer = operation.layer if isinstance(operation, QuantizedLayer) else operation
     kernel = getattr(layer, "kernel", None)
@@ -273,7 +273,9 @@ def _einsum_macs(layer, makes):
     inputs_and_kernel, output = layer.equation.replace(" ", "").split("->")
     kernel = inputs_and_kernel.split(",")[1].replace("...", "")
     summed = [
-        size for letter, size in zip(kernel, layer.kernel.shape, strict=True) if letter not in output
+        size
+        for letter, size in zip(kernel, layer.kernel.shape, strict=True)
+        if letter not in output
     ]
     return None if None in makes[1:] else math.prod(makes[1:]) * math.prod(summed)
 

@@ -42,7 +42,8 @@ class Settings:
         check_seed(self.seed)
         if not isinstance(self.teacher_precision, TeacherPrecision):
             raise TypeError(
-                "`teacher_precision` must be a TeacherPrecision: precision.Bernoulli(), UniformMix(), "
+                "`teacher_precision` must be a TeacherPrecision: precision.Bernoulli(), "
+                "UniformMix(), "
                 f"Fixed() or Greedy(). {describe(teacher_precision=self.teacher_precision)}"
             )
 
@@ -74,7 +75,7 @@ class Settings:
 
 
 def teacher_precision_from(teacher_precision, teacher_bits, quantization_probability):
-    """Returns the teacher precision from `wrap`'s three arguments, of which one kind may be given."""
+    """Returns the teacher precision from `wrap`'s three arguments, which exclude each other."""
     if teacher_precision is None:
         return Bernoulli(
             0.5 if quantization_probability is None else quantization_probability,
@@ -98,6 +99,7 @@ def speq_weight_from(speq_weight, teacher):
     if teacher is None and speq_weight is not None:
         raise ValueError(
             "`speq_weight` (Eq. 4) weighs SPEQ against an external teacher and needs `teacher`. "
-            f"{describe(speq_weight=speq_weight, teacher=teacher)} Pass a float Keras model as `teacher`."
+            f"{describe(speq_weight=speq_weight, teacher=teacher)} Pass a float Keras model as "
+            f"`teacher`."
         )
     return 0.5 if teacher is not None and speq_weight is None else speq_weight

@@ -16,6 +16,7 @@ def register_config(layer_class, config):
         TypeError: If `layer_class` is no layer class or `config` neither.
 
     Example:
+        >>> import keras
         >>> class MyDense(keras.layers.Dense):
         ...     pass
         >>> register_config(MyDense, QuantizeConfig(weights=("kernel",), channel_axes=(-1,)))
@@ -32,4 +33,11 @@ def register_config(layer_class, config):
     REGISTRY[layer_class] = config
 
 
-__all__ = ["TARGET", "QuantizeConfig", "REGISTRY", "matches", "register_config", "registered_config"]
+__all__ = [
+    "TARGET",
+    "QuantizeConfig",
+    "REGISTRY",
+    "matches",
+    "register_config",
+    "registered_config",
+]

@@ -1,4 +1,4 @@
-"""The weighted layers of Keras: which of their variables are weights, and where the channels are."""
+"""The weighted layers of Keras: which variables are weights, and where their channels are."""
 
 from keras import layers
 
@@ -28,7 +28,8 @@ REGISTRY = {
     layers.DepthwiseConv2D: _DEPTHWISE,
     layers.Conv1DTranspose: _TRANSPOSED,
     layers.Conv2DTranspose: _TRANSPOSED,
-    # `wrap` splits these into a depthwise and a 1×1 convolution, so that the tensor between is quantized.
+    # `wrap` splits these into a depthwise and a 1×1 convolution, so that the tensor between is
+    # quantized.
     layers.SeparableConv1D: QuantizeConfig(weights=("depthwise_kernel", "pointwise_kernel")),
     layers.SeparableConv2D: QuantizeConfig(weights=("depthwise_kernel", "pointwise_kernel")),
     layers.EinsumDense: _einsum_dense,
@@ -38,6 +39,9 @@ REGISTRY = {
 
 
 def registered_config(layer):
-    """Returns the config of the layer's class (exactly: a subclass may compute something else), or None."""
+    """Returns the config of exactly this layer's class, or None.
+
+    A subclass may compute something else with its weights, so it does not inherit the config.
+    """
     config = REGISTRY.get(type(layer))
     return config(layer) if callable(config) else config

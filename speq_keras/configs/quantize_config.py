@@ -3,7 +3,6 @@
 import dataclasses
 import fnmatch
 
-
 from speq_keras._checks import check_bits, describe
 from speq_keras.quantizers import (
     ActivationQuantizer,
@@ -22,10 +21,12 @@ class QuantizeConfig:
     Args:
         weights: Names of the layer's attributes that hold the variables to quantize, such as
             `("kernel",)`. None: those registered for the class.
-        channel_axes: Axes of the weights that number the output channels, for per-channel quantizers.
+        channel_axes: Axes of the weights that number the output channels, for per-channel
+            quantizers.
         w_bits: Width of the weights in bits (2 to 8), None for float, or "target": `wrap`'s, which
             `set_bits` changes.
-        a_bits: Width of the layer's inputs, likewise. A number is fixed: the teacher does not draw it.
+        a_bits: Width of the layer's inputs, likewise. A number is fixed: the teacher does not draw
+            it.
         weight_quantizer, activation_quantizer: Name or object. None: `wrap`'s.
 
     Example:
@@ -65,5 +66,5 @@ class QuantizeConfig:
 
 
 def matches(pattern, name):
-    """Whether a shell-style pattern names a layer: by its full name or by its name in a nested model."""
+    """Whether a shell-style pattern names a layer: its full name, or its name in a nested model."""
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.split(".")[-1], pattern)

@@ -1,9 +1,10 @@
 """Quantizers by name and as objects, and the registry that knows their names.
 
     weights                                     activations
-    ----------  ------------------------------  ----------  -----------------------------------------
-    sawb        range from two moments          pact        trained clipping level
-    minmax      range from max|w|               lsq_plus    trained scale, integer zero point
+    ----------  ------------------------------  ----------
+    ----------------------------------------- sawb        range from two moments          pact
+     trained clipping level minmax      range from max|w|               lsq_plus    trained scale,
+     integer zero point
     mse         least squares, every step       dorefa      [0, 1]
     lsq         trained scale                   fixed       not trained, calibrated once
     dorefa      tanh into [−1, 1]

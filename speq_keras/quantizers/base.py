@@ -1,4 +1,4 @@
-"""What all quantizers share: a width that can change at run time, and a range that can be calibrated."""
+"""What all quantizers share: run-time widths, and ranges that can be calibrated."""
 
 import keras
 from keras import ops
@@ -47,7 +47,7 @@ class Quantizer(keras.layers.Layer):
             self.width = self.add_scalar("bits", self._initial_bits or 0)
 
     def add_scalar(self, name, value, shape=(), **kwargs):
-        """Adds a non-trainable (unless said otherwise) float32 variable that autocasting leaves alone."""
+        """Adds a float32 variable that autocasting leaves alone; not trainable unless said."""
         return self.add_weight(
             name=name,
             shape=shape,
@@ -116,7 +116,9 @@ class WeightQuantizer(Quantizer):
         """Returns the quantized weights, or the weights themselves where the width is float."""
         weights = ops.cast(weights, "float32")
         if self.width is None:
-            return self.round_to_grid(weights, self._initial_bits) if self._initial_bits else weights
+            return (
+                self.round_to_grid(weights, self._initial_bits) if self._initial_bits else weights
+            )
         bits = ops.convert_to_tensor(self.width.value)
         # Weights are small, so both branches are computed: cheaper than a branch in the graph.
         return ops.where(bits > 0, self.round_to_grid(weights, ops.maximum(bits, 2.0)), weights)
@@ -136,12 +138,13 @@ class WeightQuantizer(Quantizer):
 class ActivationQuantizer(Quantizer):
     """Base class of activation quantizers: a layer of the graph.
 
-    A subclass writes `round_to_grid(x, bits)`, `clip(x)` (what stays of it in float) and `set_range`.
+    A subclass writes `round_to_grid(x, bits)`, `clip(x)` (what stays of it in float) and
+    `set_range`.
 
     Args:
         signed: Whether the tensor may be negative. `wrap` decides it from the graph.
-        nonnegative_input: True promises that inputs are never negative (right behind a ReLU) and saves
-            one pass over the tensor.
+        nonnegative_input: True promises that inputs are never negative (right behind a ReLU) and
+            saves one pass over the tensor.
         weight_decay: L2 factor on the trainable range; adds factor · clip² to the loss.
     """
 

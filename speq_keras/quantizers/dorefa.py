@@ -15,7 +15,8 @@ from speq_keras.quantizers.base import (
 class DoReFa(WeightQuantizer):
     """Squashes weights into [−1, 1] and rounds to 2^b values without zero.
 
-        n(w) = tanh(w) / (2 · max|tanh(w)|) + ½,    q(w) = 2 · round((2^b − 1) · n(w)) / (2^b − 1) − 1
+        n(w) = tanh(w) / (2 · max|tanh(w)|) + ½,    q(w) = 2 · round((2^b − 1) · n(w)) / (2^b − 1) −
+        1
 
     The maximum counts as a constant in the backward pass; rounding has gradient 1. The result fills
     [−1, 1] whatever the size of the weights, so a BatchNormalization should follow.
@@ -44,7 +45,8 @@ class DoReFaActivation(ActivationQuantizer):
             become 0 wherever the quantizer stands.
 
     Example:
-        >>> print(DoReFaActivation(bits=2)(ops.convert_to_tensor([-1.0, 0.3, 5.0])).numpy().round(3))
+        >>> x = ops.convert_to_tensor([-1.0, 0.3, 5.0])
+        >>> print(DoReFaActivation(bits=2)(x).numpy().round(3))
         [0.    0.333 1.   ]
 
     Reference: Zhou et al., "DoReFa-Net" (arXiv:1606.06160), Eq. 11.

@@ -11,18 +11,21 @@ from speq_keras.quantizers.base import ActivationQuantizer, register
 class FixedRange(ActivationQuantizer):
     """Rounds to 2^b values between two ends that training does not move.
 
-        s = (high − low) / (2^b − 1),   z = round(−low / s),   q(x) = s · (clip(round(x/s) + z, 0, 2^b − 1) − z)
+        s = (high − low) / (2^b − 1),   z = round(−low / s),   q(x) = s · (clip(round(x/s) + z, 0,
+        2^b − 1) − z)
 
-    Zero is always a grid value (padding needs it), so the range is widened to contain it and shifted by
-    less than half a step. Used for model inputs (ends from calibration) and for functions that know
-    their range: a sigmoid fills [0, 255/256] with the scale 1/256 that integer kernels demand.
+    Zero is always a grid value (padding needs it), so the range is widened to contain it and
+    shifted by less than half a step. Used for model inputs (ends from calibration) and for
+    functions that know their range: a sigmoid fills [0, 255/256] with the scale 1/256 that integer
+    kernels demand.
 
     Args:
         low, high: Ends of the range in units of the tensor, or both None: set by calibration to the
             smallest and largest value seen.
 
     Example:
-        >>> FixedRange(low=0.0, high=255 / 256, bits=8)(ops.convert_to_tensor([0.5, 1.0])).numpy().tolist()
+        >>> sigmoid_range = FixedRange(low=0.0, high=255 / 256, bits=8)
+        >>> sigmoid_range(ops.convert_to_tensor([0.5, 1.0])).numpy().tolist()
         [0.5, 0.99609375]
     """
 

@@ -1,4 +1,4 @@
-"""A histogram of what a quantizer saw during calibration, and least-squares ranges from it (NumPy)."""
+"""A histogram of what a quantizer saw, and least-squares ranges from it (NumPy)."""
 
 import numpy as np
 

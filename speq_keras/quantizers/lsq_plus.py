@@ -1,6 +1,5 @@
 """LSQ+: a trained scale and, for tensors that go below zero, a trained offset."""
 
-import keras
 from keras import ops
 
 from speq_keras import ops as speq_ops
@@ -12,14 +11,16 @@ from speq_keras.quantizers.lsq import AtLeastSmallestScale
 class LSQPlus(ActivationQuantizer):
     """Trains the scale s and an offset β that is rounded to an integer zero point z.
 
-        z = clip(round(−β / s), 0, L),   q(x) = s · (round(clip(x / s + z, 0, L)) − z),   L = 2^b − 1
+        z = clip(round(−β / s), 0, L),   q(x) = s · (round(clip(x / s + z, 0, L)) − z),   L = 2^b −
+        1
 
-    Gradients: ∂q/∂s = round(v) − v with v = x/s + z inside the range, L above it, 0 below it; ∂q/∂β = 1
-    outside the range, 0 inside; both times g = 1/√(N·L), N = values per example. The paper's offset is
-    a float; integer kernels add a zero point, so z is whole here, in training too.
+    Gradients: ∂q/∂s = round(v) − v with v = x/s + z inside the range, L above it, 0 below it; ∂q/∂β
+        = 1
+    outside the range, 0 inside; both times g = 1/√(N·L), N = values per example. The paper's offset
+    is a float; integer kernels add a zero point, so z is whole here, in training too.
 
-    Made for swish, which goes down to −0.278: a symmetric grid spends half its codes there, this one
-    as many as pay. Unsigned tensors have z = 0 and no offset.
+    Made for swish, which goes down to −0.278: a symmetric grid spends half its codes there, this
+    one as many as pay. Unsigned tensors have z = 0 and no offset.
 
     `scale` holds the scale at the width the quantizer was made with; another width keeps the range:
     s_b = s · L_made / L_b.

@@ -16,8 +16,8 @@ class MSE(WeightQuantizer):
         q(w) = s · c(w),   c(w) = clip(round(w / s), −K, K),   K = 2^(b−1) − 1
         repeated 8 times:   s ← Σ w·c(w) / Σ c(w)²
 
-    For given codes the second line is the best scale, for a given scale rounding gives the best codes,
-    so the error never rises. s is a constant in the backward pass; ∂q/∂w = 1.
+    For given codes the second line is the best scale, for a given scale rounding gives the best
+    codes, so the error never rises. s is a constant in the backward pass; ∂q/∂w = 1.
 
     Args:
         per_channel, channel_axes, bits, has_target_width: See `WeightQuantizer`.
@@ -33,7 +33,9 @@ class MSE(WeightQuantizer):
         values = ops.stop_gradient(weights)
         # LSQ's start, but never a range beyond the largest weight.
         mean_magnitude = ops.mean(ops.abs(values), axis=axes, keepdims=True)
-        scale = ops.minimum(2.0 * mean_magnitude / levels**0.5, largest_magnitude(values, axes) / levels)
+        scale = ops.minimum(
+            2.0 * mean_magnitude / levels**0.5, largest_magnitude(values, axes) / levels
+        )
         scale = ops.maximum(scale, speq_ops.SMALLEST_CLIP / levels)
         for _ in range(_ROUNDS):
             codes = ops.clip(ops.round(values / scale), -levels, levels)

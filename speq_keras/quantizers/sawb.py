@@ -24,11 +24,11 @@ class SAWB(WeightQuantizer):
         2 bits:  ±α/3, ±α
         3 to 8:  s · (−K ... K),  K = 2^(b−1) − 1,  s = α / K
 
-    α is a constant in the backward pass and ∂q/∂w = 1 everywhere: a weight beyond α keeps its gradient,
-    else it could never come back.
+    α is a constant in the backward pass and ∂q/∂w = 1 everywhere: a weight beyond α keeps its
+    gradient, else it could never come back.
 
-    2 bits have no zero: on the networks of this project four levels beat three. From 3 bits on zero is
-    a level, so that all codes fit a signed container of the same width.
+    2 bits have no zero: on the networks of this project four levels beat three. From 3 bits on zero
+    is a level, so that all codes fit a signed container of the same width.
 
     Args:
         per_channel, channel_axes, bits, has_target_width: See `WeightQuantizer`.

@@ -41,8 +41,8 @@ class Head:
 def find_heads(model):
     """Finds the outputs with logits.
 
-    A softmax (over the last axis) or sigmoid at the end has its input as logits: the temperature acts on
-    logits. An output without one counts where the compiled loss says `from_logits=True`.
+    A softmax (over the last axis) or sigmoid at the end has its input as logits: the temperature
+    acts on logits. An output without one counts where the compiled loss says `from_logits=True`.
 
     Args:
         model: A compiled `SPEQModel`.

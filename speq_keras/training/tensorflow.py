@@ -10,8 +10,8 @@ from speq_keras.losses import DistillationLoss, combine
 def train_step(model, data):
     """Runs one step of SPEQ (Eq. 1, 2, and 3, 4 with an external teacher), or of plain training.
 
-    The teacher goes first: it reads the seeds that the student will use, and leaves them as they are, so
-    both see the same dropout masks.
+    The teacher goes first: it reads the seeds that the student will use, and leaves them as they
+    are, so both see the same dropout masks.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     plan = model.training_plan()
@@ -39,9 +39,7 @@ def train_step(model, data):
         scaled_loss = model.optimizer.scale_loss(loss)
 
     weights = model.trainable_weights
-    model.optimizer.apply_gradients(
-        zip(tape.gradient(scaled_loss, weights), weights, strict=True)
-    )
+    model.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, weights), weights, strict=True))
     parts = {"loss": loss, "task_loss": task_loss, "distillation_loss": distillation}
     if external is not None:
         parts["teacher_loss"] = external
@@ -52,8 +50,8 @@ def train_step(model, data):
 def self_teacher_logits(model, plan, x, y, sample_weight):
     """Returns the logits of the stochastic path (Eq. 1), or of the best of all paths (Eq. 5).
 
-    The pass runs under a stateless scope in which the width variables have the drawn values: it uses
-    batch statistics, and nothing that it updates is kept.
+    The pass runs under a stateless scope in which the width variables have the drawn values: it
+    uses batch statistics, and nothing that it updates is kept.
     """
     widths = [quantizer.width for quantizer in plan.quantizers]
     target = ops.stack([ops.convert_to_tensor(width.value) for width in widths])
@@ -89,8 +87,8 @@ def self_teacher_logits(model, plan, x, y, sample_weight):
 def external_teacher_logits(model, plan, x):
     """Returns the external teacher's logits, in inference mode (Eq. 3).
 
-    A softmax or sigmoid at its end is undone: log p differs from the logits by a constant, which the
-    softmax at temperature T does not see.
+    A softmax or sigmoid at its end is undone: log p differs from the logits by a constant, which
+    the softmax at temperature T does not see.
     """
     outputs = tree.flatten(model.teacher(x, training=False))
     return [

@@ -1,17 +1,17 @@
 """Float model in, quantized graph out.
 
-    read_graph     Keras model -> plain nodes              graph.py
-    canonicalize   fused activations, swish, separable     canonical.py
-    decide         which layer gets which width            rules.py
-    place          where quantizers stand                  placement.py
-    build_graph    plain nodes -> Keras graph              build.py
+read_graph     Keras model -> plain nodes              graph.py
+canonicalize   fused activations, swish, separable     canonical.py
+decide         which layer gets which width            rules.py
+place          where quantizers stand                  placement.py
+build_graph    plain nodes -> Keras graph              build.py
 """
 
 import dataclasses
 
 from speq_keras.graph import read_graph
 from speq_keras.wrapping.build import build_graph, copy_weights
-from speq_keras.wrapping.canonical import canonicalize
+from speq_keras.wrapping.canonical import Canonical, canonicalize
 from speq_keras.wrapping.placement import Placement, place
 from speq_keras.wrapping.rules import Rules, decide
 
@@ -23,7 +23,7 @@ class QuantizedGraph:
     inputs: object
     outputs: object
     reasons: dict
-    canonical: object
+    canonical: Canonical
 
     def copy_weights(self, layers):
         """Copies the float model's weights into `layers`, those of a model made of this graph."""

@@ -71,11 +71,12 @@ def build_graph(canonical, placement, weight_specs):
 
 
 def copy_weights(layers, origins, originals):
-    """Copies the float weights into the layers of a wrapped model, and starts trained weight ranges.
+    """Copies the float weights into a wrapped model's layers, and starts trained weight ranges.
 
     Args:
         layers: The wrapped model's layers.
-        origins, originals: From `Canonical`.
+        origins: From `Canonical`.
+        originals: From `Canonical`.
     """
     for layer in layers:
         origin = origins.get(layer.name)

@@ -94,7 +94,8 @@ class _Rewriter:
         if function_name(operation) == "silu" and self.splits_swish:
             return self.swish(self.unique(name) if again else name, args[0], operation)
         if function_name(operation) is not None and again:
-            # A function has no weights to share, and one call per layer keeps its input unambiguous.
+            # A function has no weights to share, and one call per layer keeps its input
+            # unambiguous.
             fresh = self.unique(name)
             return self.call(copy_operation(operation, name=fresh), fresh, args, kwargs)
         return self.call(self.copy(operation, name), name, args, kwargs)

@@ -7,9 +7,9 @@
                  reads, else 8 bits               convolution before it)
     RELU         an accumulator that nobody else  an accumulator (fused clipping)
                  reads, else 8 bits
-    ELEMENTWISE  8 bits                           an accumulator (Add, Multiply, ... can fuse a ReLU)
-    CARRY        codes                            the same codes (max pooling, reshape, pad, ...)
-    SAME_GRID    codes                            new values on the same grid (average pooling)
+    ELEMENTWISE  8 bits                           an accumulator (Add, Multiply, ... can fuse a
+    ReLU) CARRY        codes                            the same codes (max pooling, reshape, pad,
+    ...) SAME_GRID    codes                            new values on the same grid (average pooling)
     CONCAT       codes of one grid                the same codes
     MEAN         8 bits                           8 bits on a grid of its own
     TABLE        8 bits                           8 bits, by table (sigmoid, tanh, GELU, ...)
@@ -62,9 +62,10 @@ _OPERATION_KINDS = {name: kind for kind, names in _OPERATIONS.items() for name i
 
 # Activation functions by their `__name__`.
 RELU_FUNCTIONS = {"relu", "relu6"}
-TABLE_FUNCTIONS = set(
-    "sigmoid tanh softmax gelu elu selu softplus hard_sigmoid hard_silu leaky_relu silu".split()
-)
+TABLE_FUNCTIONS = {
+    *("sigmoid", "tanh", "softmax", "gelu", "elu", "selu"),
+    *("softplus", "hard_sigmoid", "hard_silu", "leaky_relu", "silu"),
+}
 # Functions whose values are never negative.
 _NONNEGATIVE_FUNCTIONS = RELU_FUNCTIONS | {"sigmoid", "softmax", "softplus", "hard_sigmoid"}
 # Functions whose integer kernel demands a certain grid: (low, high) of the 8-bit range.
@@ -148,7 +149,7 @@ def is_never_negative(operation, kind, inputs_nonnegative):
 
 
 def fixed_range(operation):
-    """Returns the (low, high) that an integer kernel demands for this function's output, or None."""
+    """Returns the (low, high) that the function's integer kernel demands of its output, or None."""
     return _FIXED_RANGES.get(function_name(operation))
 
 

@@ -3,18 +3,22 @@
 Rules, in the order in which they are applied:
 
 1. A layer with a quantize config reads its inputs at its own width: the target width, or
-   `boundary_bits` for the first and last weighted layers, or 8 bits inside squeeze-excite blocks, or
-   what its config says.
-2. Add, Multiply, ..., means, tabulated functions and what leaves the model read 8 bits. BatchNormalization
+   `boundary_bits` for the first and last weighted layers, or 8 bits inside squeeze-excite blocks,
+   or what its config says.
+2. Add, Multiply, ..., means, tabulated functions and what leaves the model read 8 bits.
+BatchNormalization
    and ReLU read nothing of their own where they fold into the layer before them.
-3. Operations that copy or order codes (max pooling, reshape, ...), average pooling and Concatenate tie
-   their inputs and outputs to one grid: one *group* of tensors, one quantizer, which stands where the
-   group's tensors are made.
-4. Read at one width, the group gets that quantizer. Read at several, or made by something that can only
+3. Operations that copy or order codes (max pooling, reshape, ...), average pooling and Concatenate
+tie
+   their inputs and outputs to one grid: one *group* of tensors, one quantizer, which stands where
+   the group's tensors are made.
+4. Read at one width, the group gets that quantizer. Read at several, or made by something that can
+only
    make 8 bits, it gets 8 bits, and each narrower reader a second quantizer on top.
 """
 
 import dataclasses
+from typing import Any
 
 from keras import tree
 
@@ -39,7 +43,7 @@ class Demand:
 
     bits: int | None
     has_target_width: bool
-    quantizer: object
+    quantizer: Any
 
 
 EIGHT_BITS = Demand(8, False, PACT())
@@ -49,7 +53,7 @@ EIGHT_BITS = Demand(8, False, PACT())
 class Spec:
     """One quantizer to make; several tensors of a group share the object."""
 
-    quantizer: object
+    quantizer: Any
     name: str
 
 
@@ -74,7 +78,7 @@ def float_tensors(graph):
 
 
 def find_boundaries(graph, is_weighted):
-    """Returns the operations (by id) that are first or last among the weighted ones on some path."""
+    """Returns the operations (by id) that are the first or the last weighted one on some path."""
     seen, boundary = set(), set()
     for node in graph.nodes:
         after = any(index in seen for index in node.inputs)
@@ -97,7 +101,7 @@ def find_boundaries(graph, is_weighted):
 
 
 def find_squeeze_excite(graph, kinds):
-    """Returns the weighted operations (by id) between a global mean and a product with the features."""
+    """Returns the operations (by id) between a global mean and its product with the features."""
     pooled, made_by = set(), {}
     gates = []
     for node in graph.nodes:
@@ -306,4 +310,3 @@ def fill_in(structure, value):
     return tree.map_structure(
         lambda leaf: value(leaf.index) if isinstance(leaf, Ref) else leaf, structure
     )
-

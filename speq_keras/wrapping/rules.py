@@ -43,7 +43,9 @@ class Rules:
         names = sorted({node.name for node in nodes})
         for pattern in self.skip:
             if not isinstance(pattern, str):
-                raise TypeError(f"`skip` must hold layer names or patterns. {describe(skip=self.skip)}")
+                raise TypeError(
+                    f"`skip` must hold layer names or patterns. {describe(skip=self.skip)}"
+                )
             if not any(matches(pattern, name) for name in names):
                 raise ValueError(_no_match("skip", pattern, names))
         for key, config in self.configs.items():
@@ -208,9 +210,10 @@ def _no_match(argument, pattern, names):
 def _nothing_to_quantize(graph, already):
     if already:
         return (
-            "At least one layer must be left to quantize, and all layers of this model are quantized "
-            f"already. Received: model={graph.name!r}. Train it, change widths with `set_bits`, or add "
-            "new layers first."
+            "At least one layer must be left to quantize, and all layers of this model are "
+            "quantized "
+            f"already. Received: model={graph.name!r}. Train it, change widths with `set_bits`, "
+            f"or add new layers first."
         )
     kinds = sorted({type(node.operation).__name__ for node in graph.nodes})
     return (
@@ -218,4 +221,3 @@ def _nothing_to_quantize(graph, already):
         f"Received: model={graph.name!r} with {', '.join(kinds)}. Register one with "
         "`configs.register_config`, or shorten `skip`."
     )
-

@@ -1,0 +1,58 @@
+"""Installation; `pip install -e '.[test]'` prepares a checkout for `tests/run`."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+# Read as text: importing the package would need what is about to be installed.
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "speq_keras" / "_version.py").read_text(), re.MULTILINE
+)[1]
+
+# The lower bounds are one set that runs together; TensorFlow 2.20 itself asks for Keras 3.10.
+REQUIREMENTS = [
+    "absl-py>=1.0",
+    "ai-edge-litert>=2.1",  # the first with wheels for Python 3.13
+    "keras>=3.10",
+    "numpy>=1.26",
+    "tensorflow>=2.20",
+]
+EXAMPLES = [
+    "matplotlib>=3.8",
+    "scikit-learn>=1.4",
+    "tensorflow-datasets>=4.9.10",  # older ones fail under protobuf 7, which TensorFlow 2.20 allows
+]
+# Pinned are the tools whose verdict changes with their version.
+TEST = [
+    "mypy==2.4.1",
+    "pytest>=8.0",
+    "pytest-timeout>=2.3.1",
+    "pytest-xdist>=3.5",
+    "ruff==0.17.5",
+]
+
+setup(
+    name="speq-keras",
+    version=VERSION,
+    description="Quantization-aware training for Keras 3 with the SPEQ method, exported to TFLite",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    packages=find_packages(include=["speq_keras", "speq_keras.*"]),
+    python_requires=">=3.10",
+    install_requires=REQUIREMENTS,
+    extras_require={
+        "examples": EXAMPLES,
+        "jax": ["jax>=0.6"],
+        "tfmot": ["tensorflow-model-optimization>=0.8", "tf_keras>=2.20"],
+        "test": EXAMPLES + TEST,  # the tests run the examples
+    },
+)
