@@ -1,6 +1,8 @@
 """Argument checks, so that every error of the package has the same shape.
 
-What is allowed. Received: name=value. What to do.
+    What is allowed. Received: name=value. What to do.
+
+`ValueError` for a value, `TypeError` for a type, `RuntimeError` for calls in the wrong order.
 """
 
 import difflib

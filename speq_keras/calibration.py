@@ -1,5 +1,7 @@
 """Ranges from data: a few batches through the float network, seen by every quantizer."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops, tree
@@ -16,8 +18,8 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
     """Sets the range of each quantizer to the least squared rounding error.
 
     The batches run through the float network: weights and activations are not rounded, so each
-    range is that of the values themselves, whatever the other ranges are. Of every tensor up to
-    65,536 evenly spaced values a batch are kept; there is nothing random in it.
+    range is that of the values themselves, whatever the other ranges are. Of every tensor about
+    65,536 evenly spaced values a batch and its two ends are kept; there is nothing random in it.
 
     Args:
         model: The wrapped model.
@@ -33,15 +35,16 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
 
     def observe(quantizer, values):
         if id(quantizer) in seen:
-            values = ops.convert_to_numpy(ops.cast(values, "float32")).ravel()
-            step = max(1, values.size // _VALUES_PER_BATCH)
-            seen[id(quantizer)].append(values[::step])
+            seen[id(quantizer)].append(_sample(ops.convert_to_numpy(ops.cast(values, "float32"))))
 
     observed = [layer for layer in model.layers if isinstance(layer, ActivationQuantizer)]
+    fixed_bits = {q: q.bits for q in model.weight_quantizers if q.width is None}
     count = 0
-    for quantizer in observed:
-        quantizer.observer = observe
     try:
+        for quantizer in observed:
+            quantizer.observer = observe
+        for quantizer in fixed_bits:
+            quantizer.bits = None
         for batch in batches:
             _check_finite(batch)
             # The scope drops whatever the pass updates; float widths for the weights.
@@ -53,6 +56,8 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
     finally:
         for quantizer in observed:
             quantizer.observer = None
+        for quantizer, bits in fixed_bits.items():
+            quantizer.bits = bits
     if count == 0:
         raise ValueError(
             "Calibration needs at least one batch. Received: an empty data set. Pass a few "
@@ -66,6 +71,18 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
                 f"must give finite values on the calibration data; check its weights."
             )
         quantizer.calibrate(Histogram(values))
+
+
+def _sample(values):
+    """Returns evenly spaced values of a tensor, and its ends."""
+    values = values.ravel()
+    stride = -(-values.size // _VALUES_PER_BATCH)
+    if stride <= 1:
+        return values
+    # With a factor in common with the number of channels, it would meet only some of them.
+    while math.gcd(stride, values.size) > 1:
+        stride += 1
+    return np.append(values[::stride], [values.min(), values.max()])
 
 
 def _check_finite(batch):

@@ -1,5 +1,6 @@
 """`speq_keras.wrap`: the entry of the package."""
 
+import dataclasses
 import json
 
 import keras
@@ -99,7 +100,7 @@ def wrap(
         ),
         speq_weight=speq_weight_from(speq_weight, teacher),
         seed=seed,
-        float_config=_config_of(model),
+        output_names=tuple(plain_functional(model).output_names),
     )
     if a_bits is None and distillation is not None:
         raise ValueError(
@@ -127,7 +128,8 @@ def wrap(
 
 def _build(model, rules, settings, teacher, name):
     graph = quantize_graph(model, rules)
-    wrapped = SPEQModel(graph.inputs, graph.outputs, name=name, settings=settings.with_graph(graph))
+    settings = dataclasses.replace(settings.with_graph(graph), float_config=_config_of(model))
+    wrapped = SPEQModel(graph.inputs, graph.outputs, name=name, settings=settings)
     graph.copy_weights(wrapped.layers)
     if teacher is not None:
         wrapped.teacher = teacher

@@ -33,13 +33,17 @@ class Tensor:
 
 @dataclasses.dataclass(eq=False)
 class Node:
-    """One call of a layer or operation. `args` and `kwargs` hold `Ref`s where tensors go."""
+    """One call of a layer or operation. `args` and `kwargs` hold `Ref`s where tensors go.
+
+    `origin` is, in a rewritten graph, the node of the graph before that this one comes from.
+    """
 
     operation: object
     name: str
     args: list
     kwargs: dict
     outputs: list = dataclasses.field(default_factory=list)
+    origin: "Node | None" = None
 
     @property
     def inputs(self):
@@ -61,9 +65,9 @@ class Graph:
         self.tensors.append(Tensor(tuple(shape), dtype, producer, name))
         return Ref(len(self.tensors) - 1)
 
-    def add_node(self, operation, name, args, kwargs, shapes_and_dtypes):
+    def add_node(self, operation, name, args, kwargs, shapes_and_dtypes, origin=None):
         """Appends a node and returns the `Ref`s of its outputs."""
-        node = Node(operation, name, args, kwargs)
+        node = Node(operation, name, args, kwargs, origin=origin)
         node.outputs = [self.add_tensor(s, d, node).index for s, d in shapes_and_dtypes]
         self.nodes.append(node)
         return [Ref(index) for index in node.outputs]
@@ -140,7 +144,7 @@ def _inline(graph, model, inputs, prefix, training):
     if isinstance(model, keras.Sequential):
         return _inline_sequential(graph, model, inputs, prefix, training)
     plain = plain_functional(model)
-    config = plain.get_config()
+    config = _config_of(plain)
     operations = {operation.name: operation for operation in plain.operations}
     values = {}
     input_keys = _tensor_keys(config["input_layers"])
@@ -216,7 +220,7 @@ def _takes_training(operation):
     return "training" in inspect.signature(operation.call).parameters
 
 
-# ---- Keras' config notation --------------------------------------------------------------------
+# ---- Keras' config notation ------------------------------------------------------------------
 
 
 def _is_tensor(data):
@@ -268,6 +272,17 @@ def _tensor_keys(data):
     return [key for value in data for key in _tensor_keys(value)]
 
 
+def _config_of(model):
+    """Returns the config of a Functional, or names the layer that has none."""
+    try:
+        return model.get_config()
+    except NotImplementedError:
+        for operation in model.operations:
+            if not isinstance(operation, keras.Model):
+                copy_operation(operation)
+        raise
+
+
 def copy_operation(operation, **changes):
     """Returns a fresh layer or operation with the same config but for `changes`, without weights.
 
@@ -275,16 +290,33 @@ def copy_operation(operation, **changes):
         ValueError: If the layer cannot be made again from its config.
     """
     try:
-        config = {**operation.get_config(), **changes}
-        copy = type(operation).from_config(config)
+        copy = _made_from({**operation.get_config(), **changes}, operation)
         if isinstance(operation, keras.layers.Layer) and operation.built and not copy.built:
             build_config = operation.get_build_config()
             if build_config:
                 copy.build_from_config(build_config)
         return copy
-    except (NotImplementedError, TypeError) as error:
+    except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
             f"Layer '{operation.name}' ({type(operation).__name__}) cannot be copied. A layer "
-            f"must be reproducible from `get_config()`; define it in {type(operation).__name__}. "
+            "must be reproducible from `get_config()`: define it, and register functions and "
+            "classes of your own with keras.saving.register_keras_serializable. "
             f"{describe(error=str(error))}"
         ) from error
+
+
+def _made_from(config, operation):
+    """Returns a copy of `operation`; functions go over as they are.
+
+    Through a config a function has to be registered, and a lambda is refused and loses its globals.
+    """
+    if isinstance(operation, keras.layers.Lambda):
+        config.update(
+            function=operation.function, arguments=operation.arguments, mask=operation.mask
+        )
+        if isinstance(config.get("output_shape"), dict):  # a serialized function
+            config["output_shape"] = operation.compute_output_shape
+        return type(operation)(**config)
+    if isinstance(operation, keras.layers.Activation):
+        config["activation"] = operation.activation
+    return type(operation).from_config(config)

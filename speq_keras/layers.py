@@ -1,7 +1,10 @@
 """QuantizedLayer: a Keras layer that computes with quantized weights."""
 
+import inspect
+
 import keras
 
+from speq_keras._checks import describe
 from speq_keras.quantizers import WeightQuantizer
 
 
@@ -20,7 +23,8 @@ class QuantizedLayer(keras.layers.Wrapper):
 
     Args:
         layer: The layer, built or not.
-        quantizers: {attribute name of a variable: `WeightQuantizer`}.
+        quantizers: {attribute name of a variable: `WeightQuantizer`}; "cell.kernel" is the kernel
+            of the layer's cell.
 
     Example:
         >>> from speq_keras.quantizers import MinMax
@@ -44,16 +48,26 @@ class QuantizedLayer(keras.layers.Wrapper):
 
     def build(self, input_shape):
         if not self.layer.built:
+            parameters = inspect.signature(self.layer.build).parameters.values()
+            if sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters) > 1:
+                raise ValueError(
+                    f"Layer '{self.layer.name}' ({type(self.layer).__name__}) reads several "
+                    f"tensors "
+                    "and must be built before it is wrapped, with all their shapes. "
+                    f"{describe(input_shape=input_shape)} Call its `build` first."
+                )
             self.layer.build(input_shape)
         for attribute, quantizer in self.quantizers.items():
             variable = self.variable(attribute)
             if not quantizer.built:  # a loaded one is built already
                 quantizer.build(variable.shape)
-                quantizer.start_from(variable.value)
+                quantizer.start_from(variable)
 
     def variable(self, attribute):
         """Returns the layer's variable that `attribute` names."""
-        variable = getattr(self.layer, attribute, None)
+        variable = self.layer
+        for name in attribute.split("."):
+            variable = getattr(variable, name, None)
         if not isinstance(variable, keras.Variable):
             raise ValueError(
                 f"Layer '{self.layer.name}' ({type(self.layer).__name__}) has no variable "
@@ -73,12 +87,17 @@ class QuantizedLayer(keras.layers.Wrapper):
             before = {key: scope.get_current_value(v) for key, (v, _) in values.items()}
             outputs = self.layer(inputs, *args, **kwargs)
         for loss in scope.losses:
-            self.add_loss(loss)
+            # A new tensor: Keras tells losses apart by identity, and would count this one twice.
+            self.add_loss(1.0 * loss)
         for key, (variable, _) in values.items():
             after = scope.get_current_value(variable)
             if after is not before[key]:
                 variable.assign(after)
         return outputs
+
+    def compute_output_spec(self, *args, **kwargs):
+        # Quantized weights have no influence on it, and half of the time of `wrap` went there.
+        return self.layer.compute_output_spec(*args, **kwargs)
 
     def compute_mask(self, inputs, previous_mask=None):
         return self.layer.compute_mask(inputs, previous_mask)

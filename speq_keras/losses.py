@@ -103,6 +103,11 @@ class DistillationLoss(keras.losses.Loss):
 
     Args:
         method, temperature, head: As in `distillation_loss`.
+
+    Example:
+        >>> loss = DistillationLoss("dot", temperature=1.0)
+        >>> float(loss([[0.0, 0.0]], [[0.0, 0.0]]))  # p = q = (1/2, 1/2)
+        0.5
     """
 
     def __init__(self, method="cosine", temperature=2.0, head="softmax", name="distillation"):

@@ -69,13 +69,17 @@ class SPEQModel(keras.Model):
             settings = _settings_on(quantizers)
         self._settings = settings
         self._remember_settings()
+        if len(settings.output_names) == len(self.outputs):
+            self.output_names = list(settings.output_names)
         self.draw_seed = keras.random.SeedGenerator(settings.seed)
         self.task_loss_tracker = keras.metrics.Mean(name="task_loss")
         self.distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
         self.teacher_loss_tracker = None
         # In a namespace, where Keras does not track them: an external teacher's weights are not
         # ours, and the training network shares all its layers with the model.
-        self._untracked = types.SimpleNamespace(teacher=None, plan=None, plan_loss=None, said=set())
+        self._untracked = types.SimpleNamespace(
+            teacher=None, plan=None, loss_weights=None, said=set()
+        )
 
     # ---- settings ------------------------------------------------------------------------------
 
@@ -130,6 +134,14 @@ class SPEQModel(keras.Model):
         self._untracked.teacher = teacher
         weight = self.speq_weight if self.speq_weight is not None else 0.5
         self._change(speq_weight=None if teacher is None else weight)
+
+    def __setattr__(self, name, value):
+        # Keras tracks a model that is set as an attribute, before any property sees it: the
+        # external teacher would be saved and trained as a part of this model.
+        if name == "teacher":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _change(self, **changes):
         self._settings = dataclasses.replace(self._settings, **changes)
@@ -259,6 +271,24 @@ class SPEQModel(keras.Model):
 
     # ---- training ------------------------------------------------------------------------------
 
+    def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, *args, **kwargs):
+        """Compiles as `keras.Model.compile` does."""
+        super().compile(optimizer, loss, loss_weights, *args, **kwargs)
+        # Which outputs are distilled, and with which weight, depends on both.
+        self._untracked.loss_weights = loss_weights
+        self._untracked.plan = None
+
+    def compile_from_config(self, config):
+        # Keras leaves out a class that has a `compile` of its own.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    @property
+    def loss_weights(self):
+        """The loss weights given to `compile`, or None."""
+        return self._untracked.loss_weights
+
     def training_plan(self):
         """Returns the `TrainingPlan`, after checking that the model can train as it is set up.
 
@@ -266,11 +296,9 @@ class SPEQModel(keras.Model):
             RuntimeError: If an external teacher is missing after loading.
             ValueError: If no output can be distilled, or the widths cannot be drawn.
         """
-        cache = self._untracked
-        # Which outputs have logits depends on the compiled loss.
-        if cache.plan is None or cache.plan_loss is not self.loss:
-            cache.plan, cache.plan_loss = self._make_plan(), self.loss
-        return cache.plan
+        if self._untracked.plan is None:
+            self._untracked.plan = self._make_plan()
+        return self._untracked.plan
 
     def _make_plan(self):
         if self.speq_weight is not None and self.teacher is None:
@@ -311,17 +339,20 @@ class SPEQModel(keras.Model):
             self._untracked.said.add(message)
             warnings.warn(message, stacklevel=3)
 
-    def fit(self, x=None, *args, **kwargs):
+    def fit(self, x=None, y=None, batch_size=None, *args, **kwargs):
         """Trains as `keras.Model.fit` does; calibrates on the first batch if need be."""
-        x = self._prepare(x, kwargs.get("batch_size"))
-        return super().fit(x, *args, **kwargs)
+        x = self._prepare(x, batch_size or 32)
+        return super().fit(x, y, batch_size, *args, **kwargs)
 
     def train_on_batch(self, x, *args, **kwargs):
         """Trains as `keras.Model.train_on_batch` does; calibrates on the batch if need be."""
-        self._prepare(x, None)
+        self._prepare(x, batch_size=None)
         return super().train_on_batch(x, *args, **kwargs)
 
     def _prepare(self, x, batch_size):
+        """Gets ready to train on `x`, and returns it; `batch_size` None: `x` is one batch."""
+        if not self.compiled:
+            return x  # Keras says so
         self._check_strategy()
         self.training_plan()
         if self.is_calibrated or x is None:
@@ -330,7 +361,7 @@ class SPEQModel(keras.Model):
             "The activation ranges are not calibrated. They are set from the first batch now; "
             "`model.calibrate` with a few batches gives better ones."
         )
-        first, x = _peek(x, batch_size or 32)
+        first, x = (x, x) if batch_size is None else _peek(x, batch_size)
         uncalibrated = [q for q in self.activation_quantizers if not q.is_calibrated]
         # Training comes next, so the ranges are those under the batch's own statistics.
         self._calibrate([first], uncalibrated, training=True, verbose=0, steps=1)
@@ -350,7 +381,11 @@ class SPEQModel(keras.Model):
         return training.train_step(self, *args)
 
     def test_step(self, *args):
-        return _without_training_losses(super().test_step(*args))
+        result = super().test_step(*args)
+        if isinstance(result, tuple):  # JAX: metrics and state
+            logs, state = result
+            return _without_training_losses(logs), state
+        return _without_training_losses(result)
 
     # ---- plan, report --------------------------------------------------------------------------
 
@@ -372,7 +407,7 @@ class SPEQModel(keras.Model):
     def save_own_variables(self, store):
         super().save_own_variables(store)
         for number, state in enumerate(self._random_states()):
-            store[f"{_RANDOM_STATE}{number}"] = ops.convert_to_numpy(state.value)
+            store[f"{_RANDOM_STATE}{number}"] = ops.convert_to_numpy(state)
 
     def load_own_variables(self, store):
         names = set(store.keys())
@@ -390,7 +425,7 @@ class SPEQModel(keras.Model):
         """
         model = self._bare_float_model()
         for mine, theirs in self._weight_pairs(model):
-            theirs.assign(ops.convert_to_tensor(mine.value))
+            theirs.assign(ops.copy(mine.value))
         return model
 
     def load_float_weights(self, source):
@@ -416,7 +451,7 @@ class SPEQModel(keras.Model):
                     f"{theirs.path} with shape {tuple(theirs.shape)} for shape {tuple(mine.shape)}."
                 )
         for mine, theirs in self._weight_pairs(model):
-            mine.assign(ops.convert_to_tensor(theirs.value))
+            mine.assign(ops.copy(theirs.value))
 
     def _bare_float_model(self):
         config = self._settings.float_config
@@ -492,7 +527,12 @@ def _peek(x, batch_size):
             return tree.map_structure(lambda part: part[:batch_size], x), x
         return next(iter(calibration.input_batches(x, batch_size, 1))), x
     first = next(x)
-    return calibration.first_of(first), itertools.chain([first], x)
+
+    def begin_again():  # a generator: Keras takes no other iterator
+        yield first
+        yield from x
+
+    return calibration.first_of(first), begin_again()
 
 
 __all__ = ["SPEQModel", "TrainingPlan", "Quantizer", "is_functional"]

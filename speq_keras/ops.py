@@ -4,6 +4,8 @@ Everything here is a function of its arguments, works on every Keras backend and
 whatever the dtype policy: a clipping level in bfloat16 moves in steps of 1/128 of itself.
 """
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -52,12 +54,25 @@ def round_straight_through(x):
 
 
 def replace_value(x, value):
-    """Returns `value` in the forward pass and passes the gradient to `x` unchanged."""
-    return x + ops.stop_gradient(value - x)
+    """Returns `value` in the forward pass and passes the gradient to `x` unchanged.
+
+    `x + stop_gradient(value - x)` would be shorter and is not exact: 1e-5 in place of -1e6 came out
+    as 0. Here the second term is exactly zero.
+
+    Example:
+        >>> float(replace_value(ops.convert_to_tensor(-1e6), 0.25))
+        0.25
+    """
+    return ops.stop_gradient(value) + (x - ops.stop_gradient(x))
 
 
 def scale_gradient(x, factor):
-    """Returns `x` in the forward pass and multiplies its gradient by `factor`."""
+    """Returns `x` in the forward pass and multiplies its gradient by `factor`.
+
+    Example:
+        >>> float(scale_gradient(ops.convert_to_tensor(3.0), 0.1))
+        3.0
+    """
     scaled = x * factor
     return ops.stop_gradient(x) + (scaled - ops.stop_gradient(scaled))
 
@@ -67,11 +82,15 @@ def keep_positive(clip):
 
     With a plain maximum, a level that one huge step pushed below zero would get no gradient and
     stay there for ever.
+
+    Example:
+        >>> bool(keep_positive(ops.convert_to_tensor(-3.0)) > 0)
+        True
     """
     return replace_value(clip, ops.maximum(clip, SMALLEST_CLIP))
 
 
-def fake_quantize(x, scale, *, low_code, high_code, clip_below=True):
+def fake_quantize(x, scale, *, low_code, high_code, clip_below=True, rounds=True):
     """Rounds `x` to the nearest multiple of `scale` whose code lies in `low_code` ... `high_code`.
 
         q(x) = scale · round(clip(x / scale, low_code, high_code))
@@ -91,7 +110,9 @@ def fake_quantize(x, scale, *, low_code, high_code, clip_below=True):
         scale: Positive float32 scalar, in units of `x`.
         low_code: Smallest code, a whole number ≤ 0 (number or float32 scalar).
         high_code: Largest code, a whole number ≥ 0; `high_code - low_code` ≤ 255.
-        clip_below: False where `x` is known to be ≥ `low_code * scale`: saves one pass over `x`.
+        clip_below: False where `x` is known to be ≥ `low_code * scale`, or where the codes fill the
+            kernel's 8 bits, so that it clips below itself: saves one pass over `x` on TensorFlow.
+        rounds: False clips and does not round; a bool scalar tensor decides at run time.
 
     Returns:
         A tensor like `x`.
@@ -104,14 +125,58 @@ def fake_quantize(x, scale, *, low_code, high_code, clip_below=True):
     Reference: PACT (arXiv:1805.06085), Eq. 2-3.
     """
     scale = ops.convert_to_tensor(scale, "float32")
-    if clip_below:
+    fused = keras.backend.backend() == "tensorflow"
+    if clip_below or not fused:
         starts_at_zero = isinstance(low_code, int | float) and low_code == 0
         x = ops.relu(x) if starts_at_zero else ops.maximum(x, low_code * scale)
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf  # only where it is the backend
-
-        return tf.quantization.fake_quant_with_min_max_vars(
-            x, -(255.0 - high_code) * scale, high_code * scale, num_bits=8
-        )
+    if fused:
+        fused_kernel = _tensorflow_kernel()
+        return fused_kernel(x, -(255.0 - high_code) * scale, high_code * scale, rounds)
     x = ops.minimum(x, high_code * scale)
-    return round_straight_through(x / scale) * scale
+    # Not `round_straight_through(x / scale) * scale`, which is LSQ's gradient to the scale.
+    rounded = replace_value(x, ops.round(x / scale) * scale)
+    return rounded if rounds is True else ops.where(rounds, rounded, x)
+
+
+@functools.cache
+def _tensorflow_kernel():
+    """Returns TensorFlow's 8-bit fake-quant kernel with a run-time switch: f(x, low, high, rounds).
+
+    The switch is traced once for the process, and its gradient, which is the same on both sides,
+    not at all: a `tf.cond` per quantizer took most of the time until the first step of a large
+    network.
+    """
+    import tensorflow as tf  # only where it is the backend
+
+    scalar = tf.TensorSpec([], tf.float32)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec(None), scalar, scalar, tf.TensorSpec([], tf.bool)],
+        autograph=False,
+    )
+    def round_or_clip(x, low, high, rounds):
+        return tf.cond(
+            rounds,
+            lambda: tf.quantization.fake_quant_with_min_max_vars(x, low, high, num_bits=8),
+            lambda: tf.clip_by_value(x, low, high),
+        )
+
+    @tf.custom_gradient
+    def switched(x, low, high, rounds):
+        y = round_or_clip(x, low, high, rounds)
+        y.set_shape(x.shape)
+
+        def gradient(dy):
+            dx, dlow, dhigh = tf.quantization.fake_quant_with_min_max_vars_gradient(
+                dy, x, low, high, num_bits=8
+            )
+            return dx, dlow, dhigh, None
+
+        return y, gradient
+
+    def kernel(x, low, high, rounds):
+        if rounds is True:
+            return tf.quantization.fake_quant_with_min_max_vars(x, low, high, num_bits=8)
+        return switched(x, low, high, tf.convert_to_tensor(rounds))
+
+    return kernel

@@ -129,6 +129,10 @@ class Fixed(TeacherPrecision):
 
     Args:
         bits: The teacher's width in bits.
+
+    Example:
+        >>> Fixed(8).candidates(ops.convert_to_tensor([2.0, 3.0]), None).numpy().tolist()
+        [[8.0, 8.0]]
     """
 
     def __init__(self, bits=8):
@@ -149,6 +153,10 @@ class Greedy(TeacherPrecision):
 
     Args:
         teacher_bits: n_H, the high precision in bits.
+
+    Example:
+        >>> Greedy(8).candidates(ops.convert_to_tensor([2.0, 3.0]), None).numpy().tolist()
+        [[2.0, 3.0], [2.0, 8.0], [8.0, 3.0], [8.0, 8.0]]
     """
 
     def __init__(self, teacher_bits=8):

@@ -23,6 +23,7 @@ class Settings:
         reasons: ((layer name, why it stays float), ...).
         origins: ((layer name, layer of the float model, indices of its weights or None), ...).
         float_config: The float model's config as JSON text, or None.
+        output_names: The output names of the float model: targets, losses and metrics go by them.
     """
 
     distillation: str | None = "cosine"
@@ -33,6 +34,7 @@ class Settings:
     reasons: tuple = ()
     origins: tuple = ()
     float_config: str | None = None
+    output_names: tuple = ()
 
     def __post_init__(self):
         check_choice("distillation", self.distillation, (*METHODS, None))
@@ -71,6 +73,7 @@ class Settings:
         )
         for name in ("reasons", "origins"):
             values[name] = tuple(tuple(row) for row in values[name])
+        values["output_names"] = tuple(values.get("output_names", ()))
         return cls(**values)
 
 

@@ -1,13 +1,12 @@
 """Quantizers by name and as objects, and the registry that knows their names.
 
-    weights                                     activations
-    ----------  ------------------------------  ----------
-    ----------------------------------------- sawb        range from two moments          pact
-     trained clipping level minmax      range from max|w|               lsq_plus    trained scale,
-     integer zero point
-    mse         least squares, every step       dorefa      [0, 1]
-    lsq         trained scale                   fixed       not trained, calibrated once
-    dorefa      tanh into [−1, 1]
+    weights                                activations
+    -------  ----------------------------  --------  ----------------------------------
+    sawb     range from two moments        pact      trained clipping level
+    minmax   range from max|w|             lsq_plus  trained scale, integer zero point
+    mse      least squares, every step     dorefa    [0, 1]
+    lsq      trained scale                 fixed     not trained, calibrated once
+    dorefa   tanh into [−1, 1]
 
 An object says more than a name: `wrap(model, weight_quantizer=SAWB(per_channel=True))`.
 """
@@ -82,12 +81,22 @@ def _get(argument, value, base):
 
 
 def get_weight_quantizer(value):
-    """Returns a `WeightQuantizer` from a name, a class or an object."""
+    """Returns a `WeightQuantizer` from a name, a class or an object.
+
+    Example:
+        >>> get_weight_quantizer("sawb").bits
+        8
+    """
     return _get("weight_quantizer", value, WeightQuantizer)
 
 
 def get_activation_quantizer(value):
-    """Returns an `ActivationQuantizer` from a name, a class or an object."""
+    """Returns an `ActivationQuantizer` from a name, a class or an object.
+
+    Example:
+        >>> get_activation_quantizer(PACT(bits=3)).bits
+        3
+    """
     return _get("activation_quantizer", value, ActivationQuantizer)
 
 

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from speq_keras import ops as speq_ops
-from speq_keras._checks import check_bits
+from speq_keras._checks import check_bits, check_number
 
 
 def register(cls):
@@ -62,7 +62,7 @@ class Quantizer(keras.layers.Layer):
         """The current width in bits, or None for float."""
         if self.width is None:
             return self._initial_bits
-        return int(ops.convert_to_numpy(self.width.value)) or None
+        return int(ops.convert_to_numpy(self.width)) or None
 
     @bits.setter
     def bits(self, bits):
@@ -77,6 +77,10 @@ class Quantizer(keras.layers.Layer):
         config = self.get_config()
         config.pop("name")
         config.pop("model_settings", None)
+        if "bits" in changes:
+            # Where a trained scale belongs to the width the quantizer was made with, that is now
+            # this one.
+            config.pop("made_with_bits", None)
         return type(self).from_config({**config, **changes})
 
     def get_config(self):
@@ -138,21 +142,20 @@ class WeightQuantizer(Quantizer):
 class ActivationQuantizer(Quantizer):
     """Base class of activation quantizers: a layer of the graph.
 
-    A subclass writes `round_to_grid(x, bits)`, `clip(x)` (what stays of it in float) and
-    `set_range`.
+    A subclass writes `build_range`, `round_to_grid`, `set_range` and `grid`.
 
     Args:
         signed: Whether the tensor may be negative. `wrap` decides it from the graph.
         nonnegative_input: True promises that inputs are never negative (right behind a ReLU) and
             saves one pass over the tensor.
-        weight_decay: L2 factor on the trainable range; adds factor · clip² to the loss.
+        weight_decay: L2 factor on the trainable range; adds factor · α² (LSQ+: s²) to the loss.
     """
 
     def __init__(self, *, signed=False, nonnegative_input=False, weight_decay=0.0, **kwargs):
         super().__init__(**kwargs)
         self.signed = bool(signed)
         self.nonnegative_input = bool(nonnegative_input)
-        self.weight_decay = float(weight_decay)
+        self.weight_decay = check_number("weight_decay", weight_decay, low=0)
         self.supports_masking = True
         self.observer = None
         self._calibrated = None
@@ -174,7 +177,7 @@ class ActivationQuantizer(Quantizer):
     @property
     def is_calibrated(self):
         """Whether the range was set from data, by `calibrate` or by loading calibrated weights."""
-        return self._calibrated is not None and bool(ops.convert_to_numpy(self._calibrated.value))
+        return self._calibrated is not None and bool(ops.convert_to_numpy(self._calibrated))
 
     def calibrate(self, histogram):
         """Sets the range with the least squared rounding error on what was seen."""
@@ -188,21 +191,25 @@ class ActivationQuantizer(Quantizer):
             return inputs
         x = ops.cast(inputs, "float32")
         if self.width is None:
-            y = self.round_to_grid(x, self._initial_bits) if self._initial_bits else self.clip(x)
+            rounds = self._initial_bits is not None
+            y = self.round_to_grid(x, self._initial_bits or speq_ops.MAX_BITS, rounds)
         else:
             bits = ops.convert_to_tensor(self.width.value)
-            y = ops.cond(bits > 0, lambda: self.round_to_grid(x, bits), lambda: self.clip(x))
+            y = self.round_to_grid(x, bits, bits > 0)
         return ops.cast(y, inputs.dtype)
 
     def compute_output_spec(self, inputs):
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
-    def round_to_grid(self, x, bits):
-        """Returns float32 `x` on the grid of `bits` (a Python int or a float32 scalar)."""
-        raise NotImplementedError
+    def round_to_grid(self, x, bits, rounds=True):
+        """Returns float32 `x` on the grid of `bits`, or clipped to its range but not rounded.
 
-    def clip(self, x):
-        """Returns float32 `x` clipped to the range: rounding goes, the range stays."""
+        Args:
+            x: Float32 tensor.
+            bits: Python int, or float32 scalar tensor; where that is 0, the range is that of 8
+                bits.
+            rounds: Whether to round: a Python bool, or a bool scalar tensor.
+        """
         raise NotImplementedError
 
     def set_range(self, histogram):

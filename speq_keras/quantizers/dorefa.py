@@ -15,14 +15,18 @@ from speq_keras.quantizers.base import (
 class DoReFa(WeightQuantizer):
     """Squashes weights into [−1, 1] and rounds to 2^b values without zero.
 
-        n(w) = tanh(w) / (2 · max|tanh(w)|) + ½,    q(w) = 2 · round((2^b − 1) · n(w)) / (2^b − 1) −
-        1
+        n(w) = tanh(w) / (2 · max|tanh(w)|) + ½
+        q(w) = 2 · round((2^b − 1) · n(w)) / (2^b − 1) − 1
 
     The maximum counts as a constant in the backward pass; rounding has gradient 1. The result fills
     [−1, 1] whatever the size of the weights, so a BatchNormalization should follow.
 
     Args:
         per_channel, channel_axes, bits, has_target_width: See `WeightQuantizer`.
+
+    Example:
+        >>> print(DoReFa(bits=2)(ops.convert_to_tensor([[-0.5, 0.1, 0.5]])).numpy().round(3))
+        [[-1.     0.333  1.   ]]
 
     Reference: Zhou et al., "DoReFa-Net" (arXiv:1606.06160), Eq. 9.
     """
@@ -55,7 +59,7 @@ class DoReFaActivation(ActivationQuantizer):
     def build_range(self):
         self._calibrated.assign(1.0)
 
-    def round_to_grid(self, x, bits):
+    def round_to_grid(self, x, bits, rounds=True):
         low_code, high_code = unsigned_codes(bits)
         return speq_ops.fake_quantize(
             x,
@@ -63,10 +67,8 @@ class DoReFaActivation(ActivationQuantizer):
             low_code=low_code,
             high_code=high_code,
             clip_below=not self.nonnegative_input,
+            rounds=rounds,
         )
-
-    def clip(self, x):
-        return ops.clip(x, 0.0, 1.0)
 
     def grid(self):
         if self.bits is None:

@@ -3,7 +3,7 @@
 from keras import ops
 
 from speq_keras import ops as speq_ops
-from speq_keras._checks import describe
+from speq_keras._checks import check_number, describe
 from speq_keras.quantizers.base import ActivationQuantizer, register
 
 
@@ -11,8 +11,8 @@ from speq_keras.quantizers.base import ActivationQuantizer, register
 class FixedRange(ActivationQuantizer):
     """Rounds to 2^b values between two ends that training does not move.
 
-        s = (high − low) / (2^b − 1),   z = round(−low / s),   q(x) = s · (clip(round(x/s) + z, 0,
-        2^b − 1) − z)
+        s = (high − low) / (2^b − 1),   z = round(−low / s)
+        q(x) = s · (clip(round(x / s) + z, 0, 2^b − 1) − z)
 
     Zero is always a grid value (padding needs it), so the range is widened to contain it and
     shifted by less than half a step. Used for model inputs (ends from calibration) and for
@@ -31,6 +31,8 @@ class FixedRange(ActivationQuantizer):
 
     def __init__(self, *, low=None, high=None, **kwargs):
         super().__init__(**kwargs)
+        if low is not None and high is not None:
+            low, high = check_number("low", low), check_number("high", high)
         if (low is None) != (high is None) or (low is not None and not low < high):
             raise ValueError(
                 f"`low` and `high` must be two numbers, the first one smaller, or both None. "
@@ -45,24 +47,26 @@ class FixedRange(ActivationQuantizer):
         if self.low is not None:
             self._calibrated.assign(1.0)
 
-    def round_to_grid(self, x, bits):
+    def _grid(self, bits):
         low = ops.convert_to_tensor(self.range_low.value)
         high = ops.convert_to_tensor(self.range_high.value)
         levels = speq_ops.levels_of(bits)
         scale = ops.maximum(high - low, speq_ops.SMALLEST_CLIP) / levels
-        zero_code = ops.clip(ops.round(-low / scale), 0.0, levels)
+        # A range like [-1, 1] is a tie, which float32 would settle one way here and another way in
+        # the next compiler: the small term settles it.
+        zero_code = ops.clip(ops.round(-low / scale + 1e-3), 0.0, levels)
+        return scale, zero_code, levels
+
+    def round_to_grid(self, x, bits, rounds=True):
+        scale, zero_code, levels = self._grid(bits)
         return speq_ops.fake_quantize(
             x,
             ops.stop_gradient(scale),
             low_code=ops.stop_gradient(-zero_code),
             high_code=ops.stop_gradient(levels - zero_code),
             clip_below=not (isinstance(bits, int) and bits == speq_ops.MAX_BITS),
+            rounds=rounds,
         )
-
-    def clip(self, x):
-        low = ops.convert_to_tensor(self.range_low.value)
-        high = ops.convert_to_tensor(self.range_high.value)
-        return ops.minimum(ops.maximum(x, low), high)
 
     def set_range(self, histogram):
         if self.low is None:
@@ -72,12 +76,8 @@ class FixedRange(ActivationQuantizer):
     def grid(self):
         if self.bits is None:
             return None
-        low = float(ops.convert_to_numpy(self.range_low.value))
-        high = float(ops.convert_to_numpy(self.range_high.value))
-        levels = int(speq_ops.levels_of(self.bits))
-        scale = max(high - low, speq_ops.SMALLEST_CLIP) / levels
-        zero_code = min(max(round(-low / scale), 0), levels)
-        return scale, -zero_code, levels - zero_code
+        scale, zero_code, levels = (float(ops.convert_to_numpy(v)) for v in self._grid(self.bits))
+        return scale, -int(zero_code), int(levels - zero_code)
 
     def get_config(self):
         return {**super().get_config(), "low": self.low, "high": self.high}

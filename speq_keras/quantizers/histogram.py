@@ -15,7 +15,8 @@ class Histogram:
     """
 
     def __init__(self, values, bins=2048):
-        values = np.asarray(values, "float32").ravel()
+        # In float64: between almost equal values, float32 has no room for the edges of the bins.
+        values = np.asarray(values, "float32").astype("float64").ravel()
         self.low, self.high = float(values.min()), float(values.max())
         counts, edges = np.histogram(values, bins=bins, range=(self.low, self.high))
         self.counts = counts.astype("float64")

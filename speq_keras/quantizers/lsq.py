@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from speq_keras import ops as speq_ops
+from speq_keras._checks import check_bits
 from speq_keras.quantizers.base import WeightQuantizer, register, signed_codes
 
 
@@ -30,11 +31,19 @@ class LSQ(WeightQuantizer):
     Args:
         per_channel, channel_axes, bits, has_target_width: See `WeightQuantizer`.
 
+    Example:
+        >>> quantizer = LSQ(bits=2)
+        >>> quantizer.build((1, 4))
+        >>> quantizer.start_from([[-0.9, 0.2, 0.3, 0.6]])  # s = 2 · 0.5 / √1
+        >>> quantizer(ops.convert_to_tensor([[-0.9, 0.2, 0.3, 0.6]])).numpy().tolist()
+        [[-1.0, 0.0, 0.0, 1.0]]
+
     Reference: Esser et al., "Learned Step Size Quantization" (arXiv:1902.08153), Eq. 1-3.
     """
 
     def __init__(self, *, made_with_bits=None, **kwargs):
         super().__init__(**kwargs)
+        made_with_bits = check_bits("made_with_bits", made_with_bits)
         self.made_with_bits = made_with_bits or self._initial_bits or speq_ops.MAX_BITS
 
     def build(self, input_shape):

@@ -1,23 +1,32 @@
 """LSQ+: a trained scale and, for tensors that go below zero, a trained offset."""
 
+import keras
 from keras import ops
 
 from speq_keras import ops as speq_ops
+from speq_keras._checks import check_bits
 from speq_keras.quantizers.base import ActivationQuantizer, register
 from speq_keras.quantizers.lsq import AtLeastSmallestScale
+
+
+class AtMostZero(keras.constraints.Constraint):
+    """Keeps an offset from leaving zero outside the range after an optimizer step."""
+
+    def __call__(self, value):
+        return ops.minimum(value, 0.0)
 
 
 @register
 class LSQPlus(ActivationQuantizer):
     """Trains the scale s and an offset β that is rounded to an integer zero point z.
 
-        z = clip(round(−β / s), 0, L),   q(x) = s · (round(clip(x / s + z, 0, L)) − z),   L = 2^b −
-        1
+        z = clip(round(−β / s), 0, L),   L = 2^b − 1
+        q(x) = s · (round(v) − z),       v = clip(x / s + z, 0, L)
 
-    Gradients: ∂q/∂s = round(v) − v with v = x/s + z inside the range, L above it, 0 below it; ∂q/∂β
-        = 1
-    outside the range, 0 inside; both times g = 1/√(N·L), N = values per example. The paper's offset
-    is a float; integer kernels add a zero point, so z is whole here, in training too.
+    Gradients are the paper's: ∂q/∂s = round(v) − v inside the range, L above it, 0 below it;
+    ∂q/∂β = 1 outside the range, 0 inside; both times g = 1/√(N·L), N = values per example. The
+    paper's offset is a float; integer kernels add a zero point, so z is whole here, in training
+    too. The offset is kept at or below 0, where zero is on the grid.
 
     Made for swish, which goes down to −0.278: a symmetric grid spends half its codes there, this
     one as many as pay. Unsigned tensors have z = 0 and no offset.
@@ -38,6 +47,7 @@ class LSQPlus(ActivationQuantizer):
 
     def __init__(self, *, made_with_bits=None, **kwargs):
         super().__init__(**kwargs)
+        made_with_bits = check_bits("made_with_bits", made_with_bits)
         self.made_with_bits = made_with_bits or self._initial_bits or speq_ops.MAX_BITS
 
     def build(self, input_shape):
@@ -55,35 +65,38 @@ class LSQPlus(ActivationQuantizer):
         self.offset = None
         if self.signed:
             self.offset = self.add_scalar("offset", -start, trainable=True)
+            self.offset.constraint = AtMostZero()
 
     def _grid(self, bits):
+        """Returns the scale, the zero point, the number of steps, and a shift.
+
+        The shift is zero and carries gradients: with it −z·s has those of β, although z is rounded
+        and clipped.
+        """
         levels = speq_ops.levels_of(bits)
         scale = speq_ops.keep_positive(ops.convert_to_tensor(self.scale.value))
         scale = speq_ops.scale_gradient(scale, self._gradient_factor)
         scale = scale * (speq_ops.levels_of(self.made_with_bits) / levels)
         if self.offset is None:
-            return scale, 0.0, levels
+            return scale, 0.0, levels, 0.0
         offset = speq_ops.scale_gradient(
             ops.convert_to_tensor(self.offset.value), self._gradient_factor
         )
-        zero = ops.minimum(
-            ops.maximum(speq_ops.round_straight_through(-offset / scale), 0.0), levels
-        )
-        return scale, zero, levels
+        zero = ops.stop_gradient(ops.clip(ops.round(-offset / scale), 0.0, levels))
+        return scale, zero, levels, speq_ops.replace_value(offset + zero * scale, 0.0)
 
-    def round_to_grid(self, x, bits):
-        scale, zero, levels = self._grid(bits)
-        code = ops.minimum(ops.maximum(x / scale + zero, 0.0), levels)
-        return (speq_ops.round_straight_through(code) - zero) * scale
-
-    def clip(self, x):
-        scale, zero, levels = self._grid(self.made_with_bits)
-        return ops.minimum(ops.maximum(x, -zero * scale), (levels - zero) * scale)
+    def round_to_grid(self, x, bits, rounds=True):
+        scale, zero, levels, shift = self._grid(bits)
+        code = ops.minimum(ops.maximum((x - shift) / scale + zero, 0.0), levels)
+        rounded = speq_ops.round_straight_through(code)
+        if rounds is not True:
+            rounded = ops.where(rounds, rounded, code)
+        return (rounded - zero) * scale + shift
 
     def set_range(self, histogram):
         bits = self.bits or speq_ops.MAX_BITS
         levels = int(speq_ops.levels_of(bits))
-        # At 8 bits every fourth zero point is tried: a step of 1.6 % of the range.
+        # At 8 bits every third zero point is tried: a step of 1.2 % of the range.
         zeros = range(0, levels, max(1, levels // 64)) if self.signed else [0]
         best_scale, best_zero, best_error = None, 0, float("inf")
         for zero in zeros:
@@ -100,7 +113,7 @@ class LSQPlus(ActivationQuantizer):
     def grid(self):
         if self.bits is None:
             return None
-        scale, zero, levels = (float(ops.convert_to_numpy(v)) for v in self._grid(self.bits))
+        scale, zero, levels = (float(ops.convert_to_numpy(v)) for v in self._grid(self.bits)[:3])
         return scale, -int(zero), int(levels - zero)
 
     def get_config(self):

@@ -6,7 +6,13 @@ from speq_keras import ops as speq_ops
 from speq_keras.quantizers.base import WeightQuantizer, register
 from speq_keras.quantizers.minmax import largest_magnitude, symmetric_levels
 
-_ROUNDS = 8
+# Candidates below the scale that clips nothing, and the ratio between them. Refining alone ends in
+# the nearest valley: from LSQ's start with 1.4 times the least error on Gaussian weights at 4 bits
+# and 91 times on sparse ones at 8; with candidates 1.2 times at most and 1.05 as a rule (2,000
+# Gaussian, Laplace, uniform or sparse weights).
+_CANDIDATES = 16
+_RATIO = 2.0 ** (-1 / 6)
+_ROUNDS = 4
 
 
 @register
@@ -14,10 +20,11 @@ class MSE(WeightQuantizer):
     """Least squares: the scale that minimizes Σ (q(w) − w)², found again in every step.
 
         q(w) = s · c(w),   c(w) = clip(round(w / s), −K, K),   K = 2^(b−1) − 1
-        repeated 8 times:   s ← Σ w·c(w) / Σ c(w)²
+        s: the best of 17 candidates, then 4 times   s ← Σ w·c(w) / Σ c(w)²
 
-    For given codes the second line is the best scale, for a given scale rounding gives the best
-    codes, so the error never rises. s is a constant in the backward pass; ∂q/∂w = 1.
+    The candidates are LSQ's start, 2·mean|w|/√K, and fractions of max|w|/K. For given codes the
+    second line is the best scale, for a given scale rounding gives the best codes, so the error
+    never rises. s is a constant in the backward pass; ∂q/∂w = 1.
 
     Args:
         per_channel, channel_axes, bits, has_target_width: See `WeightQuantizer`.
@@ -31,16 +38,32 @@ class MSE(WeightQuantizer):
         axes = self.reduced_axes(len(weights.shape))
         levels = symmetric_levels(bits)
         values = ops.stop_gradient(weights)
-        # LSQ's start, but never a range beyond the largest weight.
+        widest = largest_magnitude(values, axes) / levels
         mean_magnitude = ops.mean(ops.abs(values), axis=axes, keepdims=True)
-        scale = ops.minimum(
-            2.0 * mean_magnitude / levels**0.5, largest_magnitude(values, axes) / levels
-        )
-        scale = ops.maximum(scale, speq_ops.SMALLEST_CLIP / levels)
-        for _ in range(_ROUNDS):
-            codes = ops.clip(ops.round(values / scale), -levels, levels)
+        start = ops.minimum(2.0 * mean_magnitude / levels**0.5, widest)
+
+        def codes_of(scale):
+            return ops.clip(ops.round(values / scale), -levels, levels)
+
+        def error_of(scale):
+            return ops.sum(ops.square(codes_of(scale) * scale - values), axis=axes, keepdims=True)
+
+        scale = ops.maximum(start, speq_ops.SMALLEST_CLIP / levels)
+
+        def compare(_, state):
+            candidate, best, least = state
+            error = error_of(candidate)
+            best = ops.where(error < least, candidate, best)
+            return candidate * _RATIO, best, ops.minimum(error, least)
+
+        def refine(_, scale):
+            codes = codes_of(scale)
             fit = ops.sum(values * codes, axis=axes, keepdims=True)
             power = ops.sum(codes * codes, axis=axes, keepdims=True)
-            scale = ops.where(power > 0, fit / ops.maximum(power, 1.0), scale)
-        codes = ops.clip(ops.round(values / scale), -levels, levels)
-        return speq_ops.replace_value(weights, codes * scale)
+            return ops.where(power > 0, fit / ops.maximum(power, 1.0), scale)
+
+        # Loops of the graph, not of Python: one trace of each body per weight.
+        state = (widest, scale, error_of(scale))
+        _, scale, _ = ops.fori_loop(0, _CANDIDATES, compare, state)
+        scale = ops.stop_gradient(ops.fori_loop(0, _ROUNDS, refine, scale))
+        return speq_ops.replace_value(weights, codes_of(scale) * scale)

@@ -50,7 +50,7 @@ class PACT(ActivationQuantizer):
     def codes(self, bits):
         return signed_codes(bits) if self.signed else unsigned_codes(bits)
 
-    def round_to_grid(self, x, bits):
+    def round_to_grid(self, x, bits, rounds=True):
         low_code, high_code = self.codes(bits)
         alpha = speq_ops.keep_positive(ops.convert_to_tensor(self.alpha.value))
         scale = alpha / (-low_code if self.signed else high_code)
@@ -58,12 +58,13 @@ class PACT(ActivationQuantizer):
         clips_itself = isinstance(bits, int) and bits == speq_ops.MAX_BITS
         clip_below = not clips_itself and not self.nonnegative_input
         return speq_ops.fake_quantize(
-            x, scale, low_code=low_code, high_code=high_code, clip_below=clip_below
+            x,
+            scale,
+            low_code=low_code,
+            high_code=high_code,
+            clip_below=clip_below,
+            rounds=rounds,
         )
-
-    def clip(self, x):
-        alpha = speq_ops.keep_positive(ops.convert_to_tensor(self.alpha.value))
-        return ops.minimum(ops.maximum(x, -alpha if self.signed else 0.0), alpha)
 
     def set_range(self, histogram):
         low_code, high_code = self.codes(self.bits or speq_ops.MAX_BITS)
@@ -73,7 +74,7 @@ class PACT(ActivationQuantizer):
             self.alpha.assign(max(scale * steps, speq_ops.SMALLEST_CLIP))
 
     def grid(self):
-        alpha = max(float(ops.convert_to_numpy(self.alpha.value)), speq_ops.SMALLEST_CLIP)
+        alpha = max(float(ops.convert_to_numpy(self.alpha)), speq_ops.SMALLEST_CLIP)
         if self.bits is None:
             return None
         low_code, high_code = self.codes(self.bits)

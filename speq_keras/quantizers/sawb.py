@@ -7,12 +7,21 @@ from speq_keras import ops as speq_ops
 from speq_keras.quantizers.base import WeightQuantizer, register
 from speq_keras.quantizers.minmax import largest_magnitude, symmetric_levels
 
-# (c1, c2) by width. 2 bits: four levels without zero; 3 and 4 bits: odd grids with zero. Fitted by
+# (c1, c2) by width. 2 bits: four levels without zero; 3 and 4 bits: grids with zero. Fitted by
 # others on Gaussian, Laplace, uniform, ... weights: fms-model-optimizer (2 bits), quantlib (3, 4).
 COEFFICIENTS = {2: (3.12, 2.064), 3: (6.99146, 6.34798), 4: (12.04287, 12.0704)}
-_TABLE = np.zeros((speq_ops.MAX_BITS + 1, 2), "float32")
-for _bits, _pair in COEFFICIENTS.items():
-    _TABLE[_bits] = _pair
+
+
+def _grid_row(bits):
+    """Returns (c1, c2, steps from zero to α, offset of the codes, smallest and largest code)."""
+    if bits == 2:
+        return (*COEFFICIENTS[2], 1.5, 0.5, -2.0, 1.0)
+    levels = symmetric_levels(bits)
+    return (*COEFFICIENTS.get(bits, (0.0, 0.0)), levels, 0.0, -levels, levels)
+
+
+# By width, so that a run-time width costs one look-up; the rows of widths 0 and 1 are never used.
+_GRIDS = np.array([_grid_row(max(b, 2)) for b in range(speq_ops.MAX_BITS + 1)], "float32")
 
 
 @register
@@ -44,21 +53,18 @@ class SAWB(WeightQuantizer):
 
     def round_to_grid(self, weights, bits):
         axes = self.reduced_axes(len(weights.shape))
-        clip = ops.stop_gradient(self._clip(weights, axes, bits))
-        levels = symmetric_levels(bits)
-        scale = clip / levels
-        with_zero = ops.clip(ops.round(weights / scale), -levels, levels) * scale
-        third = clip / 3.0
-        odd_codes = 2.0 * ops.clip(ops.round((weights / third - 1.0) / 2.0), -2.0, 1.0) + 1.0
-        is_two = bits == 2 if isinstance(bits, int) else ops.equal(bits, 2.0)
-        quantized = ops.where(is_two, odd_codes * third, with_zero)
-        return speq_ops.replace_value(weights, quantized)
-
-    def _clip(self, weights, axes, bits):
-        table = ops.convert_to_tensor(_TABLE)
-        index = bits if isinstance(bits, int) else ops.cast(bits, "int32")
-        c1, c2 = ops.take(table[:, 0], index), ops.take(table[:, 1], index)
-        mean_square = ops.mean(ops.square(weights), axis=axes, keepdims=True)
-        mean_magnitude = ops.mean(ops.abs(weights), axis=axes, keepdims=True)
+        if isinstance(bits, int):
+            row = [float(number) for number in _GRIDS[bits]]
+        else:
+            row = ops.unstack(
+                ops.take(ops.convert_to_tensor(_GRIDS), ops.cast(bits, "int32"), axis=0)
+            )
+        c1, c2, steps, offset, low_code, high_code = row
+        values = ops.stop_gradient(weights)
+        mean_square = ops.mean(ops.square(values), axis=axes, keepdims=True)
+        mean_magnitude = ops.mean(ops.abs(values), axis=axes, keepdims=True)
         clip = c1 * ops.sqrt(mean_square) - c2 * mean_magnitude
-        return ops.where(clip > speq_ops.SMALLEST_CLIP, clip, largest_magnitude(weights, axes))
+        clip = ops.where(clip > speq_ops.SMALLEST_CLIP, clip, largest_magnitude(values, axes))
+        scale = clip / steps
+        codes = ops.clip(ops.round(values / scale - offset), low_code, high_code)
+        return speq_ops.replace_value(weights, (codes + offset) * scale)

@@ -4,7 +4,10 @@ import importlib
 
 import keras
 
-_STEPS = {"tensorflow": "speq_keras.training.tensorflow"}
+_STEPS = {
+    "tensorflow": "speq_keras.training.tensorflow",
+    "jax": "speq_keras.training.jax",
+}
 
 
 def train_step(model, *args):

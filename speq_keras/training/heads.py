@@ -6,7 +6,8 @@ import keras
 from keras import tree
 
 from speq_keras._checks import describe
-from speq_keras.graph import is_functional, read_graph
+from speq_keras.graph import is_functional, plain_functional, read_graph
+from speq_keras.quantizers import ActivationQuantizer
 from speq_keras.wrapping.kinds import function_name
 
 _SOFTMAX_LOSSES = (
@@ -52,18 +53,27 @@ def find_heads(model):
     """
     graph = read_graph(model)
     losses = _per_output(model, model.loss)
-    weights = _per_output(model, getattr(model, "loss_weights", None))
+    weights = _per_output(model, model.loss_weights)
     heads, others = [], []
     outputs = zip(graph.output_indices, model.outputs, model.output_names, strict=True)
     for number, (index, output, name) in enumerate(outputs):
-        producer = graph.tensors[index].producer
-        kind, logits = _logits_of(producer, output, losses[number])
+        kind, logits = _logits_of(_end_of(graph, index), output, losses[number])
         if kind is None:
             others.append(name)
             continue
         weight = 1.0 if weights[number] is None else float(weights[number])
         heads.append(Head(name, number, kind, logits, logits is not output, weight))
     return heads, others
+
+
+def _end_of(graph, index):
+    """Returns the node that makes an output, behind quantizers and linear activations."""
+    node = graph.tensors[index].producer
+    while node is not None and (
+        isinstance(node.operation, ActivationQuantizer) or function_name(node.operation) == "linear"
+    ):
+        node = graph.tensors[node.inputs[0]].producer
+    return node
 
 
 def _logits_of(producer, output, loss):
@@ -89,7 +99,9 @@ def _per_output(model, values):
     """Returns one value per output from what Keras' `compile` takes: one, a list or a dict."""
     names = model.output_names
     if isinstance(values, dict):
-        keys = list(model.output) if isinstance(model.output, dict) else names
+        keys = names
+        if isinstance(model.output, dict):  # in the order of `model.outputs`
+            keys = tree.flatten({key: key for key in model.output})
         return [values.get(key, values.get(name)) for key, name in zip(keys, names, strict=True)]
     if isinstance(values, list | tuple):
         flat = tree.flatten(values)
@@ -101,8 +113,11 @@ def check_teacher(model, teacher):
     """Raises an error if an external teacher's outputs do not fit the model's."""
     if not isinstance(teacher, keras.Model):
         raise TypeError(f"`teacher` must be a Keras model. {describe(teacher=teacher)}")
+    outputs = getattr(teacher, "outputs", None)
+    if outputs is None:  # a subclassed model
+        outputs = tree.flatten(teacher.compute_output_spec(plain_functional(model).input))
     mine = [tuple(x.shape) for x in model.outputs]
-    theirs = [tuple(x.shape) for x in getattr(teacher, "outputs", None) or []]
+    theirs = [tuple(x.shape) for x in outputs]
     if mine != theirs:
         raise ValueError(
             "`teacher` must have outputs of the same shapes as the model. "
@@ -118,8 +133,8 @@ def gives_probabilities(model, heads):
     if not is_functional(model):
         return [head.ends_in_function for head in heads]
     graph = read_graph(model)
-    producers = [graph.tensors[index].producer for index in graph.output_indices]
-    return [_ends_in_function(producers[head.index]) for head in heads]
+    ends = [_end_of(graph, index) for index in graph.output_indices]
+    return [_ends_in_function(ends[head.index]) for head in heads]
 
 
 def _ends_in_function(producer):

@@ -1,10 +1,12 @@
 """Float model in, quantized graph out.
 
-read_graph     Keras model -> plain nodes              graph.py
-canonicalize   fused activations, swish, separable     canonical.py
-decide         which layer gets which width            rules.py
-place          where quantizers stand                  placement.py
-build_graph    plain nodes -> Keras graph              build.py
+    read_graph     Keras model -> plain nodes              ../graph.py
+    canonicalize   fused activations, swish, separable     canonical.py
+    decide         which layer gets which width            rules.py
+    place          where quantizers stand                  placement.py
+    build_graph    plain nodes -> Keras graph              build.py
+
+`kinds.py` says what an integer kernel does with a tensor, which is what the placement follows.
 """
 
 import dataclasses

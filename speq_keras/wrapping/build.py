@@ -89,7 +89,7 @@ def copy_weights(layers, origins, originals):
         if origin.indices is not None:
             sources = [sources[i] for i in origin.indices]
         for variable, source in zip(target.weights, sources, strict=True):
-            variable.assign(ops.convert_to_tensor(source.value))
+            variable.assign(ops.copy(source.value))
         if target is not layer:
             for attribute, quantizer in layer.quantizers.items():
-                quantizer.start_from(layer.variable(attribute).value)
+                quantizer.start_from(layer.variable(attribute))

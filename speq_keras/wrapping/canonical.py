@@ -16,7 +16,7 @@ from keras import layers, tree
 from speq_keras.graph import Graph, Ref, copy_operation, output_specs
 from speq_keras.layers import QuantizedLayer
 from speq_keras.quantizers import Quantizer
-from speq_keras.wrapping.kinds import function_name
+from speq_keras.wrapping.kinds import function_name, fused_function
 
 _SEPARABLE = {
     layers.SeparableConv1D: (layers.DepthwiseConv1D, layers.Conv1D),
@@ -46,7 +46,7 @@ def canonicalize(graph, is_float, splits_swish):
 
     Args:
         graph: A `Graph` with the float model's own layers; they are not changed.
-        is_float: Function of a layer's name: True for layers that stay as they are, in float.
+        is_float: Function of a node: True for layers that stay as they are, in float.
         splits_swish: Whether swish is taken apart; not worth it where activations stay float.
 
     Returns:
@@ -58,7 +58,11 @@ def canonicalize(graph, is_float, splits_swish):
 class _Rewriter:
     def __init__(self, graph, is_float, splits_swish):
         self.old = graph
-        self.is_float = is_float
+        self.node = None  # the one that is rewritten
+        # By operation: however often a layer is called, there is one copy of it.
+        self.floats = {id(node.operation) for node in graph.nodes if is_float(node)}
+        makes_output = {id(graph.tensors[index].producer) for index in graph.output_indices}
+        self.last = {id(node.operation) for node in graph.nodes if id(node) in makes_output}
         self.splits_swish = splits_swish
         self.new = Graph(name=graph.name)
         self.origins, self.originals = {}, {}
@@ -72,6 +76,7 @@ class _Rewriter:
             refs[index] = self.new.add_tensor(tensor.shape, tensor.dtype, name=tensor.name)
         called = set()
         for node in self.old.nodes:
+            self.node = node
             args, kwargs = _renumber((node.args, node.kwargs), refs)
             outputs = self.rewrite(node, args, kwargs, again=id(node.operation) in called)
             called.add(id(node.operation))
@@ -83,22 +88,29 @@ class _Rewriter:
     def rewrite(self, node, args, kwargs, again):
         """Appends what becomes of one node; returns its new outputs."""
         operation, name = node.operation, node.name
-        if self.is_float(name) or isinstance(operation, QuantizedLayer | Quantizer):
+        stays = id(operation) in self.floats or isinstance(operation, QuantizedLayer | Quantizer)
+        if stays and not self.hides_logits(operation):
             return self.call(self.copy(operation, name), name, args, kwargs)
-        if type(operation) in _SEPARABLE:
+        if type(operation) in _SEPARABLE and not stays:
             outputs = self.separable(operation, name, args, kwargs)
             return self.activation(operation, name, outputs)
-        if _has_fused_activation(operation):
-            copy = self.copy(operation, name, activation="linear")
+        if fused_function(operation) is not None:
+            # What is regularized is the output, so the regularizer goes with the activation.
+            copy = self.copy(operation, name, activation="linear", activity_regularizer=None)
             return self.activation(operation, name, self.call(copy, name, args, kwargs))
         if function_name(operation) == "silu" and self.splits_swish:
-            return self.swish(self.unique(name) if again else name, args[0], operation)
+            (x,) = [leaf for leaf in tree.flatten((args, kwargs)) if isinstance(leaf, Ref)]
+            return self.swish(self.unique(name) if again else name, x, operation)
         if function_name(operation) is not None and again:
             # A function has no weights to share, and one call per layer keeps its input
             # unambiguous.
             fresh = self.unique(name)
             return self.call(copy_operation(operation, name=fresh), fresh, args, kwargs)
         return self.call(self.copy(operation, name), name, args, kwargs)
+
+    def hides_logits(self, operation):
+        """Whether `operation` ends in the softmax or sigmoid of an output (see `heads`)."""
+        return id(operation) in self.last and fused_function(operation) in ("softmax", "sigmoid")
 
     def copy(self, operation, name, **changes):
         """Returns the one copy of an operation, however often it is called."""
@@ -115,23 +127,29 @@ class _Rewriter:
 
     def call(self, operation, name, args, kwargs):
         specs = output_specs(self.new, operation, args, kwargs)
-        return self.new.add_node(operation, name, args, kwargs, specs)
+        return self.new.add_node(operation, name, args, kwargs, specs, origin=self.node)
 
     def activation(self, operation, name, outputs):
         """Appends the activation function that was fused into `operation`, if any."""
-        if not _has_fused_activation(operation):
+        function = fused_function(operation)
+        if function is None:
             return outputs
-        function = operation.activation
-        name = self.unique(f"{name}_{getattr(function, '__name__', 'activation')}")
-        layer = layers.Activation(function, dtype=operation.dtype_policy, name=name)
-        if function_name(layer) == "silu" and self.splits_swish:
+        name = self.unique(f"{name}_{function if function.isidentifier() else 'activation'}")
+        if function == "silu" and self.splits_swish:
             return self.swish(name, outputs[0], operation)
+        layer = layers.Activation(
+            operation.activation,
+            activity_regularizer=operation.activity_regularizer,
+            dtype=operation.dtype_policy,
+            name=name,
+        )
         return self.call(layer, name, outputs, {})
 
     def swish(self, name, x, operation):
         dtype = getattr(operation, "dtype_policy", None)
         sigmoid = layers.Activation("sigmoid", dtype=dtype, name=self.unique(f"{name}_sigmoid"))
-        multiply = layers.Multiply(dtype=dtype, name=name)
+        regularizer = getattr(operation, "activity_regularizer", None)
+        multiply = layers.Multiply(activity_regularizer=regularizer, dtype=dtype, name=name)
         (gate,) = self.call(sigmoid, sigmoid.name, [x], {})
         return self.call(multiply, name, [[x, gate]], {})
 
@@ -157,6 +175,7 @@ class _Rewriter:
             depth_multiplier=operation.depth_multiplier,
             use_bias=False,
             depthwise_regularizer=operation.depthwise_regularizer,
+            depthwise_constraint=operation.depthwise_constraint,
             name=self.unique(f"{name}_depthwise"),
             **shared,
         )
@@ -165,7 +184,12 @@ class _Rewriter:
             1,
             use_bias=operation.use_bias,
             kernel_regularizer=operation.pointwise_regularizer,
+            kernel_constraint=operation.pointwise_constraint,
             bias_regularizer=operation.bias_regularizer,
+            bias_constraint=operation.bias_constraint,
+            activity_regularizer=(
+                operation.activity_regularizer if fused_function(operation) is None else None
+            ),
             name=name,
             **shared,
         )
@@ -181,14 +205,6 @@ class _Rewriter:
             candidate = f"{name}_{number}"
         self.names.add(candidate)
         return candidate
-
-
-def _has_fused_activation(operation):
-    if not isinstance(operation, layers.Layer) or isinstance(operation, layers.Activation):
-        return False
-    if not operation.weights:
-        return False
-    return getattr(getattr(operation, "activation", None), "__name__", "linear") != "linear"
 
 
 def _renumber(structure, refs):

@@ -7,9 +7,9 @@
                  reads, else 8 bits               convolution before it)
     RELU         an accumulator that nobody else  an accumulator (fused clipping)
                  reads, else 8 bits
-    ELEMENTWISE  8 bits                           an accumulator (Add, Multiply, ... can fuse a
-    ReLU) CARRY        codes                            the same codes (max pooling, reshape, pad,
-    ...) SAME_GRID    codes                            new values on the same grid (average pooling)
+    ELEMENTWISE  8 bits                           an accumulator (Add, ... can fuse a ReLU)
+    CARRY        codes                            the same codes (max pooling, reshape, pad, ...)
+    SAME_GRID    codes                            new values, the same grid (average pooling)
     CONCAT       codes of one grid                the same codes
     MEAN         8 bits                           8 bits on a grid of its own
     TABLE        8 bits                           8 bits, by table (sigmoid, tanh, GELU, ...)
@@ -66,6 +66,23 @@ TABLE_FUNCTIONS = {
     *("sigmoid", "tanh", "softmax", "gelu", "elu", "selu"),
     *("softplus", "hard_sigmoid", "hard_silu", "leaky_relu", "silu"),
 }
+_CALLS_THAT_END_IN_ACTIVATION = {
+    layer.call
+    for layer in (
+        layers.Conv1D,
+        layers.Conv2D,
+        layers.Conv3D,
+        layers.Conv1DTranspose,
+        layers.Conv2DTranspose,
+        layers.Conv3DTranspose,
+        layers.Dense,
+        layers.DepthwiseConv1D,
+        layers.DepthwiseConv2D,
+        layers.EinsumDense,
+        layers.SeparableConv1D,
+        layers.SeparableConv2D,
+    )
+}
 # Functions whose values are never negative.
 _NONNEGATIVE_FUNCTIONS = RELU_FUNCTIONS | {"sigmoid", "softmax", "softplus", "hard_sigmoid"}
 # Functions whose integer kernel demands a certain grid: (low, high) of the 8-bit range.
@@ -102,6 +119,17 @@ def function_name(operation):
     }.get(name)
 
 
+def fused_function(operation):
+    """Returns the name of the activation function that a layer ends in, or None.
+
+    A subclass counts as long as it computes like its base; an LSTM has its activation inside.
+    """
+    if getattr(type(operation), "call", None) not in _CALLS_THAT_END_IN_ACTIVATION:
+        return None
+    name = getattr(operation.activation, "__name__", "linear")
+    return None if name == "linear" else name
+
+
 def kind_of(operation, has_config=False):
     """Returns the `Kind` of a layer or operation.
 
@@ -131,7 +159,7 @@ def kind_of(operation, has_config=False):
 
 def is_never_negative(operation, kind, inputs_nonnegative):
     """Whether outputs are ≥ 0 for certain, given whether each input is."""
-    name = function_name(operation)
+    name = function_name(operation) or fused_function(operation)
     if name is not None:
         return name in _NONNEGATIVE_FUNCTIONS
     if kind in (Kind.CARRY, Kind.SAME_GRID, Kind.CONCAT, Kind.MEAN):

@@ -6,18 +6,17 @@ Rules, in the order in which they are applied:
    `boundary_bits` for the first and last weighted layers, or 8 bits inside squeeze-excite blocks,
    or what its config says.
 2. Add, Multiply, ..., means, tabulated functions and what leaves the model read 8 bits.
-BatchNormalization
-   and ReLU read nothing of their own where they fold into the layer before them.
+   BatchNormalization and ReLU read nothing of their own where they fold into the layer before
+   them. Layers that stay float read what is there, which is never narrower than 8 bits.
 3. Operations that copy or order codes (max pooling, reshape, ...), average pooling and Concatenate
-tie
-   their inputs and outputs to one grid: one *group* of tensors, one quantizer, which stands where
-   the group's tensors are made.
+   tie their inputs and outputs to one grid: one *group* of tensors, one quantizer, which stands
+   where the group's tensors are made.
 4. Read at one width, the group gets that quantizer. Read at several, or made by something that can
-only
-   make 8 bits, it gets 8 bits, and each narrower reader a second quantizer on top.
+   only make 8 bits, it gets 8 bits, and each narrower reader a second quantizer on top.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 from keras import tree
@@ -37,13 +36,30 @@ _READS_8_BITS = (Kind.ELEMENTWISE, Kind.MEAN, Kind.TABLE)
 _MAKES_8_BITS = (Kind.MEAN, Kind.TABLE, Kind.FLOAT)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Demand:
-    """A width at which a tensor is read. `quantizer`: the prototype to copy."""
+    """A width at which a tensor is read. `quantizer`: the prototype to copy.
+
+    Demands for the same width from the same kind of quantizer are equal: they share one.
+    """
 
     bits: int | None
     has_target_width: bool
     quantizer: Any
+
+    # Not computed before it is asked for: `get_config` imports TensorFlow on every backend.
+    @functools.cached_property
+    def _key(self):
+        by_placement = {"name", "bits", "has_target_width", "signed", "nonnegative_input"}
+        config = {} if self.quantizer is None else self.quantizer.get_config()
+        shared = {key: value for key, value in config.items() if key not in by_placement}
+        return self.bits, self.has_target_width, f"{type(self.quantizer).__name__} {shared}"
+
+    def __eq__(self, other):
+        return isinstance(other, Demand) and self._key == other._key
+
+    def __hash__(self):
+        return hash(self._key)
 
 
 EIGHT_BITS = Demand(8, False, PACT())
@@ -184,6 +200,8 @@ class _Placer:
         kind = self.kinds[id(node)]
         if kind is Kind.WEIGHTED:
             return self.layer_demands.get(id(node.operation))
+        if kind is Kind.TABLE and not self.quantizes_outputs and self.makes_output(node):
+            return None
         if kind in _READS_8_BITS:
             return EIGHT_BITS
         if kind in (Kind.AFFINE, Kind.RELU):
@@ -192,36 +210,51 @@ class _Placer:
             return None if alone and self.kind_of_producer(index) in into else EIGHT_BITS
         return None
 
+    def makes_output(self, node):
+        return any(index in self.outputs for index in node.outputs)
+
     def output_demand(self, index):
         kind = self.kind_of_producer(index)
         stays_float = kind in (None, Kind.FLOAT, Kind.QUANTIZER, Kind.TABLE)
         return None if stays_float or not self.quantizes_outputs else EIGHT_BITS
 
+    def reads_float(self, node):
+        kind = self.kinds[id(node)]
+        return kind is Kind.FLOAT or (
+            kind is Kind.WEIGHTED and self.layer_demands.get(id(node.operation)) is None
+        )
+
     def place_group(self, group, nonnegative):
-        demands = set()
+        demands, is_read_as_float = set(), False
         for index in group:
             for node in self.readers[index]:
                 demand = self.demand(node, index)
                 if demand is not None:
                     self.placement.demands[id(node), index] = demand
                     demands.add(demand)
-            if index in self.outputs and self.output_demand(index) is not None:
-                demands.add(EIGHT_BITS)
+                is_read_as_float |= self.reads_float(node)
+            if index in self.outputs:
+                is_read_as_float = True
+                if self.output_demand(index) is not None:
+                    demands.add(EIGHT_BITS)
         if not demands:
             return
+        if is_read_as_float:
+            demands.add(EIGHT_BITS)
         roots = [i for i in group if self.kind_of_producer(i) not in _TIES]
         signed = not all(index in nonnegative for index in roots)
         root_demand = self.place_roots(group, roots, demands, signed)
         for index in group:
-            self.place_between(index, root_demand, signed)
+            # One negative member makes the group signed, but a second quantizer sees one tensor.
+            self.place_between(index, root_demand, signed=index not in nonnegative)
 
     def place_roots(self, group, roots, demands, signed):
         """Places the quantizers where the group's tensors are made; returns the grid's width."""
-        if len(roots) == 1:
-            existing = self.existing_quantizer(roots[0])
-            if existing is not None:
-                self.round_again(group, Spec(existing, existing.name))
-                return Demand(existing.bits, existing.has_target_width, None)
+        existing = {self.existing_quantizer(index) for index in roots}
+        if len(existing) == 1 and None not in existing:
+            (quantizer,) = existing
+            self.round_again(group, Spec(quantizer, quantizer.name))
+            return Demand(quantizer.bits, quantizer.has_target_width, None)
         makes_8_bits = any(
             self.kind_of_producer(index) in (None, *_MAKES_8_BITS) for index in roots
         )
@@ -264,7 +297,8 @@ class _Placer:
     def round_again(self, group, spec):
         """Average pooling makes new values, which are rounded to the grid of its input."""
         for index in group:
-            if self.kind_of_producer(index) is Kind.SAME_GRID:
+            kinds = {self.kinds[id(node)] for node in self.readers[index]}
+            if self.kind_of_producer(index) is Kind.SAME_GRID and kinds != {Kind.QUANTIZER}:
                 self.placement.at[index] = [spec]
 
     def place_between(self, index, root_demand, signed):
@@ -285,13 +319,20 @@ class _Placer:
     @staticmethod
     def is_met(demand, root):
         """Whether a grid serves a demand: the same one, or a narrower one read as 8 bits."""
-        if root.quantizer is None:  # a quantizer that was already there
-            return not demand.has_target_width or root.has_target_width
-        return demand == root
+        if root.quantizer is not None:
+            return demand == root
+        # A quantizer that was already there. The teacher draws the target width up to 8 bits.
+        if demand.has_target_width or demand.bits < 8:
+            return demand.has_target_width == root.has_target_width and (
+                root.has_target_width or root.bits == demand.bits
+            )
+        return True
 
     def base_name(self, index):
         tensor = self.graph.tensors[index]
-        return tensor.name if tensor.producer is None else tensor.producer.name
+        if tensor.producer is None:
+            return tensor.name
+        return tensor.producer.name.removesuffix("_quantizer")
 
     def name_at(self, index):
         return self.unique(f"{self.base_name(index)}_quantizer")

@@ -21,6 +21,7 @@ from speq_keras.wrapping.placement import (
     Demand,
     find_boundaries,
     find_squeeze_excite,
+    float_tensors,
 )
 
 _FIXED_WIDTH_WEIGHTS = MinMax(per_channel=True)
@@ -54,36 +55,45 @@ class Rules:
                     "`configs` must map name patterns or layer classes to QuantizeConfig objects. "
                     f"{describe(key=key, value=config)}"
                 )
+            if self.a_bits is None and config.a_bits not in (TARGET, None):
+                raise ValueError(
+                    "`a_bits` of a QuantizeConfig must be left out where all activations stay "
+                    f"float. {describe(key=key, config=config)} Give `wrap` a width as `a_bits`."
+                )
             if isinstance(key, type):
                 if not any(isinstance(node.operation, key) for node in nodes):
                     raise ValueError(_no_match("configs", key.__name__, names))
             elif not isinstance(key, str) or not any(matches(key, name) for name in names):
                 raise ValueError(_no_match("configs", key, names))
 
-    def is_skipped(self, name):
+    def is_skipped(self, node):
+        """Whether `skip` names the layer of the float model that `node` is or comes from."""
+        name = (node.origin or node).name
         return any(matches(pattern, name) for pattern in self.skip)
 
-    def config_of(self, name, operation):
-        """Returns the `QuantizeConfig` of a layer, or None where there is none or it is skipped."""
-        if not isinstance(operation, keras.layers.Layer) or self.is_skipped(name):
-            return None
+    def config_of(self, node):
+        """Returns `(key, QuantizeConfig)`: what applies to a layer, and where in `configs` it is.
+
+        Both are None where there is no config or the layer is skipped; the key is None for the
+        registered config of the layer's class. A separable convolution's two parts get its config.
+        """
+        operation, origin = node.operation, node.origin or node
+        if not isinstance(operation, keras.layers.Layer) or self.is_skipped(node):
+            return None, None
         if isinstance(operation, QuantizedLayer | Quantizer):
-            return None
+            return None, None
         registered = registered_config(operation)
         for key, config in self.configs.items():
-            hit = isinstance(operation, key) if isinstance(key, type) else matches(key, name)
+            if isinstance(key, type):
+                hit = isinstance(operation, key) or isinstance(origin.operation, key)
+            else:
+                hit = matches(key, origin.name)
             if hit:
+                if type(operation) is not type(origin.operation):  # a part names its own weights
+                    config = dataclasses.replace(config, weights=None, channel_axes=None)
                 config = config if registered is None else config.over(registered)
-                return config if config.weights else None
-        return registered
-
-    def reason(self, name, operation):
-        """Returns why a layer that has weights, or is unknown, is not quantized."""
-        if self.is_skipped(name):
-            return "skipped"
-        if self.config_of(name, operation) is None:
-            return f"no quantize config for {type(operation).__name__}"
-        return "float by its width"
+                return (key, config) if config.weights else (None, None)
+        return None, registered
 
 
 @dataclasses.dataclass
@@ -116,17 +126,24 @@ def decide(graph, rules):
     Raises:
         ValueError: If no layer is left to quantize.
     """
-    configs, kinds, reasons = {}, {}, {}
+    configs, kinds, reasons, used = {}, {}, {}, set()
+    floats = float_tensors(graph)
+    skipped = {id(node.operation) for node in graph.nodes if rules.is_skipped(node)}
     for node in graph.nodes:
-        config = rules.config_of(node.name, node.operation)
+        key, config = rules.config_of(node)
         kind = kind_of(node.operation, has_config=config is not None)
-        if rules.is_skipped(node.name):
+        if id(node.operation) in skipped:
             kind = Kind.FLOAT
-        kinds[id(node)] = kind
-        if config is not None:
+            reasons[node.name] = "skipped"
+        elif config is not None:
             configs[id(node.operation)] = config
-        elif kind is Kind.FLOAT:
-            reasons[node.name] = rules.reason(node.name, node.operation)
+            used.add(key)
+        elif kind is Kind.FLOAT and floats.intersection(node.outputs):
+            reasons[node.name] = f"no quantize config for {type(node.operation).__name__}"
+        kinds[id(node)] = kind
+    for key in rules.configs:
+        if key not in used:
+            raise ValueError(_no_weights(key))
     if not configs:
         already = any(isinstance(node.operation, QuantizedLayer) for node in graph.nodes)
         raise ValueError(_nothing_to_quantize(graph, already))
@@ -144,7 +161,7 @@ def decide(graph, rules):
         if a_target and id(node.operation) in squeeze_excite:
             a_bits, a_target = 8, False
         demands[id(node.operation)] = _demand(config, rules, a_bits, a_target)
-        if rules.w_bits is None or w_bits is None:
+        if w_bits is None:
             reasons[node.name] = "float by its width"
         else:
             weights[id(node.operation)] = {
@@ -158,7 +175,7 @@ def _width(own, target, at_boundary, boundary_bits):
     """Returns (bits, has_target_width) of one side of one layer."""
     if own != TARGET:
         return own, False
-    if at_boundary:
+    if at_boundary and target is not None:
         return boundary_bits, False
     return target, target is not None
 
@@ -170,9 +187,6 @@ def _demand(config, rules, bits, has_target_width):
         quantizer = get_activation_quantizer(config.activation_quantizer)
     else:
         quantizer = rules.activation_quantizer if has_target_width else EIGHT_BITS.quantizer
-    # All 8-bit readers share one grid, whoever they are.
-    if quantizer is EIGHT_BITS.quantizer and bits == 8:
-        return EIGHT_BITS
     return Demand(bits, has_target_width, quantizer)
 
 
@@ -204,6 +218,15 @@ def _no_match(argument, pattern, names):
     return (
         f"Every pattern in `{argument}` must match a layer of the model. "
         f"Received: {argument}={pattern!r}. Layers: {shown}."
+    )
+
+
+def _no_weights(key):
+    return (
+        "Every key in `configs` must apply to a layer that is not skipped, not quantized already, "
+        "and of which it is known what its weights are. "
+        f"Received: configs={getattr(key, '__name__', key)!r}. Name them in "
+        "`QuantizeConfig(weights=...)`."
     )
 
 

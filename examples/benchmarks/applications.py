@@ -1,0 +1,171 @@
+"""Every classifier of `keras.applications`: wrap it, train one step, count what stays in float.
+
+    python examples/benchmarks/applications.py
+    python examples/benchmarks/applications.py --only='MobileNet*' --out_dir=/tmp/applications
+
+Each network runs in a process of its own, so that its peak memory is its own and a failure is one
+row. Weights are random and images small: time and memory are those of building, wrapping and the
+first training step, compilation included. Prints a Markdown table; rows are added to
+`applications.json` as they come, and a network that has one there is not run again.
+"""
+
+import fnmatch
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+from absl import app, flags
+
+import speq_keras
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("only", "*", "Networks to run, as a shell pattern.")
+flags.DEFINE_integer("w_bits", 3, "Width of the weights, in bits.", 2, 8)
+flags.DEFINE_integer("a_bits", 3, "Width of the activations, in bits.", 2, 8)
+flags.DEFINE_integer("side_px", 64, "Height and width of the images, in pixels.", 32)
+flags.DEFINE_integer("batch_size", 2, "Images in the training step.", 1)
+flags.DEFINE_integer("timeout_s", 1800, "After so many seconds a network is given up.", 1)
+flags.DEFINE_bool("retry", False, "Run networks again whose row is an error.")
+flags.DEFINE_string("out_dir", "out/benchmarks", "Folder for applications.json.")
+flags.DEFINE_string("run_one", None, "Run this network here and print its row as JSON.")
+
+CLASSES = 10
+# Networks that refuse smaller images.
+MINIMUM_SIDE_PX = {"InceptionResNetV2": 75, "InceptionV3": 75, "Xception": 71}
+OK = "ok"
+
+
+def main(_):
+    if FLAGS.run_one:
+        print(json.dumps(run_one(FLAGS.run_one)))
+        return
+    names = [name for name in classifiers() if fnmatch.fnmatch(name, FLAGS.only)]
+    if not names:
+        raise SystemExit(
+            f"--only matches no network. Received: {FLAGS.only}. Known: {', '.join(classifiers())}."
+        )
+    out_dir = pathlib.Path(FLAGS.out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    path = out_dir / "applications.json"
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    for number, name in enumerate(names, start=1):
+        if name in rows and (rows[name]["result"] == OK or not FLAGS.retry):
+            continue
+        print(f"{number} of {len(names)}: {name}", flush=True)
+        rows[name] = run_in_a_process(name)
+        temporary = path.with_name(f"{os.getpid()}_{path.name}")
+        temporary.write_text(json.dumps(rows, indent=1))
+        temporary.replace(path)
+    print(f"\n{markdown_table({name: rows[name] for name in names})}")
+
+
+def classifiers():
+    """Returns the names of the networks in `keras.applications`; modules there are lower case."""
+    return sorted(name for name in dir(keras.applications) if name[0].isupper())
+
+
+def run_in_a_process(name):
+    """Runs this program for one network and returns its row, whatever happens there."""
+    arguments = ["w_bits", "a_bits", "side_px", "batch_size"]
+    command = [sys.executable, __file__, f"--run_one={name}"]
+    command += [f"--{argument}={FLAGS[argument].value}" for argument in arguments]
+    start_s = time.perf_counter()
+    try:
+        process = subprocess.run(
+            command, capture_output=True, text=True, timeout=FLAGS.timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"result": f"stopped after {FLAGS.timeout_s} s"}
+    if process.returncode == 0:
+        return json.loads(process.stdout.splitlines()[-1])
+    last_line = (process.stderr.strip().splitlines() or [""])[-1]
+    if process.returncode < 0:
+        last_line = f"killed by signal {-process.returncode}, out of memory?"
+    return {"result": last_line, "seconds": time.perf_counter() - start_s}
+
+
+def run_one(name):
+    """Builds, wraps and trains one network.
+
+    Returns:
+        Its row: seconds of each part, peak memory in MB, and how many layers stay in float and why.
+    """
+    clock_s = [time.perf_counter()]
+
+    def lap():
+        clock_s.append(time.perf_counter())
+        return round(clock_s[-1] - clock_s[-2], 2)
+
+    keras.utils.set_random_seed(0)
+    side_px = max(FLAGS.side_px, MINIMUM_SIDE_PX.get(name, 0))
+    shape = (side_px, side_px, 3)
+    network = getattr(keras.applications, name)(weights=None, input_shape=shape, classes=CLASSES)
+    build_s = lap()
+    model = speq_keras.wrap(network, w_bits=FLAGS.w_bits, a_bits=FLAGS.a_bits, seed=0)
+    wrap_s = lap()
+    generator = np.random.default_rng(0)
+    images = generator.uniform(0, 255, (FLAGS.batch_size, *shape)).astype("float32")
+    labels = generator.integers(0, CLASSES, FLAGS.batch_size)
+    # Random weights have no moving statistics worth the name: use those of the batch.
+    model.calibrate(images, training=True, verbose=0)
+    calibrate_s = lap()
+    model.compile(keras.optimizers.SGD(1e-3), "sparse_categorical_crossentropy")
+    history = model.fit(images, labels, batch_size=FLAGS.batch_size, verbose=0).history
+    step_s = lap()
+
+    loss = history["loss"][-1]
+    float_layers = model.plan().float_layers
+    peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "result": OK if np.isfinite(loss) else f"the loss is {loss}",
+        "side_px": side_px,
+        "parameters": network.count_params(),
+        "layers": len(network.layers),
+        "build_s": build_s,
+        "wrap_s": wrap_s,
+        "calibrate_s": calibrate_s,
+        "step_s": step_s,
+        "seconds": round(clock_s[-1] - clock_s[0], 1),
+        # In bytes on macOS, in kB elsewhere.
+        "peak_memory_mb": round(peak_memory / (1e6 if sys.platform == "darwin" else 1e3)),
+        "float_layers": float_layers,
+    }
+
+
+def markdown_table(rows):
+    """Returns the rows as a Markdown table, and below it why layers stay in float."""
+    lines = [
+        f"W{FLAGS.w_bits}/A{FLAGS.a_bits}, batch size {FLAGS.batch_size}, "
+        f"{os.cpu_count()} CPU cores.",
+        "",
+        "| network | pixels | M params | wrap, s | calibrate, s | first step, s | all, s "
+        "| peak, MB | float layers | result |",
+        "| --- " * 10 + "|",
+    ]
+    reasons = {}
+    for name, row in rows.items():
+        if row["result"] != OK:
+            result = row["result"].replace("|", "/")
+            lines.append(f"| {name} {'| - ' * 8}| {result} |")
+            continue
+        for reason in row["float_layers"].values():
+            reasons.setdefault(reason, set()).add(name)
+        lines.append(
+            f"| {name} | {row['side_px']} | {row['parameters'] / 1e6:.1f} | {row['wrap_s']:.1f} "
+            f"| {row['calibrate_s']:.1f} | {row['step_s']:.1f} | {row['seconds']:.0f} "
+            f"| {row['peak_memory_mb']} | {len(row['float_layers'])} of {row['layers']} | {OK} |"
+        )
+    if reasons:
+        lines += ["", "Layers stay in float because:"]
+        lines += [f"- {reason} ({', '.join(sorted(names))})" for reason, names in reasons.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,172 @@
+"""How long a training step takes: float, plain quantization-aware training (QAT), SPEQ and KD.
+
+    python examples/benchmarks/train_step.py
+    python examples/benchmarks/train_step.py --models=resnet20 --rounds=30 --batch_size=64
+
+KD is QAT with a float teacher of the same size, which is what SPEQ makes unnecessary. The four take
+turns in one process, a few steps each, round after round; the ratios are formed within a round, so
+that a machine that slows down for a while slows both sides. Prints a Markdown table of ratios with
+their quartiles; writes them and all step times to `train_step.json`.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+import speq_keras
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder of the next import
+import cifar_networks
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("models", list(cifar_networks.NAMES), "The networks to measure.")
+flags.DEFINE_integer("w_bits", 2, "Width of the weights, in bits.", 2, 8)
+flags.DEFINE_integer("a_bits", 2, "Width of the activations, in bits.", 2, 8)
+flags.DEFINE_integer("batch_size", 128, "Images per step.", 1)
+flags.DEFINE_integer("rounds", 15, "How often each method gets its turn.", 2)
+flags.DEFINE_integer("steps", 4, "Measured steps in one turn.", 1)
+flags.DEFINE_string("out_dir", "out/benchmarks", "Folder for train_step.json.")
+
+RATIOS = (("QAT", "float"), ("SPEQ", "QAT"), ("KD", "QAT"))
+
+
+def main(_):
+    unknown = sorted(set(FLAGS.models) - set(cifar_networks.NAMES))
+    if unknown:
+        known = ", ".join(cifar_networks.NAMES)
+        raise SystemExit(f"--models takes {known}. Received: {', '.join(unknown)}.")
+    out_dir = pathlib.Path(FLAGS.out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    step_times_s = {name: measure(name) for name in FLAGS.models}
+    table = ratio_table(step_times_s)
+    print(f"\n{table}")
+    result = {
+        "flags": {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)},
+        "machine": {"cpu_count": os.cpu_count(), "processor": platform.machine()},
+        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+        "table": table,
+        "step_times_s": step_times_s,
+    }
+    path = out_dir / "train_step.json"
+    temporary = path.with_name(f"{os.getpid()}_{path.name}")
+    temporary.write_text(json.dumps(result, indent=1))
+    temporary.replace(path)
+
+
+def measure(name):
+    """Measures the training step of one network.
+
+    Returns:
+        {method: one list of step times in seconds per round}.
+    """
+    # One batch, kept in memory and fed again and again: loading and augmentation cost nothing here.
+    # Random images do, as the time of a step does not depend on what they show.
+    generator = np.random.default_rng(0)
+    shape = (FLAGS.batch_size, *cifar_networks.IMAGE_SHAPE)
+    images = generator.integers(0, 256, shape).astype("float32")
+    labels = generator.integers(0, cifar_networks.CLASSES, FLAGS.batch_size)
+    batches = tf.data.Dataset.from_tensors((tf.constant(images), tf.constant(labels))).repeat()
+
+    models = build_models(name, images)
+    clock = StepClock()
+
+    def take_turn(model):
+        # The first step of a turn finds the caches full of another model: it is not measured.
+        model.fit(
+            batches, steps_per_epoch=FLAGS.steps + 1, shuffle=False, verbose=0, callbacks=[clock]
+        )
+        return clock.step_times_s[1:]
+
+    for method, model in models.items():
+        print(f"{name}: compiling {method}", flush=True)
+        take_turn(model)
+    times_s = {method: [] for method in models}
+    for number in range(FLAGS.rounds):
+        # Each round starts with another method: none always follows the same one.
+        order = np.roll(list(models), number)
+        for method in order:
+            times_s[str(method)].append(take_turn(models[method]))
+        medians = ", ".join(f"{m} {1e3 * np.median(times_s[m][-1]):.0f} ms" for m in models)
+        print(f"{name}: round {number + 1} of {FLAGS.rounds}: {medians}", flush=True)
+    return times_s
+
+
+def build_models(name, images):
+    """Returns the compiled models by their method; all start from the same random weights."""
+    keras.utils.set_random_seed(0)
+    network = cifar_networks.build(name)
+
+    def wrap(**arguments):
+        model = speq_keras.wrap(
+            network, w_bits=FLAGS.w_bits, a_bits=FLAGS.a_bits, seed=0, **arguments
+        )
+        model.calibrate(images, verbose=0)
+        return model
+
+    teacher = keras.models.clone_model(network)
+    teacher.set_weights(network.get_weights())
+    models = {
+        "QAT": wrap(distillation=None),
+        "SPEQ": wrap(distillation="cosine"),
+        "KD": wrap(distillation=None, teacher=teacher),
+        "float": network,
+    }
+    for model in models.values():
+        model.compile(
+            keras.optimizers.SGD(1e-3, momentum=0.9),
+            keras.losses.SparseCategoricalCrossentropy(
+                from_logits=cifar_networks.FROM_LOGITS[name]
+            ),
+        )
+    return models
+
+
+class StepClock(keras.callbacks.Callback):
+    """Keeps the time of each step of the last `fit`.
+
+    The time runs from just before the compiled step is called to just after its loss is known, so
+    setting up `fit` is not in it. What stays is the call itself and taking one batch out of memory,
+    well below a millisecond and the same for all methods.
+    """
+
+    def on_train_begin(self, logs=None):
+        self.step_times_s = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.start_s = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        float(logs["loss"])  # waits for an accelerator that is still computing
+        self.step_times_s.append(time.perf_counter() - self.start_s)
+
+
+def ratio_table(step_times_s):
+    """Returns a Markdown table: median step times, and ratios of the medians within each round."""
+    lines = [
+        f"W{FLAGS.w_bits}/A{FLAGS.a_bits}, batch size {FLAGS.batch_size}, {os.cpu_count()} CPU "
+        f"cores; median (lower to upper quartile) of {FLAGS.rounds} rounds of {FLAGS.steps} steps.",
+        "",
+        f"| network | float, ms | {' | '.join(f'{a} / {b}' for a, b in RATIOS)} |",
+        "| --- " * (len(RATIOS) + 2) + "|",
+    ]
+    for name, times_s in step_times_s.items():
+        medians_s = {method: np.median(rounds, axis=1) for method, rounds in times_s.items()}
+        cells = [f"{1e3 * np.median(medians_s['float']):.0f}"]
+        for numerator, denominator in RATIOS:
+            ratios = medians_s[numerator] / medians_s[denominator]
+            lower, median, upper = np.percentile(ratios, (25, 50, 75))
+            cells.append(f"{median:.2f} ({lower:.2f} to {upper:.2f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    app.run(main)

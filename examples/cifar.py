@@ -1,0 +1,520 @@
+"""CIFAR-10 with ResNet-8 or ResNet-20: pretrain in float, retrain quantized, then SPEQ.
+
+    python examples/cifar.py --short --download              # minutes on two cores
+    python examples/cifar.py --model=resnet20 --weights=resnet20.npz --stages=retrain,train
+    python examples/cifar.py --weights=resnet8.keras --stages=retrain --table1
+
+Three stages, each of which starts where the one before ended: `pretrain` (float), `retrain` (plain
+quantization-aware training, QAT) and `train`, in which every method of `--method` continues from
+the same retrained network for the same number of steps: `qat` (QAT goes on: the control), `speq`,
+`kd` (QAT with a float teacher) and `speq_kd` (both). Prints one table; writes `results.json`,
+`curves.png` and the trained models.
+
+Useful flags: `--w_bits`, `--a_bits`, `--epochs`, `--checkpoint_dir` (a killed run goes on where it
+was), `--seed` several times (mean and deviation), `--table1` (the paper's Table 1). The test images
+choose nothing: no training stops early and no checkpoint is picked by its accuracy.
+"""
+
+import json
+import logging
+import os
+import pathlib
+import time
+
+import cifar_data
+import cifar_networks
+import keras
+import numpy as np
+from absl import app, flags
+from matplotlib.figure import Figure
+
+import speq_keras
+
+FLAGS = flags.FLAGS
+STAGES = ("pretrain", "retrain", "train")
+METHODS = ("qat", "speq", "kd", "speq_kd")
+WIDTHS = ("2", "3", "4", "5", "6", "7", "8", "float")
+TEACHER_PRECISIONS = {
+    "bernoulli": speq_keras.precision.Bernoulli(0.5),
+    "mix": speq_keras.precision.UniformMix(2, 8),
+    "fixed": speq_keras.precision.Fixed(8),
+    "greedy": speq_keras.precision.Greedy(),
+}
+
+flags.DEFINE_enum("model", "resnet8", cifar_networks.NAMES, "The network.")
+flags.DEFINE_enum("w_bits", "2", WIDTHS, "Width of the weights, in bits.")
+flags.DEFINE_enum("a_bits", "2", WIDTHS, "Width of the activations, in bits.")
+flags.DEFINE_list("stages", list(STAGES), "The stages to run: some of pretrain, retrain, train.")
+flags.DEFINE_list("method", "qat,speq", "What stage train compares: qat, speq, kd, speq_kd.")
+flags.DEFINE_enum("distillation", "cosine", ("cosine", "dot", "kl"), "The loss of speq, speq_kd.")
+flags.DEFINE_enum("teacher_precision", "bernoulli", TEACHER_PRECISIONS, "SPEQ's draw of widths.")
+flags.DEFINE_bool("table1", False, "Also train (--retrain_epochs) and print the paper's Table 1.")
+
+flags.DEFINE_string("weights", None, "Float weights to start from: .keras, .weights.h5, .h5, .npz.")
+flags.DEFINE_enum("teacher_model", "resnet20", cifar_networks.NAMES, "Float teacher for kd.")
+flags.DEFINE_string("teacher_weights", None, "Weights of the float teacher.")
+
+flags.DEFINE_integer("pretrain_epochs", 100, "Epochs of the pretrain stage.", 1)
+flags.DEFINE_integer("retrain_epochs", 60, "Epochs of the retrain stage.", 1)
+flags.DEFINE_integer("epochs", 60, "Epochs of each method of the train stage.", 1)
+flags.DEFINE_integer("steps", None, "Steps per epoch; one pass over the images if not given.", 1)
+flags.DEFINE_integer("batch_size", 128, "Images per step.", 1)
+flags.DEFINE_enum("optimizer", "sgd", ("sgd", "adam"), "SGD has Nesterov momentum 0.9.")
+flags.DEFINE_float("pretrain_learning_rate", 0.1, "Learning rate at the start of pretrain.", 0.0)
+flags.DEFINE_float("learning_rate", 0.02, "Learning rate at the start of the other stages.", 0.0)
+flags.DEFINE_integer("train_examples", 50_000, "Use the first so many training images.", 1, 50_000)
+flags.DEFINE_integer("test_examples", 10_000, "Use the first so many test images.", 1, 10_000)
+flags.DEFINE_integer("probe_examples", 1_000, "Compare precisions on the first so many.", 1)
+flags.DEFINE_multi_integer("seed", [0], "Given several times, the table has mean ± deviation.")
+flags.DEFINE_bool("short", False, "A trial run: few images and epochs, unless flags say more.")
+
+flags.DEFINE_string("data_dir", None, "Folder that holds cifar10/; default ~/tensorflow_datasets.")
+flags.DEFINE_bool("download", False, "Download CIFAR-10 (170 MB) to --data_dir if not there.")
+flags.DEFINE_string("checkpoint_dir", None, "A killed run that is started again resumes from here.")
+flags.DEFINE_string("out_dir", "out/cifar", "Folder for the files this program writes.")
+
+SHORT_RUN = {
+    "pretrain_epochs": 6,
+    "retrain_epochs": 3,
+    "epochs": 3,
+    "train_examples": 2_500,
+    "test_examples": 500,
+}
+# The flags that change no figure of a stage that is already trained.
+FREE_FLAGS = (
+    *("method", "table1", "seed", "short"),
+    *("data_dir", "download", "checkpoint_dir", "out_dir"),
+)
+
+
+def main(_):
+    # TensorFlow Datasets tells of every file, TensorFlow warns of many functions: all wanted.
+    for logger in ("absl", "tensorflow"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    if FLAGS.short:
+        for name, value in SHORT_RUN.items():
+            FLAGS.set_default(name, value)  # a flag that was given keeps its value
+    check_flags()
+    out_dir = pathlib.Path(FLAGS.out_dir).expanduser()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        data = cifar_data.load(
+            FLAGS.data_dir,
+            download=FLAGS.download,
+            train_examples=FLAGS.train_examples,
+            test_examples=FLAGS.test_examples,
+        )
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from None
+
+    results = {"flags": own_flags(), "stages": [], "table1": []}
+    for seed in FLAGS.seed:
+        experiment = Experiment(data, seed, out_dir)
+        experiment.run()
+        if FLAGS.table1:
+            results["table1"] += experiment.run_table1()
+        results["stages"] += experiment.results
+
+    print(f"\n{results_table(results['stages'])}")
+    if FLAGS.table1:
+        print(f"\n{table1(results['table1'])}")
+    write_file(
+        out_dir / "results.json", lambda path: path.write_text(json.dumps(results, indent=1))
+    )
+    write_file(out_dir / "curves.png", curves(results["stages"]).savefig)
+    print(f"\nWrote results.json, curves.png and the models to {out_dir}")
+
+
+# Flags.
+
+
+def check_flags():
+    """Ends the program with one sentence if flags do not fit together or a file is missing."""
+    for name, known in (("stages", STAGES), ("method", METHODS)):
+        unknown = sorted(set(FLAGS[name].value) - set(known))
+        if unknown:
+            raise SystemExit(f"--{name} takes {', '.join(known)}. Received: {', '.join(unknown)}.")
+    needs_teacher = any(uses_float_teacher(method) for method in trained_methods())
+    if needs_teacher and not FLAGS.teacher_weights:
+        raise SystemExit("The methods kd and speq_kd need a float teacher: pass --teacher_weights.")
+    if FLAGS.table1 and "float" in (FLAGS.w_bits, FLAGS.a_bits):
+        raise SystemExit("--table1 needs a width in bits for both --w_bits and --a_bits.")
+    if not FLAGS.weights and "pretrain" not in FLAGS.stages:
+        raise SystemExit("Without the pretrain stage a float network is needed: pass --weights.")
+    for name in ("weights", "teacher_weights"):
+        path = FLAGS[name].value
+        if path and not pathlib.Path(path).is_file():
+            raise SystemExit(f"--{name} names no file. Received: {path}")
+    if FLAGS.checkpoint_dir:
+        check_checkpoints(pathlib.Path(FLAGS.checkpoint_dir) / "flags.json")
+
+
+def check_checkpoints(path):
+    """Ends the program if the checkpoints were made with other flags: nobody could read the mix."""
+    binding = {name: value for name, value in own_flags().items() if name not in FREE_FLAGS}
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        changed = [
+            f"--{name}={earlier.get(name)}"
+            for name in binding
+            if binding[name] != earlier.get(name)
+        ]
+        if changed:
+            raise SystemExit(
+                f"The checkpoints in {path.parent} were made with {' '.join(changed)}. "
+                "Pass the same flags again, or another --checkpoint_dir."
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, lambda temporary: temporary.write_text(json.dumps(binding, indent=1)))
+
+
+def own_flags():
+    """Returns the flags that this program defines, by name."""
+    return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
+
+
+def bits(flag):
+    """Returns the width that `speq_keras` expects: a number of bits, or None for float."""
+    return None if flag == "float" else int(flag)
+
+
+def trained_methods():
+    return FLAGS.method if "train" in FLAGS.stages else []
+
+
+def uses_float_teacher(method):
+    return method in ("kd", "speq_kd")
+
+
+# Stages.
+
+
+class Experiment:
+    """The float network and all its stages for one seed; `results` has a dict for each stage."""
+
+    def __init__(self, data, seed, out_dir):
+        self.x_train, self.y_train, x_test, y_test = data
+        self.x_test, self.y_test = x_test.astype("float32"), y_test
+        self.seed = seed
+        self.out_dir = out_dir
+        self.steps_per_epoch = FLAGS.steps or max(1, len(self.x_train) // FLAGS.batch_size)
+        self.epochs_done = 0
+        self.results = []
+        keras.utils.set_random_seed(seed)
+        self.network = cifar_networks.build(FLAGS.model)
+        if FLAGS.weights:
+            cifar_networks.load_weights(self.network, FLAGS.weights)
+
+    def run(self):
+        """Runs the stages of `--stages`."""
+        if "pretrain" in FLAGS.stages:
+            self.fit(self.network, "pretrain", FLAGS.pretrain_epochs, FLAGS.pretrain_learning_rate)
+            self.epochs_done += FLAGS.pretrain_epochs
+        else:
+            self.results.append({"seed": self.seed, "stage": "float, as given", "epochs": []})
+            self.compile(self.network, learning_rate=0.0, steps=1)
+            self.results[-1]["test_accuracy"] = self.accuracy(self.network)
+        widths = {"w_bits": bits(FLAGS.w_bits), "a_bits": bits(FLAGS.a_bits)}
+        retrained = None
+        if "retrain" in FLAGS.stages:
+            retrained = self.wrap(**widths, distillation=None)
+            if self.seed == FLAGS.seed[0]:
+                print(retrained.plan())
+            self.fit(
+                retrained,
+                "retrain",
+                FLAGS.retrain_epochs,
+                FLAGS.learning_rate,
+                a_bits=widths["a_bits"],
+            )
+            self.epochs_done += FLAGS.retrain_epochs
+        for method in trained_methods():
+            model = self.wrap(**widths, **method_arguments(method))
+            if retrained is not None:
+                model.set_weights(retrained.get_weights())
+            self.fit(model, method, FLAGS.epochs, FLAGS.learning_rate, a_bits=widths["a_bits"])
+
+    def run_table1(self):
+        """Trains with float weights, then with float activations; reads both at other widths.
+
+        Returns:
+            One dict per network: its name, and its test accuracy by the width it was read at.
+        """
+        rows = []
+        for name, w_bits, a_bits, side in (
+            (f"Wfloat_A{FLAGS.a_bits}", None, bits(FLAGS.a_bits), "activations"),
+            (f"W{FLAGS.w_bits}_Afloat", bits(FLAGS.w_bits), None, "weights"),
+        ):
+            model = self.wrap(w_bits=w_bits, a_bits=a_bits, distillation=None)
+            self.fit(model, name, FLAGS.retrain_epochs, FLAGS.learning_rate, a_bits=a_bits)
+            accuracies = {}
+            for width in (2, 4, 8, None):
+                model.set_bits(**{side: width})
+                accuracies[str(width or "float")] = self.accuracy(model)
+            rows.append({"seed": self.seed, "trained": name, "accuracies": accuracies})
+        return rows
+
+    def wrap(self, **arguments):
+        """Returns a calibrated quantized copy of the float network."""
+        model = speq_keras.wrap(self.network, seed=self.seed, **arguments)
+        model.calibrate(self.x_train[:512].astype("float32"), verbose=0)
+        return model
+
+    def fit(self, model, stage, epochs, learning_rate, *, a_bits=None):
+        """Trains `model`, saves it, and appends what came out to `results`.
+
+        With `--checkpoint_dir` the state after each epoch is kept, the last one too: a stage that
+        was killed goes on from there, and a stage that was finished only loads it.
+        """
+        print(
+            f"\nSeed {self.seed}, {stage}: {epochs} epochs of {self.steps_per_epoch} steps",
+            flush=True,
+        )
+        stream = cifar_data.TrainingStream(
+            self.x_train,
+            self.y_train,
+            seed=self.seed,
+            batch_size=FLAGS.batch_size,
+            steps_per_epoch=self.steps_per_epoch,
+            first_epoch=self.epochs_done,  # all methods of the train stage see the same images
+        )
+        callbacks = [stream.callback]
+        if a_bits:
+            probe = slice(FLAGS.probe_examples)
+            callbacks.append(PrecisionProbe(self.x_test[probe], self.y_test[probe], a_bits=a_bits))
+        folder = FLAGS.checkpoint_dir
+        if folder:
+            folder = pathlib.Path(folder, f"seed{self.seed}", stage)
+        log = EpochLog(folder and folder / "epochs.json")
+        callbacks.append(log)
+        if folder:
+            # After the log: an epoch that is backed up is then always in the log.
+            callbacks.append(
+                keras.callbacks.BackupAndRestore(
+                    str(folder / "backup"), double_checkpoint=True, delete_checkpoint=False
+                )
+            )
+        self.compile(model, learning_rate=learning_rate, steps=epochs * self.steps_per_epoch)
+        model.fit(
+            stream.dataset,
+            epochs=epochs,
+            shuffle=False,  # the stream is
+            validation_data=(self.x_test, self.y_test),
+            validation_batch_size=500,
+            callbacks=callbacks,
+            verbose=2,
+        )
+        self.results.append(
+            {
+                "seed": self.seed,
+                "stage": stage,
+                "test_accuracy": log.rows[-1]["val_accuracy"],
+                "epochs": log.rows,
+            }
+        )
+        write_file(self.out_dir / f"seed{self.seed}_{stage}.keras", model.save)
+
+    def compile(self, model, *, learning_rate, steps):
+        """Compiles `model` with a learning rate that falls to zero along a cosine."""
+        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+        if FLAGS.optimizer == "adam":
+            optimizer = keras.optimizers.Adam(schedule)
+        else:
+            optimizer = keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True)
+        model.compile(
+            optimizer,
+            keras.losses.SparseCategoricalCrossentropy(from_logits=ends_in_logits()),
+            metrics=["accuracy"],
+        )
+
+    def accuracy(self, model):
+        """Returns the test accuracy of a compiled model."""
+        logs = model.evaluate(self.x_test, self.y_test, batch_size=500, verbose=0, return_dict=True)
+        return logs["accuracy"]
+
+
+def ends_in_logits():
+    return cifar_networks.FROM_LOGITS[FLAGS.model]
+
+
+def method_arguments(method):
+    """Returns the arguments of `speq_keras.wrap` that tell the methods of the train stage apart."""
+    arguments = {"distillation": None}
+    if method in ("speq", "speq_kd"):
+        arguments = {
+            "distillation": FLAGS.distillation,
+            "teacher_precision": TEACHER_PRECISIONS[FLAGS.teacher_precision],
+        }
+    if uses_float_teacher(method):
+        teacher = cifar_networks.build(FLAGS.teacher_model)
+        cifar_networks.load_weights(teacher, FLAGS.teacher_weights)
+        arguments["teacher"] = teacher
+    return arguments
+
+
+# Callbacks.
+
+
+class PrecisionProbe(keras.callbacks.Callback):
+    """After every epoch, compares the network with itself at 8-bit activations.
+
+    Adds to the logs: `student_accuracy` and `teacher_accuracy`, at the target width and at 8 bits;
+    `distance`, the mean L2 distance between the two softmax outputs; `agreement`, the share of
+    images with the same top class. The distance is what SPEQ makes smaller.
+
+    Args:
+        images, labels: Arrays that the network does not train on.
+        a_bits: The target width of the activations, which is set again afterwards.
+    """
+
+    def __init__(self, images, labels, *, a_bits):
+        super().__init__()
+        self.images = images
+        self.labels = labels
+        self.a_bits = a_bits
+
+    def on_epoch_end(self, epoch, logs=None):
+        student = self.probabilities()
+        self.model.set_bits(activations=8)
+        try:
+            teacher = self.probabilities()
+        finally:
+            self.model.set_bits(activations=self.a_bits)
+        logs["student_accuracy"] = float(np.mean(student.argmax(-1) == self.labels))
+        logs["teacher_accuracy"] = float(np.mean(teacher.argmax(-1) == self.labels))
+        logs["distance"] = float(np.mean(np.linalg.norm(student - teacher, axis=-1)))
+        logs["agreement"] = float(np.mean(student.argmax(-1) == teacher.argmax(-1)))
+
+    def probabilities(self):
+        outputs = self.model.predict(self.images, batch_size=500, verbose=0)
+        if ends_in_logits():
+            outputs = keras.ops.convert_to_numpy(keras.ops.softmax(outputs))
+        return outputs
+
+
+class EpochLog(keras.callbacks.Callback):
+    """Keeps a row of figures per epoch, in a file if `path` is given: they outlive a killed run."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+        self.rows = json.loads(path.read_text()) if path and path.exists() else []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start_s = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        # Those of the last batch stay: the time without validation and probe.
+        self.end_s = time.perf_counter()
+        self.steps = batch + 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = self.end_s - self.start_s
+        row = {"epoch": epoch + 1, "steps": self.steps, "seconds": seconds, **logs}
+        # An epoch that was killed before its backup is trained a second time: its row is replaced.
+        self.rows = [*self.rows[:epoch], row]
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(self.path, lambda path: path.write_text(json.dumps(self.rows, indent=1)))
+
+
+# Results.
+
+
+def group_by_stage(results):
+    """Returns the results of all seeds by the name of their stage, in the order of training."""
+    groups = {}
+    for result in results:
+        groups.setdefault(result["stage"], []).append(result)
+    return groups
+
+
+def describe(values, *, digits=2):
+    """Returns mean and standard deviation, the mean alone of one value, "-" of none."""
+    if not values:
+        return "-"
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
+
+
+def total(result, name):
+    """Returns the sum of a figure over the epochs of a stage."""
+    return sum(row[name] for row in result["epochs"])
+
+
+def results_table(results):
+    """Returns one Markdown row per stage: means over the seeds, figures of the last epoch."""
+    lines = [
+        f"{FLAGS.model}, W{FLAGS.w_bits}/A{FLAGS.a_bits}, seeds {FLAGS.seed}, "
+        f"{FLAGS.train_examples} training and {FLAGS.test_examples} test images; teacher, distance "
+        f"and agreement on {min(FLAGS.probe_examples, FLAGS.test_examples)} of these.",
+        "",
+        "| stage | test, % | 8-bit teacher, % | distance | agreement, % | steps | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for stage, group in group_by_stage(results).items():
+        last_epochs = [result["epochs"][-1] for result in group if result["epochs"]]
+
+        def last(name, *, unit=1, digits=2, rows=last_epochs):
+            return describe([row[name] / unit for row in rows if name in row], digits=digits)
+
+        cells = (
+            stage,
+            describe([100 * result["test_accuracy"] for result in group]),
+            last("teacher_accuracy", unit=0.01),
+            last("distance", digits=4),
+            last("agreement", unit=0.01),
+            describe([total(result, "steps") for result in group[:1]], digits=0),
+            describe([total(result, "seconds") for result in group], digits=0),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def table1(rows):
+    """Returns Table 1 in Markdown: test accuracy in % at widths that were not trained."""
+    widths = list(rows[0]["accuracies"])
+    lines = [
+        f"| trained | {' | '.join(f'read at {width}' for width in widths)} |",
+        "| --- " * (len(widths) + 1) + "|",
+    ]
+    for trained in dict.fromkeys(row["trained"] for row in rows):
+        group = [row["accuracies"] for row in rows if row["trained"] == trained]
+        cells = [describe([100 * accuracies[width] for accuracies in group]) for width in widths]
+        lines.append(f"| {trained} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def curves(results):
+    """Returns a figure with a line per stage: accuracies, distance, agreement over the epochs."""
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    panels = {
+        "val_accuracy": "test accuracy",
+        "teacher_accuracy": "accuracy at 8-bit activations",
+        "distance": "distance between the outputs at target width and 8 bits",
+        "agreement": "agreement between them",
+    }
+    for axes, (name, title) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        for number, (stage, group) in enumerate(group_by_stage(results).items()):
+            lines = [[row[name] for row in result["epochs"] if name in row] for result in group]
+            if lines[0]:
+                mean = np.mean(lines, axis=0)
+                epochs = np.arange(1, len(mean) + 1)
+                # A stage has the same colour in all panels.
+                axes.plot(epochs, mean, f"C{number}.-", label=stage)
+        axes.set(title=title, xlabel="epoch of the stage")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    return figure
+
+
+def write_file(path, write):
+    """Calls `write` with a temporary name and moves the file into place: never half a file."""
+    temporary = path.with_name(f"{os.getpid()}_{path.name}")
+    write(temporary)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    app.run(main)

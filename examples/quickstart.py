@@ -1,0 +1,205 @@
+"""SPEQ in two minutes on real images: the handwritten digits of scikit-learn, no download.
+
+    python examples/quickstart.py
+    python examples/quickstart.py --w_bits=3 --a_bits=3 --seeds=0,1,2,3,4
+
+A small convolutional network goes through the three stages of the paper: it is trained in float
+(pretrain), trained on with 2-bit weights and activations (retrain), and then SPEQ and plain
+quantization-aware training continue from the same retrained network for the same number of steps.
+Prints what is quantized and one table; writes `results.json`, `curves.png` and the SPEQ model of
+the first seed, `speq.keras`.
+"""
+
+import json
+import logging
+import os
+import pathlib
+import time
+
+import keras
+import numpy as np
+from absl import app, flags
+from keras import layers
+from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import speq_keras
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("w_bits", 2, "Width of the weights, in bits.", 2, 8)
+flags.DEFINE_integer("a_bits", 2, "Width of the activations, in bits.", 2, 8)
+flags.DEFINE_list("seeds", ["0", "1"], "Each seed is one run of all the stages.")
+flags.DEFINE_integer("pretrain_epochs", 25, "Epochs in float.", 1)
+flags.DEFINE_integer("retrain_epochs", 10, "Epochs of plain quantized training.", 1)
+flags.DEFINE_integer("epochs", 10, "Epochs of SPEQ, and of its plain counterpart.", 1)
+flags.DEFINE_integer("batch_size", 64, "Images per training step.", 1)
+flags.DEFINE_string("out_dir", "out/quickstart", "Folder for the files this program writes.")
+
+FLOAT, RETRAIN, PLAIN, SPEQ = "float", "retrain", "retrain, continued", "SPEQ"
+
+
+def main(_):
+    # TensorFlow warns of the many functions it compiles: four models for each seed, all wanted.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    out_dir = pathlib.Path(FLAGS.out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    digits = load_data()
+
+    runs = []
+    for seed in [int(seed) for seed in FLAGS.seeds]:
+        stages, speq_model = run_all_stages(digits, seed, show_plan=not runs)
+        if not runs:
+            write_file(out_dir / "speq.keras", speq_model.save)
+        runs.append({"seed": seed, "stages": stages})
+
+    print(results_table(runs))
+    results = {"flags": own_flags(), "runs": runs}
+    write_file(
+        out_dir / "results.json", lambda path: path.write_text(json.dumps(results, indent=1))
+    )
+    write_file(out_dir / "curves.png", curves(runs).savefig)
+    print(f"\nWrote speq.keras, results.json and curves.png to {out_dir}")
+
+
+def load_data():
+    """Returns train and test images and labels: half of the images each, the same for all seeds."""
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8, 1).astype("float32") / 16  # pixels are 0 to 16
+    x_train, x_test, y_train, y_test = train_test_split(
+        images, labels, test_size=0.5, random_state=0, stratify=labels
+    )
+    return x_train, y_train, x_test, y_test
+
+
+def build_network():
+    """Returns the float network: an ordinary Keras model that knows nothing of quantization."""
+    inputs = keras.Input((8, 8, 1))
+    x = inputs
+    for filters, strides in ((16, 1), (16, 1), (32, 2), (32, 1)):
+        x = layers.Conv2D(filters, 3, strides=strides, padding="same", use_bias=False)(x)
+        x = layers.BatchNormalization(momentum=0.9)(x)
+        x = layers.ReLU()(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(10)(x))
+
+
+def run_all_stages(digits, seed, *, show_plan):
+    """Runs pretrain, retrain and both continuations for one seed.
+
+    Returns:
+        A list with one dict of results per stage, and the trained SPEQ model.
+    """
+    images = digits[0]
+    keras.utils.set_random_seed(seed)
+    network = build_network()
+    stages = [train(network, digits, name=FLOAT, epochs=FLAGS.pretrain_epochs, seed=seed)]
+
+    def wrap(distillation):
+        return speq_keras.wrap(
+            network,
+            w_bits=FLAGS.w_bits,
+            a_bits=FLAGS.a_bits,
+            distillation=distillation,
+            seed=seed,
+        )
+
+    retrained = wrap(distillation=None)
+    retrained.calibrate(images[:256], verbose=0)
+    if show_plan:
+        print(retrained.plan())
+    stages.append(train(retrained, digits, name=RETRAIN, epochs=FLAGS.retrain_epochs, seed=seed))
+
+    for name, distillation in ((PLAIN, None), (SPEQ, "cosine")):
+        model = wrap(distillation)
+        model.calibrate(images[:256], verbose=0)
+        model.set_weights(retrained.get_weights())
+        stages.append(train(model, digits, name=name, epochs=FLAGS.epochs, seed=seed))
+    return stages, model
+
+
+def train(model, digits, *, name, epochs, seed):
+    """Trains `model` and returns its test accuracy, steps, seconds and curves."""
+    x_train, y_train, x_test, y_test = digits
+    steps = epochs * -(-len(x_train) // FLAGS.batch_size)
+    model.compile(
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps)),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    # The two continuations then see the images in the same order.
+    keras.utils.set_random_seed(seed)
+    start = time.perf_counter()
+    history = model.fit(
+        x_train,
+        y_train,
+        batch_size=FLAGS.batch_size,
+        epochs=epochs,
+        validation_data=(x_test, y_test),
+        validation_batch_size=len(x_test),
+        verbose=0,
+    ).history
+    seconds = time.perf_counter() - start
+    accuracy = history["val_accuracy"][-1]
+    print(
+        f"seed {seed}  {name:20} {100 * accuracy:6.2f} %  {steps} steps  {seconds:.1f} s",
+        flush=True,
+    )
+    return {
+        "name": name,
+        "test_accuracy": accuracy,
+        "steps": steps,
+        "seconds": seconds,
+        "history": history,
+    }
+
+
+def results_table(runs):
+    """Returns a Markdown table: a row per stage, mean and standard deviation over the seeds."""
+    lines = [
+        f"\nW{FLAGS.w_bits}/A{FLAGS.a_bits}, mean and deviation of {len(runs)} seeds\n",
+        "| stage | test accuracy, % | steps | seconds, with compilation |",
+        "| --- | --- | --- | --- |",
+    ]
+    for stages in zip(*(run["stages"] for run in runs), strict=True):
+        accuracies = [100 * stage["test_accuracy"] for stage in stages]
+        spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(runs) > 1 else ""
+        accuracy = f"{np.mean(accuracies):.2f}{spread}"
+        seconds = np.mean([stage["seconds"] for stage in stages])
+        lines.append(f"| {stages[0]['name']} | {accuracy} | {stages[0]['steps']} | {seconds:.1f} |")
+    return "\n".join(lines)
+
+
+def curves(runs):
+    """Returns a figure: test accuracy of every stage over its steps, mean over the seeds."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, (title, names) in zip(
+        figure.subplots(1, 2, sharey=True),
+        (("From float", (FLOAT, RETRAIN)), ("From the retrained network", (PLAIN, SPEQ))),
+        strict=True,
+    ):
+        for name in names:
+            stages = [stage for run in runs for stage in run["stages"] if stage["name"] == name]
+            mean = 100 * np.mean([stage["history"]["val_accuracy"] for stage in stages], axis=0)
+            steps = np.arange(1, len(mean) + 1) * stages[0]["steps"] / len(mean)
+            axes.plot(steps, mean, label=name)
+        axes.set(title=title, xlabel="step", ylabel="test accuracy, %")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def own_flags():
+    """Returns the flags that this program defines, by name."""
+    return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
+
+
+def write_file(path, write):
+    """Calls `write` with a temporary name and moves the file into place: never half a file."""
+    temporary = path.with_name(f"{os.getpid()}_{path.name}")
+    write(temporary)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    app.run(main)
