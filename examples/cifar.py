@@ -21,13 +21,13 @@ import os
 import pathlib
 import time
 
-import cifar_data
-import cifar_networks
 import keras
 import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
 
+import cifar_data
+import cifar_networks
 import speq_keras
 
 FLAGS = flags.FLAGS

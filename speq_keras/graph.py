@@ -112,7 +112,7 @@ def plain_functional(model):
     that was never called has no `input`.
     """
     if isinstance(model, keras.Sequential):
-        return keras.Model(model.inputs, model.outputs[0], name=model.name)
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     return keras.Model(model.input, model.output, name=model.name)
 
 

@@ -76,7 +76,9 @@ class QuantizedLayer(keras.layers.Wrapper):
             )
         return variable
 
-    def call(self, inputs, *args, **kwargs):
+    def call(self, inputs=None, *args, **kwargs):
+        if inputs is not None:  # a layer with several inputs may be given all of them by name
+            args = (inputs, *args)
         # All variables, also the untouched ones: inside the scope below, values that an outer scope
         # holds would not be seen.
         values = {id(v): (v, v.value) for v in self.layer.variables}
@@ -85,7 +87,7 @@ class QuantizedLayer(keras.layers.Wrapper):
             values[id(variable)] = (variable, quantizer(variable.value))
         with keras.StatelessScope(values.values(), collect_losses=True) as scope:
             before = {key: scope.get_current_value(v) for key, (v, _) in values.items()}
-            outputs = self.layer(inputs, *args, **kwargs)
+            outputs = self.layer(*args, **kwargs)
         for loss in scope.losses:
             # A new tensor: Keras tells losses apart by identity, and would count this one twice.
             self.add_loss(1.0 * loss)

@@ -13,16 +13,22 @@ from speq_keras.wrapping.kinds import Kind, kind_of
 
 _FLOAT_BITS = 32
 _STATUS = {
-    Kind.AFFINE: "folds into its input",
-    Kind.RELU: "folds into its input",
-    Kind.ELEMENTWISE: "8-bit inputs",
-    Kind.MEAN: "8-bit inputs",
-    Kind.TABLE: "8-bit inputs",
     Kind.CARRY: "carries codes",
     Kind.SAME_GRID: "keeps its input's grid",
     Kind.CONCAT: "joins codes of one grid",
 }
+_FOLDS = (Kind.AFFINE, Kind.RELU)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+_CONVOLUTIONS = (
+    *_TRANSPOSED,
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.Conv3D,
+    layers.DepthwiseConv1D,
+    layers.DepthwiseConv2D,
+    layers.SeparableConv1D,
+    layers.SeparableConv2D,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +42,7 @@ class LayerRow:
         w_bits, a_bits: Width in bits of the weights and of the inputs; None: float, or no weights.
         parameters: Number of parameters.
         bytes: Size of the parameters with the weights packed at `w_bits`, the rest in float32.
-        macs: Multiply-accumulates per example; None where a shape is unknown.
+        macs: Multiply-accumulates per example; None where a shape or a formula is unknown.
         bitops: macs · w_bits · a_bits, with 32 for float.
     """
 
@@ -197,12 +203,15 @@ def _row(node, graph, reasons, macs):
     quantized = isinstance(operation, QuantizedLayer)
     layer = operation.layer if quantized else operation
     quantizers = operation.quantizers if quantized else {}
-    kind = kind_of(operation)
     a_bits = _input_bits(node, graph)
     w_bits = max((q.bits or _FLOAT_BITS for q in quantizers.values()), default=_FLOAT_BITS)
-    status = "quantized" if quantized else _STATUS.get(kind, "")
-    if not quantized and node.name in reasons:
-        status = f"float: {reasons[node.name]}"
+    reason = None if quantized else reasons.get(node.name)
+    status = "quantized" if quantized else _status(kind_of(operation), a_bits)
+    if reason is not None:
+        status = f"float: {reason}"
+        # Only weights that are float by a width are multiplied with codes (F/2); a layer that was
+        # skipped, or has no config, computes in float.
+        a_bits = a_bits if "is None" in reason else None
     parameters, size = _size(layer, quantizers, operation)
     has_macs = quantized or (macs or 0) > 0
     return LayerRow(
@@ -217,6 +226,14 @@ def _row(node, graph, reasons, macs):
         macs=macs if has_macs else None,
         bitops=macs * w_bits * (a_bits or _FLOAT_BITS) if has_macs and macs is not None else None,
     )
+
+
+def _status(kind, a_bits):
+    if kind in _STATUS:
+        return _STATUS[kind]
+    if a_bits is not None:
+        return f"{a_bits}-bit inputs"
+    return "folds into its input" if kind in _FOLDS else "float inputs"
 
 
 def _size(layer, quantizers, operation):
@@ -250,34 +267,35 @@ def _macs(node, graph):
     """Returns the multiply-accumulates of one call per example; None for unknown shapes."""
     operation = node.operation
     layer = operation.layer if isinstance(operation, QuantizedLayer) else operation
-    kernel = getattr(layer, "kernel", None)
-    if kernel is None or not node.inputs:
-        return 0
-    reads = graph.tensors[node.inputs[0]].shape
-    makes = graph.tensors[node.outputs[0]].shape
     if isinstance(layer, layers.EinsumDense):
-        return _einsum_macs(layer, makes)
-    if isinstance(layer, layers.Dense):
-        positions = reads[1:-1]
-    else:
-        shape = reads if isinstance(layer, _TRANSPOSED) else makes
-        first = getattr(layer, "data_format", None) == "channels_first"
-        positions = shape[2:] if first else shape[1:-1]
+        return _einsum_macs(layer, graph.tensors[node.inputs[0]].shape)
+    if not isinstance(layer, (layers.Dense, *_CONVOLUTIONS)):
+        known = isinstance(layer, layers.Embedding) or layer is operation
+        return 0 if known else None
+    # Every position of the output, or of the input of a transposed convolution, meets the kernel.
+    index = node.inputs[0] if isinstance(layer, _TRANSPOSED) else node.outputs[0]
+    shape = graph.tensors[index].shape
+    first = getattr(layer, "data_format", None) == "channels_first"
+    positions = shape[2:] if first else shape[1:-1]
     if None in positions:
         return None
-    return math.prod(positions) * math.prod(kernel.shape)
+    names = ("kernel", "depthwise_kernel", "pointwise_kernel")
+    kernels = [kernel for name in names if (kernel := getattr(layer, name, None)) is not None]
+    return math.prod(positions) * sum(math.prod(kernel.shape) for kernel in kernels)
 
 
-def _einsum_macs(layer, makes):
-    """Every output value sums over the kernel's axes that the output does not have."""
-    inputs_and_kernel, output = layer.equation.replace(" ", "").split("->")
-    kernel = inputs_and_kernel.split(",")[1].replace("...", "")
-    summed = [
-        size
-        for letter, size in zip(kernel, layer.kernel.shape, strict=True)
-        if letter not in output
-    ]
-    return None if None in makes[1:] else math.prod(makes[1:]) * math.prod(summed)
+def _einsum_macs(layer, reads):
+    """Every combination of the equation's indices is one multiplication, per example."""
+    inputs, kernel = layer.equation.replace(" ", "").split("->")[0].split(",")
+    left, _, right = inputs.partition("...")
+    sizes = dict(zip(kernel.replace("...", ""), layer.kernel.shape, strict=True))
+    sizes |= dict(zip(left, reads, strict=False))
+    sizes |= dict(zip(reversed(right), reversed(reads), strict=False))
+    batch = left[:1]
+    named = [size for letter, size in sizes.items() if letter != batch]
+    others = reads[len(left) : len(reads) - len(right)] if "..." in inputs else ()
+    known = [*named, *others[0 if batch else 1 :]]
+    return None if None in known else math.prod(known)
 
 
 def _add(a, b):

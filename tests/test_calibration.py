@@ -34,7 +34,7 @@ def calibrated(source, model=None, **kwargs):
     return ranges(model)
 
 
-# ---- kinds of data -----------------------------------------------------------------------------
+# ---- kinds of data ---------------------------------------------------------------------------
 
 SOURCES = {
     "tf.data of inputs": lambda: tf.data.Dataset.from_tensor_slices(data()[0]).batch(8),
@@ -113,7 +113,7 @@ def test_failed_calibration_leaves_the_model_as_it_was():
     np.testing.assert_array_equal(model(x), before)
 
 
-# ---- ranges ------------------------------------------------------------------------------------
+# ---- ranges ----------------------------------------------------------------------------------
 
 
 def rounding_error(values, clip, low_code, high_code, steps):
@@ -206,7 +206,7 @@ def test_sampling_of_large_tensors_meets_all_channels():
     assert clip == pytest.approx(6 / 7, rel=0.044)
 
 
-# ---- training without calibration --------------------------------------------------------------
+# ---- training without calibration ------------------------------------------------------------
 
 
 def test_training_without_calibration_says_so_once():
@@ -284,7 +284,7 @@ def test_training_sets_only_ranges_that_are_not_calibrated():
     assert ranges(target) == expected
 
 
-# ---- BatchNormalization ------------------------------------------------------------------------
+# ---- BatchNormalization ----------------------------------------------------------------------
 
 
 def test_statistics_estimated_again_are_averages_over_batches():

@@ -13,7 +13,7 @@ def test_describe_names_every_value():
     assert describe(w_bits=3, name="x") == "Received: w_bits=3, name='x'."
 
 
-# ---- widths --------------------------------------------------------------------------------------
+# ---- widths ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -53,7 +53,7 @@ def test_none_is_refused_where_a_width_is_needed():
         check_bits("teacher_bits", None, optional=False)
 
 
-# ---- numbers -------------------------------------------------------------------------------------
+# ---- numbers ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [0, 0.5, 1, np.float32(0.5), np.int64(1)])
@@ -100,7 +100,7 @@ def test_what_is_no_number_is_a_type_error(value):
         check_number("u", value, low=0, high=1)
 
 
-# ---- choices -------------------------------------------------------------------------------------
+# ---- choices ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", ["cosine", "dot", None])
@@ -124,7 +124,7 @@ def test_a_far_miss_gets_the_choices_and_no_hint(value):
         check_choice("method", value, ("cosine", "kl"))
 
 
-# ---- seeds ---------------------------------------------------------------------------------------
+# ---- seeds -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [None, 0, 7, 2**40])

@@ -100,6 +100,10 @@ def test_a_sequential_model_computes_the_same_when_read():
     assert_reads_faithfully(small_sequential(), example(2, 4))
 
 
+def test_a_sequential_model_has_one_input_and_no_list_of_them():
+    assert read_graph(small_sequential()).inputs == Ref(0)
+
+
 def test_a_sequential_model_built_by_a_shape_is_read():
     model = keras.Sequential([layers.Dense(3, name="first"), layers.ReLU(name="relu")])
     model.build((None, 4))

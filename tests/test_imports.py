@@ -11,7 +11,7 @@ import speq_keras
 
 PACKAGE = pathlib.Path(speq_keras.__file__).parent
 
-# ---- in a fresh process ------------------------------------------------------------------------
+# ---- in a fresh process ----------------------------------------------------------------------
 
 IMPORT = """
 import json, os, sys
@@ -69,7 +69,7 @@ def test_import_on_jax_brings_no_tensorflow():
     assert result_of(code, KERAS_BACKEND="jax") is False
 
 
-# ---- inside the package ------------------------------------------------------------------------
+# ---- inside the package ----------------------------------------------------------------------
 
 STAIRCASE = [
     "_checks",

@@ -81,7 +81,7 @@ def finite_differences(function, z, step=1e-6):
     return result
 
 
-# ---- values and gradients ------------------------------------------------------------------------
+# ---- values and gradients --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -241,7 +241,7 @@ def test_low_precision_logits_are_computed_in_float32(dtype):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-# ---- errors --------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones():
@@ -263,7 +263,7 @@ def test_a_temperature_that_is_not_positive_is_refused(make, temperature):
         make(method="kl", temperature=temperature)
 
 
-# ---- as a Keras loss -----------------------------------------------------------------------------
+# ---- as a Keras loss -------------------------------------------------------------------------
 
 
 def loss_object(method="kl", temperature=1.0, head="softmax"):
@@ -352,7 +352,7 @@ def test_the_loss_object_goes_through_its_config(method):
     }
 
 
-# ---- sums ----------------------------------------------------------------------------------------
+# ---- sums ------------------------------------------------------------------------------------
 
 
 def test_eq_2_is_a_plain_sum():

@@ -60,7 +60,7 @@ def plain_formula(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "another")
 
 
-# ---- levels --------------------------------------------------------------------------------------
+# ---- levels ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -77,7 +77,7 @@ def test_levels_of_a_float_width_stay_finite():
     assert float(speq_ops.levels_of(tf.constant(0.0))) == 255
 
 
-# ---- straight-through ----------------------------------------------------------------------------
+# ---- straight-through ------------------------------------------------------------------------
 
 
 def test_rounding_takes_ties_to_even():
@@ -141,7 +141,7 @@ def test_the_gradient_to_a_clip_is_alive_on_both_sides_of_zero(clip):
     np.testing.assert_array_equal(gradient, [1])
 
 
-# ---- fake quantization ---------------------------------------------------------------------------
+# ---- fake quantization -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("clip", CLIPS)

@@ -31,7 +31,7 @@ def within(frequency, probability, count):
     return abs(frequency - probability) <= 5 * np.sqrt(probability * (1 - probability) / count)
 
 
-# ---- Eq. 1 ---------------------------------------------------------------------------------------
+# ---- Eq. 1 -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("u", [0.1, 0.25, 0.5, 0.75, 0.9])
@@ -114,7 +114,7 @@ def test_under_xla_draws_differ_from_step_to_step():
     assert (first != second).any()
 
 
-# ---- the other rules -----------------------------------------------------------------------------
+# ---- the other rules -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("low", "high"), [(2, 8), (3, 5), (4, 4)])
@@ -175,7 +175,7 @@ def test_all_other_rules_accept_any_number_of_quantizers(rule):
     rule.check(1000)
 
 
-# ---- what all rules share ------------------------------------------------------------------------
+# ---- what all rules share --------------------------------------------------------------------
 
 
 def test_every_rule_of_the_module_is_in_this_file():

@@ -83,7 +83,7 @@ def train(quantizer, x, target, *, learning_rate, steps):
 DENSE = np.linspace(-9, 9, 4001, dtype="float32")[:, None]
 
 
-# ---- what every activation quantizer does --------------------------------------------------------
+# ---- what every activation quantizer does ----------------------------------------------------
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -310,7 +310,7 @@ def test_an_unknown_activation_quantizer_is_refused_with_the_known_ones():
         get_activation_quantizer("lsqplus")
 
 
-# ---- pact ----------------------------------------------------------------------------------------
+# ---- pact ------------------------------------------------------------------------------------
 
 
 def pact(alpha, **arguments):
@@ -491,7 +491,7 @@ def test_without_weight_decay_there_is_no_extra_loss(kind):
     assert built(ACTIVATION_QUANTIZERS[kind]()).losses == []
 
 
-# ---- lsq+ ----------------------------------------------------------------------------------------
+# ---- lsq+ ------------------------------------------------------------------------------------
 
 
 def lsq_plus(scale, offset=None, shape=(None, 1), **arguments):
@@ -646,7 +646,7 @@ def test_an_optimizer_keeps_the_offset_at_or_below_zero():
     assert quantizer.offset.numpy() == 0
 
 
-# ---- dorefa --------------------------------------------------------------------------------------
+# ---- dorefa ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("has_target_width", [False, True])
@@ -675,7 +675,7 @@ def test_dorefa_at_width_none_clips_to_0_and_1():
     np.testing.assert_array_equal(y, np.clip(DENSE, 0, 1))
 
 
-# ---- fixed ---------------------------------------------------------------------------------------
+# ---- fixed -----------------------------------------------------------------------------------
 
 RANGES = [(-1.0, 1.0), (0.0, 6.0), (-0.28, 5.0), (-3.0, 0.0), (1.0, 2.0), (-2.0, -1.0), (-1e3, 3e3)]
 
@@ -790,7 +790,7 @@ def test_ends_that_are_no_numbers_are_refused():
         FixedRange(low="0", high=1.0)
 
 
-# ---- calibration ---------------------------------------------------------------------------------
+# ---- calibration -----------------------------------------------------------------------------
 
 
 def samples(kind):

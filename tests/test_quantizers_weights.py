@@ -73,7 +73,7 @@ def bits_of_floats(x):
     return np.asarray(x, "float32").view("uint32")
 
 
-# ---- what every weight quantizer does ------------------------------------------------------------
+# ---- what every weight quantizer does --------------------------------------------------------
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -232,7 +232,7 @@ class TestRunTimeWidths:
         assert quantizer.bits == 2
 
 
-# ---- minmax --------------------------------------------------------------------------------------
+# ---- minmax ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -263,7 +263,7 @@ def test_where_the_range_is_a_statistic_values_are_exact_multiples(cls):
     np.testing.assert_array_equal(q, (q[4] * np.arange(-3, 4)).astype("float32"))
 
 
-# ---- mse -----------------------------------------------------------------------------------------
+# ---- mse -------------------------------------------------------------------------------------
 
 
 def squared_error(q, w):
@@ -301,7 +301,7 @@ def test_mse_of_four_weights_by_hand():
     np.testing.assert_allclose(q, [[-0.9, 0, 0, 0.9]], rtol=1e-6)
 
 
-# ---- sawb ----------------------------------------------------------------------------------------
+# ---- sawb ------------------------------------------------------------------------------------
 
 PUBLISHED = {2: (3.12, 2.064), 3: (6.99146, 6.34798), 4: (12.04287, 12.0704)}
 
@@ -346,7 +346,7 @@ def test_sawb_of_four_weights_by_hand():
     np.testing.assert_allclose(q, [[-1.04678, -0.34893, 0.34893, 1.04678]], rtol=1e-4)
 
 
-# ---- dorefa --------------------------------------------------------------------------------------
+# ---- dorefa ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -368,7 +368,7 @@ def test_the_gradient_of_dorefa_is_that_of_tanh_over_its_largest_value(bits):
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=TOLERANCE)
 
 
-# ---- lsq -----------------------------------------------------------------------------------------
+# ---- lsq -------------------------------------------------------------------------------------
 
 
 class LSQOracle:
@@ -496,7 +496,7 @@ def test_lsq_refuses_a_scale_of_an_impossible_width(bits, kind):
         LSQ(made_with_bits=bits)
 
 
-# ---- the registry --------------------------------------------------------------------------------
+# ---- the registry ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -571,7 +571,7 @@ def test_only_quantizer_classes_are_registered(restored_registry, cls):
         register_quantizer("mine", cls)
 
 
-# ---- arguments -----------------------------------------------------------------------------------
+# ---- arguments -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)

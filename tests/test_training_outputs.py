@@ -67,7 +67,7 @@ def labels(x):
     return (x[:, :5] > 0).astype("float32")
 
 
-# ---- weights and masks -------------------------------------------------------------------------
+# ---- weights and masks -----------------------------------------------------------------------
 
 
 def test_sample_weights_weigh_the_distillation_loss_as_they_do_the_task_loss():
@@ -127,7 +127,7 @@ def test_sample_weights_of_sequences_hold_for_their_positions():
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
-# ---- several outputs ---------------------------------------------------------------------------
+# ---- several outputs -------------------------------------------------------------------------
 
 
 def two_targets(seed=4, examples=16):
@@ -206,7 +206,7 @@ def test_greedy_teacher_trains_a_model_of_several_outputs():
     assert np.isfinite(distillation_loss(model, x, two_targets(), loss=[CROSS_ENTROPY] * 2))
 
 
-# ---- kinds of outputs --------------------------------------------------------------------------
+# ---- kinds of outputs ------------------------------------------------------------------------
 
 
 def binary_distance(teacher, student, temperature=2.0):
@@ -306,7 +306,7 @@ def test_model_without_any_logits_trains_without_distillation():
     assert distillation_loss(model, x, x[:, :1], loss="mse") == 0
 
 
-# ---- extra losses ------------------------------------------------------------------------------
+# ---- extra losses ----------------------------------------------------------------------------
 
 
 class ActivityPenalty(layers.Dense):

@@ -1,5 +1,7 @@
 """One training step: its gradient, its losses, and what it leaves alone."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -80,7 +82,7 @@ def largest_difference(gradient, expected):
     return max(np.abs(gradient[path] - expected[path]).max() for path in expected)
 
 
-# ---- the gradient ------------------------------------------------------------------------------
+# ---- the gradient ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -117,7 +119,7 @@ def test_gradient_through_the_teacher_is_another_one(method, monkeypatch):
     assert largest_difference(gradient, expected) > 2e-3  # a thousand times the tolerance above
 
 
-# ---- the teacher's widths ----------------------------------------------------------------------
+# ---- the teacher's widths --------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -126,9 +128,9 @@ def widths_seen(monkeypatch):
     seen = []
     original = PACT.round_to_grid
 
-    def spy(quantizer, x, bits):
+    def spy(quantizer, x, bits, *args):
         seen.append((quantizer.name, int(bits)))
-        return original(quantizer, x, bits)
+        return original(quantizer, x, bits, *args)
 
     monkeypatch.setattr(PACT, "round_to_grid", spy)
     return seen
@@ -180,14 +182,15 @@ def test_draws_change_from_step_to_step_inside_a_compiled_function():
 
 def test_same_seed_gives_the_same_draws():
     x, y = data()
+    untrained = float_model()
     runs = []
     for _ in range(2):
-        model = compiled(quantized_model(seed=11, quantization_probability=0.5))
-        runs.append([model.train_on_batch(x, y, return_dict=True)["loss"] for _ in range(4)])
+        model = compiled(quantized_model(untrained, seed=11))
+        runs.append([model.train_on_batch(x, y, return_dict=True)["loss"] for _ in range(6)])
     assert runs[0] == runs[1]
 
 
-# ---- the losses --------------------------------------------------------------------------------
+# ---- the losses ------------------------------------------------------------------------------
 
 
 def numpy_logits(model, x):
@@ -316,7 +319,7 @@ def test_setting_changed_after_training_changes_the_loss_that_trains(setting, va
 
 def test_distillation_set_to_none_after_training_trains_plainly():
     x, y = data()
-    model = compiled(quantized_model(), run_eagerly=False)
+    model = compiled(quantized_model())
     model.fit(x, y, verbose=0)
     model.distillation = None
     assert model.fit(x, y, verbose=0).history["distillation_loss"] == [0.0]
@@ -330,7 +333,7 @@ def test_teacher_set_after_training_is_followed():
     assert model.train_on_batch(x, y, return_dict=True)["teacher_loss"] > 0
 
 
-# ---- history and evaluation --------------------------------------------------------------------
+# ---- history and evaluation ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -383,7 +386,7 @@ def test_validation_adds_loss_and_metrics_to_the_history():
     assert {name for name in history if name.startswith("val_")} == {"val_loss", "val_accuracy"}
 
 
-# ---- what a step leaves alone ------------------------------------------------------------------
+# ---- what a step leaves alone ----------------------------------------------------------------
 
 
 def trained_once(**kwargs):
@@ -394,18 +397,25 @@ def trained_once(**kwargs):
     return values(model.variables)
 
 
-@pytest.mark.parametrize("rule", [precision.Bernoulli(), precision.Greedy()])
-@pytest.mark.parametrize("kind", ["moving_mean", "moving_variance", "seed_generator_state"])
-def test_state_after_a_step_is_that_of_plain_training(rule, kind):
-    states = []
-    for arguments in ({"teacher_precision": rule}, {"distillation": None}):
-        x, y = data()
-        model = quantized_model(float_model(batch_norm=True, dropout=0.5), **arguments)
-        compiled(model).train_on_batch(x, y)
-        layer = model.get_layer("dropout" if kind.startswith("seed") else "norm")
-        states += [v.numpy() for v in layer.variables if v.name == kind]
-    assert len(states) == 2
-    np.testing.assert_array_equal(*states)
+RULES = {"Bernoulli": precision.Bernoulli(), "Greedy": precision.Greedy(), "plain": None}
+
+
+@functools.cache
+def states_after_a_step(rule):
+    """Returns {name: value} of the state of BatchNormalization and dropout."""
+    x, y = data()
+    arguments = {"teacher_precision": RULES[rule]} if RULES[rule] else {"distillation": None}
+    model = compiled(quantized_model(float_model(batch_norm=True, dropout=0.5), **arguments))
+    model.train_on_batch(x, y)
+    layers = [model.get_layer(name) for name in ("norm", "dropout")]
+    return {variable.name: variable.numpy() for layer in layers for variable in layer.variables}
+
+
+@pytest.mark.parametrize("rule", ["Bernoulli", "Greedy"])
+@pytest.mark.parametrize("name", ["moving_mean", "moving_variance", "seed_generator_state"])
+def test_state_after_a_step_is_that_of_plain_training(rule, name):
+    expected = states_after_a_step("plain")[name]
+    np.testing.assert_array_equal(states_after_a_step(rule)[name], expected)
 
 
 def test_teacher_uses_the_statistics_of_the_batch():
@@ -453,7 +463,7 @@ def test_training_without_distillation_is_plain_keras_training_bit_for_bit():
         model = quantized_model(float_model(batch_norm=True, dropout=0.5), distillation=None)
         if plain:
             model = keras.Model(model.input, model.output)
-        compiled(model, optimizer=keras.optimizers.Adam(0.01), run_eagerly=False)
+        compiled(model, optimizer=keras.optimizers.Adam(0.01))
         model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
         weights.append([variable.numpy() for variable in model.weights])
     for mine, theirs in zip(*weights, strict=True):

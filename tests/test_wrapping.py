@@ -956,6 +956,12 @@ def test_frozen_layers_stay_frozen():
     assert [w.path for w in model.get_layer("second").trainable_weights] == []
 
 
+def test_a_wrapped_sequential_takes_what_the_sequential_took():
+    float_model = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.Dense(2)])
+    model = speq_keras.wrap(float_model, 2, 2, distillation=None)
+    assert model(np.ones((5, 4), "float32")).shape == (5, 2)
+
+
 def test_the_model_has_the_float_models_name():
     assert standard(chain).name == "network"
 

@@ -75,7 +75,8 @@ def _get(argument, value, base):
     if isinstance(value, str):
         return registry[check_choice(argument, value, registry)]()
     raise TypeError(
-        f"`{argument}` must be a {base.__name__} or one of {', '.join(map(repr, registry))}. "
+        f"`{argument}` must be one of {', '.join(map(repr, registry))}, "
+        f"or a quantizer object of class {base.__name__}. "
         f"{describe(**{argument: value})}"
     )
 

@@ -16,8 +16,7 @@ from speq_keras.losses import DistillationLoss, combine
 
 
 def teachers(model, x, y, sample_weight):
-    """Returns (logits of the self-teacher, logits of the external teacher); None where there is
-    none.
+    """Returns the logits of the self-teacher and of the external teacher, or None for either.
 
     No gradient flows into them.
     """

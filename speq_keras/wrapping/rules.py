@@ -162,7 +162,7 @@ def decide(graph, rules):
             a_bits, a_target = 8, False
         demands[id(node.operation)] = _demand(config, rules, a_bits, a_target)
         if w_bits is None:
-            reasons[node.name] = "float by its width"
+            reasons[node.name] = _width_reason(config, at_boundary and rules.w_bits is not None)
         else:
             weights[id(node.operation)] = {
                 attribute: _weight_quantizer(config, rules, w_bits, w_target, node.name, attribute)
@@ -178,6 +178,12 @@ def _width(own, target, at_boundary, boundary_bits):
     if at_boundary and target is not None:
         return boundary_bits, False
     return target, target is not None
+
+
+def _width_reason(config, at_boundary):
+    if config.w_bits is None:
+        return "w_bits is None in its config"
+    return "boundary_bits is None" if at_boundary else "w_bits is None"
 
 
 def _demand(config, rules, bits, has_target_width):
