@@ -59,6 +59,18 @@ def check_choice(name, value, choices):
     raise ValueError(f"`{name}` must be one of {known}. {describe(**{name: value})}{hint}")
 
 
+def check_count(name, value, *, optional=False):
+    """Returns `value` after checking that it is a whole number of at least 1 (or None)."""
+    rule = "a whole number of at least 1" + (", or None" if optional else "")
+    if value is None and optional:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"`{name}` must be {rule}. {describe(**{name: value})}")
+    if value < 1:
+        raise ValueError(f"`{name}` must be {rule}. {describe(**{name: value})}")
+    return int(value)
+
+
 def check_seed(seed):
     """Returns `seed` after checking that it is None or a whole number that is not negative."""
     if seed is None:

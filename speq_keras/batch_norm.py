@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from speq_keras.calibration import check_finite
+
 
 def reestimate(model, batches):
     """Replaces moving means and variances by the averages of batch statistics over `batches`.
@@ -19,7 +21,7 @@ def reestimate(model, batches):
         The number of layers that were set. Frozen layers (`trainable=False`) are left alone.
 
     Raises:
-        ValueError: If there is no batch.
+        ValueError: If there is no batch, or inputs are not finite.
     """
     norms = [
         layer
@@ -32,6 +34,7 @@ def reestimate(model, batches):
         for layer in norms:
             layer.momentum = 0.0  # the "moving" statistics of one batch are the batch's
         for batch in batches:
+            check_finite(batch)
             with keras.StatelessScope() as scope:
                 model(batch, training=True)
             values = [

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from speq_keras._checks import describe
+from speq_keras._checks import check_count, describe
 from speq_keras.quantizers import ActivationQuantizer
 from speq_keras.quantizers.histogram import Histogram
 
@@ -46,7 +46,7 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
         for quantizer in fixed_bits:
             quantizer.bits = None
         for batch in batches:
-            _check_finite(batch)
+            check_finite(batch)
             # The scope drops whatever the pass updates; float widths for the weights.
             with keras.StatelessScope([(width, 0.0) for width in model.weight_widths()]):
                 model(batch, training=training)
@@ -85,18 +85,19 @@ def _sample(values):
     return np.append(values[::stride], [values.min(), values.max()])
 
 
-def _check_finite(batch):
+def check_finite(batch):
+    """Raises a ValueError if a batch of model inputs holds NaN or infinity."""
     for x in tree.flatten(batch):
         values = ops.convert_to_numpy(ops.convert_to_tensor(x))
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ValueError(
-                "Calibration inputs must be finite. Received: a batch with NaN or infinity. Clean "
+                "Inputs must be finite. Received: a batch with NaN or infinity. Clean "
                 "the data first."
             )
 
 
 def input_batches(data, batch_size, steps):
-    """Yields batches of model inputs from whatever `fit` would take.
+    """Yields batches of model inputs from whatever `fit` would take; empty ones are left out.
 
     Args:
         data: Arrays (any structure that the model takes), or an object that yields `x`, `(x, y)` or
@@ -104,7 +105,10 @@ def input_batches(data, batch_size, steps):
         batch_size: For arrays only.
         steps: Stop after so many batches; None: when the data ends.
     """
-    if isinstance(data, str | bytes | int | float) or data is None:
+    check_count("batch_size", batch_size)
+    check_count("steps", steps, optional=True)
+    is_data = any(hasattr(data, name) for name in ("shape", "__iter__", "__getitem__"))
+    if isinstance(data, str | bytes) or not is_data:
         raise TypeError(
             "Data must be arrays, a tf.data.Dataset, a PyDataset or an iterable of batches. "
             f"{describe(data=data)}"
@@ -125,7 +129,9 @@ def input_batches(data, batch_size, steps):
     for number, batch in enumerate(data):
         if steps is not None and number >= steps:
             return
-        yield first_of(batch)
+        x = first_of(batch)
+        if all(len(part) for part in tree.flatten(x) if hasattr(part, "__len__")):
+            yield x
 
 
 def _is_arrays(data):

@@ -120,10 +120,18 @@ def wrap(
         boundary_bits=boundary_bits,
         weight_quantizer=get_weight_quantizer(weight_quantizer),
         activation_quantizer=get_activation_quantizer(activation_quantizer),
-        skip=[skip] if isinstance(skip, str) else list(skip),
+        skip=_patterns(skip),
         configs=configs or {},
     )
     return _build(model, rules, settings, teacher, name or model.name)
+
+
+def _patterns(skip):
+    if isinstance(skip, str):
+        return [skip]
+    if not isinstance(skip, list | tuple | set):
+        raise TypeError(f"`skip` must be a layer name, a pattern or a list. {describe(skip=skip)}")
+    return list(skip)
 
 
 def _build(model, rules, settings, teacher, name):

@@ -34,6 +34,14 @@ class QuantizedLayer(keras.layers.Wrapper):
     """
 
     def __init__(self, layer, quantizers, name=None, trainable=True, **kwargs):
+        if not isinstance(layer, keras.layers.Layer):
+            raise TypeError(f"`layer` must be a Keras layer. {describe(layer=layer)}")
+        is_dict = isinstance(quantizers, dict)
+        if not (is_dict and all(isinstance(q, WeightQuantizer) for q in quantizers.values())):
+            raise TypeError(
+                "`quantizers` must be a dict from names of the layer's variables to "
+                f"WeightQuantizer objects. {describe(quantizers=quantizers)}"
+            )
         kwargs.pop("dtype", None)
         super().__init__(
             layer,

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import types
 import warnings
 
@@ -437,6 +438,11 @@ class SPEQModel(keras.Model):
         Raises:
             ValueError: If the weights do not fit.
         """
+        if not isinstance(source, keras.Model | str | os.PathLike):
+            raise TypeError(
+                "`source` must be a Keras model or a path to a .keras or .weights.h5 file. "
+                f"{describe(source=source)}"
+            )
         if isinstance(source, keras.Model):
             model = source
         elif str(source).endswith(".keras"):
@@ -444,6 +450,8 @@ class SPEQModel(keras.Model):
         else:
             model = self._bare_float_model()
             model.load_weights(source)
+        if isinstance(model, SPEQModel):
+            model = model.float_model()
         for mine, theirs in self._weight_pairs(model):
             if tuple(mine.shape) != tuple(theirs.shape):
                 raise ValueError(
@@ -480,6 +488,12 @@ class SPEQModel(keras.Model):
             theirs = source.weights
             if indices is not None:
                 theirs = [theirs[index] for index in indices]
+            if len(layer.weights) != len(theirs):
+                raise ValueError(
+                    "The float model must have the layers of the one that was wrapped. Received: "
+                    f"layer '{float_name}' with {len(theirs)} instead of {len(layer.weights)} "
+                    "weights."
+                )
             yield from zip(layer.weights, theirs, strict=True)
 
     # ---- inherited methods that would betray ---------------------------------------------------
@@ -525,7 +539,12 @@ def _peek(x, batch_size):
         arrays = isinstance(x, list | tuple) and all(hasattr(part, "shape") for part in x)
         if arrays:
             return tree.map_structure(lambda part: part[:batch_size], x), x
-        return next(iter(calibration.input_batches(x, batch_size, 1))), x
+        first = next(calibration.input_batches(x, batch_size, 1), None)
+        if first is None:
+            raise ValueError(
+                "Training needs at least one batch. Received: an empty data set. Pass inputs."
+            )
+        return first, x
     first = next(x)
 
     def begin_again():  # a generator: Keras takes no other iterator

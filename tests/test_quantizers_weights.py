@@ -520,12 +520,14 @@ def test_an_unknown_name_is_refused_with_the_known_ones_and_the_nearest():
 
 @pytest.mark.parametrize("value", [None, 3, keras.layers.Dense])
 def test_what_is_no_quantizer_is_refused(value):
-    with pytest.raises(TypeError, match="`weight_quantizer` must be a WeightQuantizer or one of"):
+    with pytest.raises(
+        TypeError, match="`weight_quantizer` must be one of 'sawb', .* or a quantizer"
+    ):
         get_weight_quantizer(value)
 
 
 def test_an_activation_quantizer_is_no_weight_quantizer():
-    with pytest.raises(TypeError, match="`weight_quantizer` must be a WeightQuantizer"):
+    with pytest.raises(TypeError, match="`weight_quantizer` must be .* of class WeightQuantizer"):
         get_weight_quantizer(quantizers.PACT())
 
 

@@ -48,6 +48,11 @@ class QuantizeConfig:
                 raise TypeError(f"`{name}` must be a tuple or None. {describe(**{name: value})}")
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
+        for name in self.weights or ():
+            if not isinstance(name, str):
+                raise TypeError(
+                    f"`weights` must hold names of attributes. {describe(weights=self.weights)}"
+                )
         for name in ("w_bits", "a_bits"):
             if getattr(self, name) != TARGET:
                 check_bits(name, getattr(self, name))
