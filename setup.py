@@ -26,6 +26,7 @@ EXAMPLES = [
 ]
 # Pinned are the tools whose verdict changes with their version.
 TEST = [
+    "jax>=0.6",
     "mypy==2.4.1",
     "pytest>=8.0",
     "pytest-timeout>=2.3.1",
