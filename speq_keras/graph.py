@@ -305,6 +305,16 @@ def copy_operation(operation, **changes):
         ) from error
 
 
+def weights_changed(operations):
+    """Has to be called after weights were assigned one by one.
+
+    An adapted Normalization computes with what it made of its weights when they were loaded.
+    """
+    for operation in operations:
+        if isinstance(operation, keras.layers.Normalization):
+            operation.finalize_state()
+
+
 def _made_from(config, operation):
     """Returns a copy of `operation`; functions go over as they are.
 

@@ -80,7 +80,7 @@ class QuantizedLayer(keras.layers.Wrapper):
             raise ValueError(
                 f"Layer '{self.layer.name}' ({type(self.layer).__name__}) has no variable "
                 f"'{attribute}'. Name one of its variables in `QuantizeConfig(weights=...)`. "
-                f"Received: {attribute}={variable!r}."
+                f"Received: {attribute} of type {type(variable).__name__}."
             )
         return variable
 

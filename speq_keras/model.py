@@ -13,7 +13,7 @@ from keras import ops, tree
 
 from speq_keras import batch_norm, calibration, reporting, training
 from speq_keras._checks import check_bits, describe
-from speq_keras.graph import is_functional, read_graph
+from speq_keras.graph import is_functional, read_graph, weights_changed
 from speq_keras.layers import QuantizedLayer, weight_quantizers
 from speq_keras.quantizers import ActivationQuantizer, Quantizer
 from speq_keras.settings import Settings
@@ -427,6 +427,7 @@ class SPEQModel(keras.Model):
         model = self._bare_float_model()
         for mine, theirs in self._weight_pairs(model):
             theirs.assign(ops.copy(mine.value))
+        weights_changed(node.operation for node in read_graph(model).nodes)
         return model
 
     def load_float_weights(self, source):
@@ -460,6 +461,7 @@ class SPEQModel(keras.Model):
                 )
         for mine, theirs in self._weight_pairs(model):
             mine.assign(ops.copy(theirs.value))
+        weights_changed(self.layers)
 
     def _bare_float_model(self):
         config = self._settings.float_config

@@ -35,6 +35,12 @@ def no_weights():
     return keras.Model(inputs, layers.ReLU()(inputs))
 
 
+def keras_quantized():
+    model = float_model()
+    model.get_layer("first").quantize("int8")
+    return model
+
+
 def cut_out_of_a_wrapped_model():
     model = wrapped()
     return keras.Model(model.input, model.get_layer("last_quantizer").output)
@@ -187,6 +193,11 @@ def test_wrap_refuses(case):
 
 MODELS = {
     "a subclassed model": (Subclassed, ValueError, "must be Functional or Sequential"),
+    "a model that Keras has quantized": (
+        lambda: keras_quantized(),
+        ValueError,
+        r"Layer 'first' \(Dense\) must have float weights.*quantization_mode='int8'",
+    ),
     "an unbuilt Sequential": (
         lambda: keras.Sequential([layers.Dense(2)]),
         ValueError,

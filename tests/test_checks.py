@@ -6,7 +6,14 @@ import re
 import numpy as np
 import pytest
 
-from speq_keras._checks import check_bits, check_choice, check_number, check_seed, describe
+from speq_keras._checks import (
+    check_bits,
+    check_choice,
+    check_count,
+    check_number,
+    check_seed,
+    describe,
+)
 
 
 def test_describe_names_every_value():
@@ -98,6 +105,41 @@ def test_the_ends_of_a_closed_interval_pass(value):
 def test_what_is_no_number_is_a_type_error(value):
     with pytest.raises(TypeError, match=re.escape(f"Received: u={value!r}.")):
         check_number("u", value, low=0, high=1)
+
+
+# ---- counts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 7, np.int64(3)])
+def test_a_count_becomes_a_python_int(count):
+    checked = check_count("steps", count)
+    assert type(checked) is int
+    assert checked == count
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_count_below_one_is_a_value_error(count):
+    sentence = f"`steps` must be a whole number of at least 1. Received: steps={count}."
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        check_count("steps", count)
+
+
+@pytest.mark.parametrize("count", [1.0, True, "3", None])
+def test_a_count_that_is_no_whole_number_is_a_type_error(count):
+    sentence = f"`steps` must be a whole number of at least 1. Received: steps={count!r}."
+    with pytest.raises(TypeError, match=f"^{re.escape(sentence)}$"):
+        check_count("steps", count)
+
+
+def test_none_is_a_count_where_it_is_allowed():
+    assert check_count("steps", None, optional=True) is None
+
+
+def test_the_sentence_says_that_none_is_allowed():
+    with pytest.raises(
+        ValueError, match="a whole number of at least 1, or None. Received: steps=0"
+    ):
+        check_count("steps", 0, optional=True)
 
 
 # ---- choices ---------------------------------------------------------------------------------

@@ -559,6 +559,19 @@ class TestSignedLSQPlus:
         assert gradient == pytest.approx(terms.sum(), abs=1e-4)
 
 
+@pytest.mark.parametrize("scale", [0.0, -1e-3, -1e6])
+@pytest.mark.parametrize("signed", [False, True])
+class TestLSQPlusWithAScaleBelowZero:
+    def test_gives_values_as_small_as_the_smallest_scale(self, signed, scale):
+        y = quantized(lsq_plus(scale, -2e-5, bits=3, signed=signed), DENSE)
+        assert 0 < np.abs(y).max() < 7.1e-5
+
+    def test_has_a_live_gradient(self, signed, scale):
+        # Above the range: L = 7, times 1 / sqrt(7).
+        to_scale = gradients(lsq_plus(scale, -2e-5, bits=3, signed=signed), [[5.0]])[1]
+        assert to_scale == pytest.approx(upstream((1, 1))[0, 0] * np.sqrt(7), rel=1e-5)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 class TestUnsignedLSQPlus:
     @pytest.fixture(autouse=True)
@@ -779,6 +792,12 @@ def test_ends_that_are_no_range_are_refused(low, high):
         FixedRange(low=low, high=high)
 
 
+def test_given_ends_are_kept_in_the_config():
+    quantizer = FixedRange(low=-0.5, high=2)
+    again = FixedRange.from_config(quantizer.get_config())
+    assert (again.low, again.high) == (-0.5, 2.0)
+
+
 @pytest.mark.parametrize("high", [float("nan"), float("inf")])
 def test_ends_that_are_not_finite_are_refused(high):
     with pytest.raises(ValueError, match="`high` must be a finite number"):
@@ -835,6 +854,12 @@ class TestCalibration:
         scales = (x.max() - min(x.min(), 0)) / steps * np.linspace(0.1, 1.3, 40)
         least = min(squared_error(x, s, -z, steps - z) for s in scales for z in zeros)
         assert squared_error(x, *quantizer.grid()) < CALIBRATION_TOLERANCE * least
+
+
+def test_a_histogram_counts_values_at_the_middles_of_its_bins():
+    histogram = Histogram(np.float32([0.0, 1.0, 1.2, 4.0]), bins=4)
+    assert histogram.centers.tolist() == [0.5, 1.5, 2.5, 3.5]
+    assert histogram.counts.tolist() == [1, 2, 0, 1]
 
 
 def test_calibration_is_for_the_current_width():

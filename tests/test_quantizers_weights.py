@@ -460,6 +460,15 @@ def test_an_lsq_scale_that_is_not_positive_gives_finite_values_and_gradients(sca
     assert all(np.isfinite(gradient).all() for gradient in gradients(quantizer, w))
 
 
+@pytest.mark.parametrize("scale", [0.0, -1e-3, -1e6])
+def test_the_gradient_to_an_lsq_scale_below_zero_is_alive(scale):
+    quantizer = started(LSQ(bits=3), weights_of((1, 1)))
+    quantizer.scale.assign([[scale]])
+    # Above the range: the largest code, 3, times 1 / sqrt(1 * 3).
+    _, gradient = gradients(quantizer, np.float32([[5.0]]))
+    np.testing.assert_allclose(gradient, upstream((1, 1)) * np.sqrt(3), rtol=1e-5)
+
+
 def test_an_lsq_scale_pushed_below_zero_by_a_huge_step_recovers():
     w = tf.constant(weights_of((50, 4)))
     quantizer = started(LSQ(bits=3), w)

@@ -449,7 +449,19 @@ def stacked_network(seed=1):
     )
 
 
-NETWORKS = pytest.mark.parametrize("make", [float_network, nested_network, stacked_network])
+def adapted_network(seed=1):
+    """An adapted Normalization, which computes with what it made of its weights."""
+    keras.utils.set_random_seed(seed)
+    normalization = layers.Normalization(name="normalization")
+    normalization.adapt(np.random.default_rng(seed).normal(5.0, 3.0, (100, 4)).astype("float32"))
+    inputs = keras.Input((4,), name="x")
+    x = layers.Dense(4, activation="relu", name="first")(normalization(inputs))
+    return keras.Model(inputs, layers.Dense(2, name="last")(x), name="net")
+
+
+NETWORKS = pytest.mark.parametrize(
+    "make", [float_network, nested_network, stacked_network, adapted_network]
+)
 
 
 def quantized(model):
@@ -509,6 +521,26 @@ def test_a_float_model_is_a_float_checkpoint(make):
     model = quantized(make(seed=1))
     model.load_float_weights(make(seed=2))
     assert_equal_states(model.float_model().get_weights(), make(seed=2).get_weights())
+
+
+@NETWORKS
+def test_a_float_checkpoint_is_computed_with(make):
+    model, other = quantized(make(seed=1)), make(seed=2)
+    model.load_float_weights(other)
+    inputs = example(other)
+    np.testing.assert_array_equal(model.float_model()(inputs), other(inputs))
+    expected = quantized(other)
+    np.testing.assert_array_equal(model(inputs), expected(inputs))
+
+
+def test_a_wrapped_model_is_a_float_checkpoint():
+    model, other = wrapped(), trained()
+    before = [quantizer.grid() for quantizer in model.activation_quantizers]
+    model.load_float_weights(other)
+    np.testing.assert_array_equal(
+        model.get_layer("second").layer.kernel, other.get_layer("second").layer.kernel
+    )
+    assert [quantizer.grid() for quantizer in model.activation_quantizers] == before
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])

@@ -459,6 +459,15 @@ def test_average_pooling_is_rounded_again_by_its_inputs_quantizer():
     assert found["first_relu_quantizer"] == "first_relu, average: PACT u2*"
 
 
+def test_bilinear_upsampling_is_rounded_again_by_its_inputs_quantizer():
+    def body(x):
+        x = conv(x, "first", activation="relu")
+        x = layers.UpSampling2D(interpolation="bilinear", name="up")(x)
+        return conv(conv(x, "second"), "last")
+
+    assert quantizers_in(wrapped(body))["first_relu_quantizer"] == "first_relu, up: PACT u2*"
+
+
 def test_the_reader_of_an_average_pooling_reads_rounded_values():
     assert reads(standard(average_pooling), "second") == ["first_relu_quantizer"]
 
@@ -860,6 +869,37 @@ def test_without_rounding_a_function_of_ones_own_computes_the_same():
         return conv(conv(x, "b"), "c")
 
     assert_computes_like(network(body))
+
+
+def adapted():
+    """A network that normalizes its inputs by statistics of data that it has seen."""
+    normalization = layers.Normalization(name="normalization")
+    normalization.adapt(RNG.normal(5.0, 3.0, (100, 4)).astype("float32"))
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, activation="relu", name="first")(normalization(inputs))
+    return keras.Model(inputs, layers.Dense(2, name="last")(layers.Dense(4, name="second")(x)))
+
+
+def test_without_rounding_an_adapted_normalization_computes_the_same():
+    assert_computes_like(adapted())
+
+
+def test_a_layer_with_several_inputs_is_quantized_by_a_config():
+    def body(x):
+        x = layers.Embedding(10, 4, mask_zero=True, name="embed")(x)
+        y = layers.MultiHeadAttention(2, 2, name="by_position")(x, x)
+        y = layers.MultiHeadAttention(2, 2, name="by_name")(query=y, value=x)
+        y = layers.Dense(4, activation="relu", name="middle")(y)
+        return layers.Dense(2, name="last")(layers.GlobalAveragePooling1D(name="mean")(y))
+
+    names = ("query_dense.kernel", "value_dense.kernel")
+    config = {layers.MultiHeadAttention: QuantizeConfig(weights=names)}
+    float_model = network(body, (5,), "int32")
+    found = weights_in(speq_keras.wrap(float_model, 2, 2, configs=config))
+    assert (
+        found["by_name.query_dense.kernel"] == found["by_position.value_dense.kernel"] == "SAWB 2*"
+    )
+    assert_computes_like(float_model, configs=config)
 
 
 def test_a_recurrent_layer_keeps_its_activation_inside():

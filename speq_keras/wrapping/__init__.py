@@ -11,6 +11,7 @@
 
 import dataclasses
 
+from speq_keras._checks import describe
 from speq_keras.graph import read_graph
 from speq_keras.wrapping.build import build_graph, copy_weights
 from speq_keras.wrapping.canonical import Canonical, canonicalize
@@ -43,6 +44,7 @@ def quantize_graph(model, rules):
         A `QuantizedGraph`.
     """
     graph = read_graph(model)
+    _check_float(graph)
     rules.check_patterns(graph.nodes)
     activations = rules.a_bits is not None
     canonical = canonicalize(graph, is_float=rules.is_skipped, splits_swish=activations)
@@ -57,6 +59,17 @@ def quantize_graph(model, rules):
         )
     inputs, outputs = build_graph(canonical, placement, decisions.weights)
     return QuantizedGraph(inputs, outputs, decisions.reasons, canonical)
+
+
+def _check_float(graph):
+    for node in graph.nodes:
+        mode = getattr(node.operation, "quantization_mode", None)
+        if mode is not None:
+            raise ValueError(
+                f"Layer '{node.name}' ({type(node.operation).__name__}) must have float weights, "
+                f"and Keras' own `quantize` has rounded them. {describe(quantization_mode=mode)} "
+                "Wrap the model before."
+            )
 
 
 __all__ = ["QuantizedGraph", "Rules", "quantize_graph"]

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from speq_keras.graph import weights_changed
 from speq_keras.layers import QuantizedLayer
 from speq_keras.wrapping.placement import fill_in
 
@@ -93,3 +94,4 @@ def copy_weights(layers, origins, originals):
         if target is not layer:
             for attribute, quantizer in layer.quantizers.items():
                 quantizer.start_from(layer.variable(attribute))
+    weights_changed(layers)
