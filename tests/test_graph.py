@@ -231,6 +231,23 @@ def test_training_false_given_to_a_nested_model_goes_on_to_its_layers(sequential
     assert [node.kwargs for node in graph.nodes] == [{"training": False}, {}]
 
 
+def nested_dropout(training):
+    inner_in = keras.Input((4,))
+    return keras.Model(inner_in, layers.Dropout(0.5)(inner_in, training=training))
+
+
+def test_a_nested_model_called_without_training_says_nothing_to_its_layers():
+    inputs = keras.Input((4,))
+    (node,) = read_graph(keras.Model(inputs, nested_dropout(None)(inputs))).nodes
+    assert node.kwargs.get("training") is None
+
+
+def test_training_given_at_a_layer_of_a_nested_model_is_kept():
+    inputs = keras.Input((4,))
+    (node,) = read_graph(keras.Model(inputs, nested_dropout(True)(inputs, training=False))).nodes
+    assert node.kwargs == {"training": True}
+
+
 def test_training_given_at_the_layer_is_kept():
     inputs = keras.Input((4,))
     graph = read_graph(keras.Model(inputs, layers.Dropout(0.5)(inputs, training=True)))
