@@ -14,7 +14,11 @@ from speq_keras.configs import REGISTRY, registered_config
 from speq_keras.layers import QuantizedLayer, weight_quantizers
 from speq_keras.quantizers import SAWB, MinMax, WeightQuantizer
 
-POLICIES = ["float32", "mixed_bfloat16", "mixed_float16"]
+POLICIES = [
+    "float32",
+    "mixed_bfloat16",
+    pytest.param("mixed_float16", marks=pytest.mark.slow),
+]
 
 # Every layer class with a config: arguments, input shape without the batch, and the argument that
 # regularizes its kernel.
@@ -294,6 +298,18 @@ def test_the_config_makes_an_equal_layer(layer_class):
     assert keras.saving.serialize_keras_object(again) == config
 
 
+@EVERY_CLASS
+def test_a_layer_made_from_a_config_computes_the_same(layer_class):
+    layer = wrapped(layer_class, bits=3)
+    inputs = inputs_of(layer_class)
+    outputs = layer(inputs)
+    config = keras.saving.serialize_keras_object(layer)
+    again = keras.saving.deserialize_keras_object(config)
+    again(inputs)
+    again.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(again(inputs), outputs)
+
+
 def test_losses_of_one_call_are_gone_after_the_next():
     model = network(wrapped(layers.Dense), (5,))
     for _ in range(2):
@@ -333,6 +349,7 @@ def test_state_after_a_training_call_is_that_of_the_layer(case, policy):
 
 # Keras' SpectralNormalization overwrites its kernel before it reads it, which stops the gradient
 # there; read from a scope, the kernel has the gradient of the normalization too.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in STATEFUL if name != "SpectralNormalization"])
 def test_state_after_a_compiled_step_is_that_of_the_layer(name):
     states = []

@@ -557,6 +557,13 @@ def test_the_softmax_of_a_skipped_layer_is_taken_out_for_the_teacher():
     assert reads(standard(chain, skip="last"), "last_softmax") == ["last"]
 
 
+def test_a_model_with_a_skipped_last_layer_is_distilled():
+    model = wrapped(chain, skip="last")
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    (head,) = model.training_plan().heads
+    assert head.logits is model.get_layer("last").output
+
+
 def test_nothing_behind_a_skipped_last_layer_is_rounded():
     assert "last_quantizer" not in quantizers_in(standard(chain, skip="last"))
 
