@@ -1,0 +1,1 @@
+"""Integer TFLite export: fold, simulate, write, prove."""

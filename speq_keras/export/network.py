@@ -1,0 +1,143 @@
+"""The integer network as plain data: tensors, and nodes that are one TFLite operation each.
+
+    kind                      inputs                      options
+    ------------------------  --------------------------  -----------------------------------------
+    quantize                  x float32                   -
+    dequantize                x int8                      -
+    conv_2d                   x, filter OHWI, bias        strides, dilations, padding
+    depthwise_conv_2d         x, filter 1HW(C·M), bias    strides, dilations, padding, multiplier
+    fully_connected           x, filter OI, bias          keep_num_dims
+    transpose_conv            x, filter OHWI, bias        strides, padding, output_size (H, W)
+    add, sub, mul             a, b                        -
+    average_pool_2d           x                           size, strides, padding
+    max_pool_2d               x                           size, strides, padding
+    mean                      x                           axes, keep_dims
+    concatenation             x, ...                      axis
+    reshape                   x                           shape (None: batch)
+    transpose                 x                           permutation
+    pad                       x                           paddings, one (before, after) per axis
+    strided_slice             x                           begin, end, strides (one per axis; the
+                                                          batch axis is 0, None, 1)
+    resize_nearest_neighbor   x                           size, half_pixel_centers
+    resize_bilinear           x                           size, half_pixel_centers
+    logistic, tanh, elu       x                           -
+    hard_swish                x                           -
+    gelu                      x                           approximate
+    leaky_relu                x                           alpha
+    prelu                     x, alpha                    -
+    softmax                   x                           - (last axis, beta 1)
+    lookup                    x, table of 256 int8        - (any function of one code; the writer
+                                                          expands it to CAST, ADD, GATHER)
+
+`padding` is "same" or "valid"; `strides`, `dilations` and `size` are (height, width). Nodes whose
+tensors are float32 compute in float; nodes of the kinds that the table does not name are float
+only (`exp`, `rsqrt`, ...), and belong to float islands.
+"""
+
+import dataclasses
+
+import numpy as np
+
+# Smallest and largest stored value by dtype.
+CODES = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7), "int2": (-2, 1)}
+ACTIVATIONS = ("none", "relu", "relu6", "relu_n1_to_1")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Tensor:
+    """A tensor of the network.
+
+    Attributes:
+        name: Unique in the network.
+        shape: Sizes; None in first place: the batch.
+        dtype: "int8", "int4", "int2", "int32" or "float32".
+        scale: float32, or a float32 vector along `axis`; None: not quantized.
+        zero_point: The stored value that means zero.
+        axis: The axis of per-channel scales.
+        data: The values of a constant, else None. Codes narrower than 8 bits stand one per int8.
+        low, high: Smallest and largest stored value that the quantizer of this tensor makes.
+        step: Distance of neighbouring values in units of the trained network, which is not `scale`
+            where RELU_N1_TO_1 demands a certain scale (readers and producer make up for it).
+        layer: Name of the trained layer whose output this tensor holds, or "".
+        multiplier: Of constant weights: `data` is this whole number times the trained codes.
+    """
+
+    name: str
+    shape: tuple
+    dtype: str = "int8"
+    scale: object = None
+    zero_point: int = 0
+    axis: int | None = None
+    data: np.ndarray | None = None
+    low: int = -128
+    high: int = 127
+    step: object = None
+    layer: str = ""
+    multiplier: int = 1
+
+    @property
+    def is_constant(self):
+        return self.data is not None
+
+    @property
+    def is_per_channel(self):
+        return np.ndim(self.scale) == 1
+
+
+@dataclasses.dataclass(kw_only=True)
+class Node:
+    """One operation. An absent bias is "". `layer`: the trained layer that it computes."""
+
+    kind: str
+    inputs: list
+    outputs: list
+    activation: str = "none"
+    options: dict = dataclasses.field(default_factory=dict)
+    layer: str = ""
+
+    @property
+    def output(self):
+        return self.outputs[0]
+
+
+@dataclasses.dataclass(kw_only=True)
+class IntegerNetwork:
+    """Nodes in computing order.
+
+    Attributes:
+        name: Name of the model.
+        tensors: {name: Tensor}.
+        nodes: The nodes.
+        inputs, outputs: Names of tensors.
+        input_names, output_names: What the signature calls them, in the same order.
+        notes: Sentences about what folding had to do: nudged scales, dead channels, float islands.
+        metadata: Strings that go into the file.
+    """
+
+    name: str
+    tensors: dict = dataclasses.field(default_factory=dict)
+    nodes: list = dataclasses.field(default_factory=list)
+    inputs: list = dataclasses.field(default_factory=list)
+    outputs: list = dataclasses.field(default_factory=list)
+    input_names: list = dataclasses.field(default_factory=list)
+    output_names: list = dataclasses.field(default_factory=list)
+    notes: list = dataclasses.field(default_factory=list)
+    metadata: dict = dataclasses.field(default_factory=dict)
+
+    def add_tensor(self, tensor):
+        """Adds a tensor under a name that is still free, and returns it."""
+        name, number = tensor.name, 0
+        while tensor.name in self.tensors:
+            number += 1
+            tensor.name = f"{name}_{number}"
+        self.tensors[tensor.name] = tensor
+        return tensor
+
+    def readers(self):
+        """Returns {tensor name: [nodes that read it]}."""
+        readers = {name: [] for name in self.tensors}
+        for node in self.nodes:
+            for name in node.inputs:
+                if name:
+                    readers[name].append(node)
+        return readers
