@@ -1,0 +1,118 @@
+"""Pooling, resizing and softmax."""
+
+import math
+
+import numpy as np
+
+from speq_keras.export.arithmetic.products import output_sizes, pad_images, taps
+from speq_keras.export.arithmetic.rounding import round_half_away, store
+
+
+def mean(values, inputs, output, *, axes, keep_dims=True):
+    """Mean over `axes`.
+
+        y = round(float32(float32(Σx) · m) + float32(z_y − float32(float32(N·z_x) · m)))
+        m = float32(s_x / s_y) · float32(1 / N)
+
+    Ties of the whole sum, zero points included, go to even: XNNPACK sums the stored values and
+    lets the zero point of `x` come in as a float32 offset. At sums that are close to a tie this is
+    not the rounded exact mean.
+    """
+    (x,) = values
+    axes = tuple(axes)
+    count = math.prod(x.shape[axis] for axis in axes)
+    multiplier = np.float32(inputs[0].scale) / np.float32(output.scale)
+    multiplier = multiplier * (np.float32(1) / np.float32(count))
+    offset = np.float32(count * inputs[0].zero_point) * multiplier
+    offset = np.float32(output.zero_point) - offset
+    sums = x.sum(axis=axes, keepdims=keep_dims, dtype=np.int32).astype(np.float32)
+    return store(np.rint(sums * multiplier + offset), output)
+
+
+def average_pool_2d(values, inputs, output, *, activation="none", size, strides, padding="valid"):
+    """Average of the stored values inside the image, ties away from zero: a builtin kernel.
+
+    The output has the scale and zero point of `x`.
+    """
+    (x,) = values
+    sizes, pads = output_sizes(x.shape[1:3], size, strides, (1, 1), padding)
+    padded = pad_images(x.astype(np.int32), pads)
+    inside = pad_images(np.ones((1, *x.shape[1:3], 1), np.int32), pads)
+    sums, counts = [
+        sum(image[:, rows, columns] for rows, columns in _window(size, strides, sizes))
+        for image in (padded, inside)
+    ]
+    means = np.sign(sums) * ((np.abs(sums) + counts // 2) // counts)
+    return store(means, output, activation)
+
+
+def max_pool_2d(values, inputs, output, *, activation="none", size, strides, padding="valid"):
+    """Largest stored value inside the image; the output has the scale and zero point of `x`."""
+    (x,) = values
+    sizes, pads = output_sizes(x.shape[1:3], size, strides, (1, 1), padding)
+    padded = pad_images(x, pads, value=np.iinfo(x.dtype).min)
+    largest = None
+    for rows, columns in _window(size, strides, sizes):
+        view = padded[:, rows, columns]
+        largest = view.copy() if largest is None else np.maximum(largest, view, out=largest)
+    return store(largest, output, activation)
+
+
+def resize_nearest_neighbor(values, inputs, output, *, size, half_pixel_centers=False):
+    """Copies of the nearest pixels."""
+    (x,) = values
+    for axis in (1, 2):
+        scale = np.float32(x.shape[axis]) / np.float32(size[axis - 1])
+        centre = np.float32(0.5 if half_pixel_centers else 0)
+        positions = np.floor((np.arange(size[axis - 1], dtype=np.float32) + centre) * scale)
+        x = x.take(np.clip(positions.astype(int), 0, x.shape[axis] - 1), axis)
+    return x
+
+
+def resize_bilinear(values, inputs, output, *, size, half_pixel_centers=False):
+    """Bilinear interpolation with weights in 1/2048, rounded once, ties up."""
+    (x,) = values
+    x = x.astype(np.int64)
+    for axis in (2, 1):
+        low, high, weights = _positions(x.shape[axis], size[axis - 1], half_pixel_centers)
+        weights = weights.reshape([-1 if i == axis else 1 for i in range(4)])
+        first = x.take(low, axis)
+        x = first * 2048 + (x.take(high, axis) - first) * weights
+    return store((x + 2**21) >> 22, output)
+
+
+def softmax(values, inputs, output):
+    """Softmax over the last axis by a table of float32 exponentials: a builtin kernel.
+
+        y = round(e_i / (Σe · s_y)) + z_y,   e_i = exp(−s_x · (largest − x_i))
+
+    The float32 sum runs from the first class to the last.
+    """
+    (x,) = values
+    scale = -np.float32(inputs[0].scale)
+    table = np.exp((scale * np.arange(256, dtype=np.float32)).astype(np.float64))
+    x = x.astype(np.int16)
+    powers = table.astype(np.float32)[x.max(axis=-1, keepdims=True) - x]
+    sums = np.cumsum(powers, axis=-1, dtype=np.float32)[..., -1:]
+    scaled = powers * (np.float32(1) / (sums * np.float32(output.scale)))
+    return store(round_half_away(scaled) + output.zero_point, output)
+
+
+def _window(size, strides, sizes):
+    """Yields the slices of all positions of a pooling window."""
+    for row, column in np.ndindex(*size):
+        yield taps(row, 1, strides[0], sizes[0]), taps(column, 1, strides[1], sizes[1])
+
+
+def _positions(size_in, size_out, half_pixel_centers):
+    """Returns lower and upper neighbour and the upper one's weight in 1/2048 of every output."""
+    scale = np.float32(size_in) / np.float32(size_out)
+    positions = np.arange(size_out, dtype=np.float32)
+    if half_pixel_centers:
+        positions = (positions + np.float32(0.5)) * scale - np.float32(0.5)
+    else:
+        positions = positions * scale
+    positions = np.clip(positions, 0, size_in - 1)
+    low = positions.astype(np.int64)
+    weights = np.rint((positions - low.astype(np.float32)) * np.float32(2048)).astype(np.int64)
+    return low, np.minimum(low + 1, size_in - 1), weights

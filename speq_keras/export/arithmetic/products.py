@@ -1,0 +1,182 @@
+"""Convolutions and matrix products: exact int32 sums, one float32 multiplication, one rounding.
+
+    y = clamp(round(float32(Σ (x − z_x)·w + b) · float32(float32(s_x·s_w) / s_y)) + z_y)
+
+Ties go to even. The sum is exact, so its order does not matter, and it is computed by the fastest
+exact way: weights divided by their greatest common factor (`Tensor.multiplier`, for weights that
+were scaled up), in float32 as long as no partial sum can reach 2^24, else in float64.
+"""
+
+import numpy as np
+
+from speq_keras.export.arithmetic.rounding import float32_scale, requantize
+
+LARGEST_EXACT_FLOAT32 = 2**24
+CHUNK_BYTES = 64 * 2**20  # of unfolded patches at one time
+
+
+def conv_2d(
+    values,
+    inputs,
+    output,
+    *,
+    activation="none",
+    strides=(1, 1),
+    dilations=(1, 1),
+    padding="same",
+):
+    """Convolution, grouped where the filter has fewer input channels than `x`."""
+    x, weights, bias = values
+    kernel = weights.shape[1:3]
+    channels_in, channels_out = weights.shape[3], weights.shape[0]
+    groups = x.shape[3] // channels_in
+    sizes, pads = output_sizes(x.shape[1:3], kernel, strides, dilations, padding)
+    columns = int(np.prod(kernel)) * channels_in
+    # (group, filter size, filters of the group)
+    matrix = weights.reshape(groups, channels_out // groups, columns).transpose(0, 2, 1)
+    sums = np.empty((len(x), *sizes, channels_out), np.int32)
+    step = max(1, CHUNK_BYTES // (4 * columns * groups * int(np.prod(sizes))))
+    for start in range(0, len(x), step):
+        part = slice(start, start + step)
+        centred = pad_images(centre(x[part], inputs[0]), pads)
+        patches = windows(centred, kernel, strides, dilations, sizes)
+        if groups == 1:
+            product = exact_product(patches.reshape(-1, columns), matrix[0])
+        else:
+            patches = patches.reshape(*patches.shape[:5], groups, channels_in)
+            patches = patches.transpose(5, 0, 1, 2, 3, 4, 6).reshape(groups, -1, columns)
+            product = exact_product(patches, matrix).transpose(1, 0, 2)
+        sums[part] = product.reshape(-1, *sizes, channels_out)
+    return finish(sums, bias, inputs, output, activation)
+
+
+def depthwise_conv_2d(
+    values,
+    inputs,
+    output,
+    *,
+    activation="none",
+    strides=(1, 1),
+    dilations=(1, 1),
+    padding="same",
+    multiplier=1,
+):
+    """Depthwise convolution: filter 1HW(C·M), output channel c·M + m reads channel c."""
+    x, weights, bias = values
+    kernel = weights.shape[1:3]
+    sizes, pads = output_sizes(x.shape[1:3], kernel, strides, dilations, padding)
+    centred = pad_images(centre(x, inputs[0]), pads).astype(np.int32)
+    if multiplier > 1:
+        centred = np.repeat(centred, multiplier, axis=3)
+    sums = np.zeros((len(x), *sizes, weights.shape[3]), np.int32)
+    for row, column in np.ndindex(*kernel):
+        rows = taps(row, dilations[0], strides[0], sizes[0])
+        columns = taps(column, dilations[1], strides[1], sizes[1])
+        sums += centred[:, rows, columns] * weights[0, row, column].astype(np.int32)
+    return finish(sums, bias, inputs, output, activation)
+
+
+def fully_connected(values, inputs, output, *, activation="none", keep_num_dims=False):
+    """Matrix product over the last axis of `x`; leading axes are kept or flattened by the shape."""
+    x, weights, bias = values
+    centred = centre(x, inputs[0]).reshape(-1, weights.shape[1])
+    sums = exact_product(centred, weights.T)
+    if keep_num_dims:
+        sums = sums.reshape(*x.shape[:-1], len(weights))
+    return finish(sums, bias, inputs, output, activation)
+
+
+def transpose_conv(
+    values,
+    inputs,
+    output,
+    *,
+    activation="none",
+    strides=(1, 1),
+    padding="same",
+    output_size=None,
+):
+    """Transposed convolution: every input pixel adds its filter to the output.
+
+    The padding is that of the convolution from `output_size` back to the size of `x`.
+    """
+    x, weights, bias = values
+    channels_out, *kernel, channels_in = weights.shape
+    _, pads = output_sizes(output_size, kernel, strides, (1, 1), padding)
+    product = exact_product(
+        centre(x, inputs[0]).reshape(-1, channels_in), weights.reshape(-1, channels_in).T
+    ).reshape(*x.shape[:3], channels_out, *kernel)
+    full = [
+        max((x.shape[1 + i] - 1) * strides[i] + kernel[i], pads[i][0] + output_size[i])
+        for i in range(2)
+    ]
+    sums = np.zeros((len(x), *full, channels_out), np.int32)
+    for row, column in np.ndindex(*kernel):
+        rows = taps(row, 1, strides[0], x.shape[1])
+        columns = taps(column, 1, strides[1], x.shape[2])
+        sums[:, rows, columns] += product[..., row, column]
+    top, left = pads[0][0], pads[1][0]
+    sums = sums[:, top : top + output_size[0], left : left + output_size[1]]
+    return finish(sums, bias, inputs, output, activation)
+
+
+def finish(sums, bias, inputs, output, activation):
+    """Adds the bias to int32 sums and requantizes them."""
+    if bias is not None:
+        sums = sums + bias.astype(np.int32)
+    scale = np.float32(inputs[0].scale) * float32_scale(inputs[1].scale)
+    return requantize(sums, scale / np.float32(output.scale), output, activation)
+
+
+def centre(x, tensor):
+    """Returns stored values minus the zero point, in int16."""
+    return x.astype(np.int16) - np.int16(tensor.zero_point)
+
+
+def exact_product(a, b):
+    """Returns the int32 product of matrices of small whole numbers, by a float product."""
+    factor = max(int(np.gcd.reduce(b, axis=None)), 1)
+    b = b // factor
+    largest = int(np.abs(a).max(initial=0)) * int(
+        np.abs(b).sum(axis=-2, dtype=np.int64).max(initial=0)
+    )
+    dtype = np.float32 if largest < LARGEST_EXACT_FLOAT32 else np.float64
+    product = np.matmul(a.astype(dtype), b.astype(dtype))
+    return product.astype(np.int32) * np.int32(factor)
+
+
+def output_sizes(sizes, kernel, strides, dilations, padding):
+    """Returns ((height, width), ((top, bottom), (left, right))) of a convolution or pooling."""
+    outputs, pads = [], []
+    for size, taps_, stride, dilation in zip(sizes, kernel, strides, dilations):
+        reach = (taps_ - 1) * dilation + 1
+        if padding == "same":
+            out = -(-size // stride)
+            total = max((out - 1) * stride + reach - size, 0)
+        else:
+            out = -(-(size - reach + 1) // stride)
+            total = 0
+        outputs.append(out)
+        pads.append((total // 2, total - total // 2))
+    return tuple(outputs), tuple(pads)
+
+
+def pad_images(x, pads, value=0):
+    """Pads the height and width of NHWC images."""
+    if any(any(pair) for pair in pads):
+        x = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=value)
+    return x
+
+
+def taps(offset, dilation, stride, size):
+    """Returns the slice of the positions that filter row (or column) `offset` reads."""
+    start = offset * dilation
+    return slice(start, start + (size - 1) * stride + 1, stride)
+
+
+def windows(x, kernel, strides, dilations, sizes):
+    """Returns the patches of padded NHWC images: a view of shape (N, H, W, *kernel, C)."""
+    reach = [(kernel[i] - 1) * dilations[i] + 1 for i in range(2)]
+    view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=(1, 2))
+    view = view[:, :: strides[0], :: strides[1], :, :: dilations[0], :: dilations[1]]
+    return view[:, : sizes[0], : sizes[1]].transpose(0, 1, 2, 4, 5, 3)

@@ -1,0 +1,111 @@
+"""Rounding and clamping, the last step of every integer kernel.
+
+XNNPACK rounds in float32 with ties to even; the older builtin kernels of LiteRT multiply by a
+32-bit fixed-point number and round twice. Both stand here, because the default runtime takes the
+second where XNNPACK does not know the operation.
+"""
+
+import math
+
+import numpy as np
+
+from speq_keras.export.network import CODES
+
+
+def float32_scale(scale):
+    """Returns `scale` as float32, a number or a vector."""
+    return np.asarray(scale, np.float32)[()]
+
+
+def code_range(output, activation="none"):
+    """Returns the smallest and largest stored value that the operation may write.
+
+    A fused activation is a clamp of the stored values: its bounds are quantized like any value,
+    round(bound / scale) + zero point, and the width of the type clamps what is left.
+
+    Args:
+        output: `network.Tensor`.
+        activation: One of `network.ACTIVATIONS`.
+    """
+    low, high = CODES[output.dtype]
+    scale = float32_scale(output.scale)
+    bounds = {
+        "none": (None, None),
+        "relu": (0, None),
+        "relu6": (0, 6),
+        "relu_n1_to_1": (-1, 1),
+    }[activation]
+    stored = [
+        None if bound is None else int(np.rint(np.float32(bound) / scale)) + int(output.zero_point)
+        for bound in bounds
+    ]
+    if stored[0] is not None:
+        low = min(max(low, stored[0]), high)
+    if stored[1] is not None:
+        high = max(min(high, stored[1]), low)
+    return low, high
+
+
+def store(values, output, activation="none"):
+    """Clamps whole numbers to the range of `output` and returns them in its type."""
+    low, high = code_range(output, activation)
+    return np.clip(values, low, high).astype(output.dtype)
+
+
+def requantize(accumulators, scale, output, activation="none"):
+    """Returns clamp(round(float32(accumulator) · scale) + zero point), ties to even.
+
+    The product is rounded to float32 before it is rounded to a whole number, as the kernels do.
+
+    Args:
+        accumulators: int32 array.
+        scale: float32, or a vector along the last axis.
+        output: `network.Tensor`.
+        activation: One of `network.ACTIVATIONS`.
+    """
+    values = accumulators.astype(np.float32)
+    values *= scale
+    np.rint(values, out=values)
+    values += np.float32(output.zero_point)
+    return store(values, output, activation)
+
+
+def round_half_away(values):
+    """Returns the nearest whole numbers, ties away from zero: C's `round`."""
+    return np.copysign(np.floor(np.abs(values) + 0.5), values)
+
+
+def fixed_point(multiplier):
+    """Returns (mantissa, exponent): multiplier ≈ mantissa · 2^(exponent − 31), 2^30 ≤ mantissa < 2^31."""
+    if multiplier == 0:
+        return 0, 0
+    fraction, exponent = math.frexp(multiplier)
+    mantissa = int(math.floor(abs(fraction) * 2**31 + 0.5)) * (1 if fraction > 0 else -1)
+    if abs(mantissa) == 2**31:
+        mantissa //= 2
+        exponent += 1
+    if exponent < -31:
+        return 0, 0
+    return mantissa, exponent
+
+
+def divide_by_power_of_two(values, exponent):
+    """Returns round(values / 2^exponent), ties away from zero."""
+    mask = (1 << exponent) - 1
+    threshold = (mask >> 1) + (values < 0)
+    return (values >> exponent) + ((values & mask) > threshold)
+
+
+def doubling_high_product(a, b, bits=32):
+    """Returns round(2·a·b / 2^bits) as the builtin kernels round: ties up, then truncated."""
+    product = np.asarray(a, np.int64) * np.asarray(b, np.int64)
+    nudge = np.where(product >= 0, 1 << (bits - 2), 1 - (1 << (bits - 2)))
+    half = 1 << (bits - 1)
+    result = product + nudge
+    return np.minimum(np.sign(result) * (np.abs(result) // half), half - 1)
+
+
+def multiply_by_fixed_point(values, mantissa, exponent):
+    """Returns values · mantissa · 2^(exponent − 31), rounded twice as the builtin kernels do."""
+    values = np.asarray(values, np.int64) << max(exponent, 0)
+    return divide_by_power_of_two(doubling_high_product(values, mantissa), max(-exponent, 0))
