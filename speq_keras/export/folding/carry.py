@@ -1,0 +1,214 @@
+"""Layers and operations that copy codes, or average them on their own grid: what they do, as data.
+
+Every function takes `(operation, node, shape)`, the shape of the input, and returns `(kind,
+options)`; a kind is one of `steps.py`. Shapes begin with the batch.
+"""
+
+import keras
+import numpy as np
+from keras import layers
+
+from speq_keras.export.folding.steps import CannotExport
+
+
+def carry_of(node, shape, output_shape):
+    """Returns `(kind, options)` of a node that copies or pools codes.
+
+    Raises:
+        CannotExport: If no integer kernel does what the node does.
+    """
+    operation = node.operation
+    names = [base.__name__ for base in type(operation).__mro__]
+    row = next((CARRIES[name] for name in names if name in CARRIES), None)
+    if row is None:
+        if getattr(operation, "activation", None) is not None:  # Activation("linear")
+            return "identity", {}
+        raise CannotExport("there is no integer kernel for it")
+    if getattr(operation, "data_format", None) == "channels_first":
+        raise CannotExport("integer kernels read channels last")
+    kind, options = row(operation, node, shape)
+    return kind, {**options, "shape": tuple(output_shape)}
+
+
+def _identity(operation, node, shape):
+    return "identity", {}
+
+
+def _reshape(operation, node, shape):
+    return "reshape", {}
+
+
+def _permute(operation, node, shape):
+    return "transpose", {"permutation": (0, *operation.dims)}
+
+
+def _transpose(operation, node, shape):
+    axes = operation.axes
+    axes = range(len(shape))[::-1] if axes is None else axes
+    return _checked_transpose(tuple(axis % len(shape) for axis in axes))
+
+
+def _swap(operation, node, shape):
+    axes = list(range(len(shape)))
+    one, other = operation.axis1, operation.axis2
+    axes[one], axes[other] = axes[other], axes[one]
+    return _checked_transpose(tuple(axes))
+
+
+def _move(operation, node, shape):
+    order = np.moveaxis(np.empty(range(1, len(shape) + 1)), operation.source, operation.destination)
+    return _checked_transpose(tuple(size - 1 for size in order.shape))
+
+
+def _checked_transpose(permutation):
+    if permutation[0] != 0:
+        raise CannotExport("the batch has to stay the first axis")
+    return "transpose", {"permutation": permutation}
+
+
+def _crop(operation, node, shape):
+    cropping = [pair if isinstance(pair, tuple) else (pair,) * 2 for pair in _tuple(operation)]
+    rank = len(shape)
+    begin = [0] * rank
+    end = list(shape)
+    for axis, (before, after) in enumerate(cropping, 1):
+        begin[axis], end[axis] = before, shape[axis] - after
+    return "slice", {"begin": tuple(begin), "end": tuple(end), "strides": (1,) * rank}
+
+
+def _tuple(operation):
+    cropping = operation.cropping
+    return [tuple(cropping)] if isinstance(cropping[0], int) else list(cropping)
+
+
+def _get_item(operation, node, shape):
+    key = node.args[1] if len(node.args) > 1 else node.kwargs["key"]
+    key = list(key) if isinstance(key, list | tuple) else [key]
+    if any(k is None for k in key):
+        raise CannotExport("an index that adds axes has no integer kernel; use ExpandDims")
+    if Ellipsis in key:
+        place = key.index(Ellipsis)
+        key[place : place + 1] = [slice(None)] * (len(shape) - len(key) + 1)
+    key += [slice(None)] * (len(shape) - len(key))
+    begin, end, strides = [], [], []
+    for axis, (k, size) in enumerate(zip(key, shape, strict=True)):
+        if axis == 0:
+            if k != slice(None):
+                raise CannotExport("the batch cannot be sliced")
+            first, last, stride = 0, None, 1
+        elif isinstance(k, slice):
+            first, last, stride = k.indices(size)
+            if stride < 1:
+                raise CannotExport("slices must go forward")
+        elif isinstance(k, int | np.integer):
+            first, last, stride = k % size, k % size + 1, 1
+        else:
+            raise CannotExport("its index is not a number or a slice")
+        begin.append(first)
+        end.append(last)
+        strides.append(stride)
+    return "slice", {"begin": tuple(begin), "end": tuple(end), "strides": tuple(strides)}
+
+
+def _zero_padding(operation, node, shape):
+    padding = operation.padding
+    pairs = [padding] if isinstance(padding[0], int) else padding
+    return "pad", {"paddings": ((0, 0), *(tuple(pair) for pair in pairs), (0, 0))}
+
+
+def _pad(operation, node, shape):
+    constant = node.kwargs.get("constant_values", node.args[1] if len(node.args) > 1 else None)
+    if constant not in (None, 0, 0.0):
+        raise CannotExport("it must pad with zeros")
+    pairs = [tuple(int(n) for n in pair) for pair in operation.pad_width]
+    pairs = pairs * len(shape) if len(pairs) == 1 else pairs
+    if pairs[0] != (0, 0):
+        raise CannotExport("the batch cannot be padded")
+    return "pad", {"paddings": tuple(pairs)}
+
+
+def _pool(kind):
+    def row(operation, node, shape):
+        rank = len(shape) - 2
+        if rank > 2:
+            raise CannotExport("pooling in three dimensions has no integer kernel")
+        size = _sizes(operation.pool_size, rank)
+        strides = _sizes(operation.strides, rank) if operation.strides is not None else size
+        return kind, {"size": size, "strides": strides, "padding": operation.padding}
+
+    return row
+
+
+def _sizes(value, rank):
+    return (value,) * rank if isinstance(value, int) else tuple(value)
+
+
+def _global_pool(kind):
+    def row(operation, node, shape):
+        size = tuple(shape[1:-1])
+        if len(size) > 2:
+            raise CannotExport("pooling in three dimensions has no integer kernel")
+        return kind, {"size": size, "strides": size, "padding": "valid"}
+
+    return row
+
+
+def _up_sampling(operation, node, shape):
+    factors = _sizes(operation.size, len(shape) - 2)
+    size = tuple(n * f for n, f in zip(shape[1:-1], factors, strict=True))
+    interpolation = getattr(operation, "interpolation", "nearest")
+    return _resize(interpolation, size)
+
+
+def _resizing(operation, node, shape):
+    plain = not (
+        operation.crop_to_aspect_ratio or operation.pad_to_aspect_ratio or operation.antialias
+    )
+    if not plain:
+        raise CannotExport("cropping, padding and antialiasing while resizing have no kernel")
+    return _resize(operation.interpolation, (operation.height, operation.width))
+
+
+def _resize(interpolation, size):
+    if interpolation == "nearest":
+        return "resize_nearest", {"size": size}
+    if interpolation == "bilinear":
+        return "resize", {"size": size}
+    raise CannotExport(f"there is no integer kernel for interpolation {interpolation!r}")
+
+
+_MAX = _pool("max_pool")
+_AVERAGE = _pool("average_pool")
+_GLOBAL_MAX = _global_pool("max_pool")
+
+# By the name of the class: Keras keeps the classes of its operations private.
+CARRIES = {
+    **dict.fromkeys(
+        "Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D Identity "
+        "ActivityRegularization".split(),
+        _identity,
+    ),
+    **dict.fromkeys("Reshape Flatten Squeeze ExpandDims Ravel".split(), _reshape),
+    **dict.fromkeys("MaxPooling1D MaxPooling2D MaxPool".split(), _MAX),
+    **dict.fromkeys("AveragePooling1D AveragePooling2D AveragePool".split(), _AVERAGE),
+    **dict.fromkeys("GlobalMaxPooling1D GlobalMaxPooling2D".split(), _GLOBAL_MAX),
+    **dict.fromkeys("ZeroPadding1D ZeroPadding2D".split(), _zero_padding),
+    **dict.fromkeys("Cropping1D Cropping2D".split(), _crop),
+    **dict.fromkeys("UpSampling1D UpSampling2D".split(), _up_sampling),
+    "Permute": _permute,
+    "Transpose": _transpose,
+    "Swapaxes": _swap,
+    "Moveaxis": _move,
+    "GetItem": _get_item,
+    "Pad": _pad,
+    "Resizing": _resizing,
+}
+
+
+def changes_nothing(operation):
+    """Whether a layer passes its input on at inference."""
+    if isinstance(operation, layers.Activation):
+        return getattr(operation.activation, "__name__", "") == "linear"
+    return CARRIES.get(type(operation).__name__) is _identity and isinstance(
+        operation, keras.layers.Layer
+    )

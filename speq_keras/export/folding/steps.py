@@ -1,0 +1,128 @@
+"""The folded network: what stands between two roundings is one step.
+
+kind          reads       computes, before it is rounded to `grid`
+------------  ----------  -----------------------------------------------------------------
+quantize      float       x
+linear        codes       the layer `operation` with weights · scale, + bias, activation
+affine        codes       x · scale + bias per channel (BatchNormalization, Rescaling, ...)
+add           2 codes     a + b, activation             (subtract, multiply: likewise)
+mean          codes       mean over `options["axes"]`
+average_pool  codes       the pooling layer             (grid: that of its input)
+resize        codes       bilinear interpolation        (grid: that of its input)
+table         codes       a function of one value       (softmax: of the last axis)
+requantize    codes       x
+max_pool, reshape, transpose, pad, slice, repeat, concatenate
+codes       nothing: codes are copied, there is no rounding
+dequantize    codes       x, in float
+float         float       the operation itself
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+class CannotExport(Exception):
+    """One layer cannot be written; `str()` says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Codes `low` ... `high`; a code means `scale` · code."""
+
+    scale: np.float32
+    low: int
+    high: int
+
+    def round(self, values):
+        """Returns the codes of float values: nearest, ties to even."""
+        codes = np.rint(np.asarray(values, "float64") / np.float64(self.scale))
+        return np.clip(codes, self.low, self.high).astype("int32")
+
+
+@dataclasses.dataclass(eq=False)
+class Value:
+    """A tensor between steps: codes on a grid, or floats (`grid` None)."""
+
+    name: str
+    shape: tuple
+    grid: Grid | None
+    layer: str = ""
+
+
+@dataclasses.dataclass(eq=False)
+class Weights:
+    """Weights and bias of a linear or affine step.
+
+    Attributes:
+        codes: Whole numbers in the layer's own layout; output channels are `channel_axes`.
+        scale: float64 per output channel; BatchNormalization is in it. Never negative.
+        bias: float64 per output channel, in units of the output.
+        channel_axes: Axes of `codes` that number the output channels.
+        container: "int8", "int4" or "int2": what the stored codes have to fit.
+        multiplier: Whole number per output channel; stored code = code · multiplier.
+        bias_codes: int64 per channel; the bias in units of input scale · scale / multiplier.
+        input_scale: The scale of the input's grid.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    bias: np.ndarray
+    channel_axes: tuple
+    container: str = "int8"
+    multiplier: np.ndarray | None = None
+    bias_codes: np.ndarray | None = None
+    input_scale: float = 1.0
+
+    def per_channel(self, vector):
+        """Returns a vector over the output channels in a shape that broadcasts to `codes`."""
+        rank = self.codes.ndim
+        axes = {axis % rank for axis in self.channel_axes}
+        shape = [size if i in axes else 1 for i, size in enumerate(self.codes.shape)]
+        return np.reshape(vector, shape)
+
+    @property
+    def values(self):
+        """The folded float weights."""
+        return self.codes * self.per_channel(self.scale)
+
+    @property
+    def unit(self):
+        """Distance of neighbouring accumulator values per channel, in units of the output."""
+        return np.float64(self.input_scale) * self.scale / self.multiplier
+
+    @property
+    def rounded_bias(self):
+        """The bias that the accumulator can hold, in units of the output."""
+        return self.bias_codes * self.unit
+
+
+@dataclasses.dataclass(eq=False)
+class Step:
+    """One step. `nodes`: the nodes of the trained graph that it computes, in order."""
+
+    kind: str
+    inputs: list
+    output: Value
+    nodes: list = dataclasses.field(default_factory=list)
+    activation: str = "none"
+    weights: Weights | None = None
+    options: dict = dataclasses.field(default_factory=dict)
+    quantizer: object = None
+
+    @property
+    def name(self):
+        return self.output.name
+
+
+@dataclasses.dataclass(eq=False)
+class FoldedNetwork:
+    """Steps in computing order; `inputs` and `outputs` are Values."""
+
+    name: str
+    steps: list = dataclasses.field(default_factory=list)
+    inputs: list = dataclasses.field(default_factory=list)
+    outputs: list = dataclasses.field(default_factory=list)
+    input_names: list = dataclasses.field(default_factory=list)
+    output_names: list = dataclasses.field(default_factory=list)
+    notes: list = dataclasses.field(default_factory=list)

@@ -1,0 +1,436 @@
+"""From the trained graph to steps: what stands between two quantizers becomes one."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from speq_keras._checks import describe
+from speq_keras.export.folding import affine
+from speq_keras.export.folding.carry import carry_of, changes_nothing
+from speq_keras.export.folding.steps import (
+    CannotExport,
+    FoldedNetwork,
+    Grid,
+    Step,
+    Value,
+    Weights,
+)
+from speq_keras.export.folding.weights import NotOnGridError, codes_of, finish
+from speq_keras.graph import read_graph
+from speq_keras.layers import QuantizedLayer
+from speq_keras.wrapping.kinds import Kind, fixed_range, function_name, kind_of
+
+# Layers that an integer kernel computes; a subclass may do something else.
+LINEAR_LAYERS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+)
+_PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply", "Square": "multiply"}
+
+
+@dataclasses.dataclass(eq=False)
+class Pending:
+    """Computed and not rounded yet: the nodes since the last codes."""
+
+    kind: str
+    inputs: list  # of Values
+    shape: tuple
+    nodes: list
+    affines: list = dataclasses.field(default_factory=list)  # (slope, shift), in order
+    activation: str = "none"
+    options: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(eq=False)
+class Padded:
+    """Codes with zeros around them that nobody has written yet: the reader may pad itself."""
+
+    source: Value
+    paddings: list
+    node: object
+    shape: tuple
+    written: Value | None = None
+
+    @property
+    def grid(self):
+        return self.source.grid
+
+
+def fold_graph(model, container_of=lambda step: "int8"):
+    """Folds a calibrated SPEQModel.
+
+    Args:
+        model: The model.
+        container_of: Function of a linear step whose codes are known: "int8", "int4" or "int2".
+
+    Returns:
+        A `FoldedNetwork`.
+
+    Raises:
+        ValueError: If a layer cannot be computed with integers; names all such layers.
+    """
+    return _Walker(model, container_of).run()
+
+
+class _Walker:
+    def __init__(self, model, container_of):
+        self.model = model
+        self.container_of = container_of
+        self.graph = read_graph(model)
+        self.folded = FoldedNetwork(model.name)
+        self.values = {}
+        self.names = set()
+        self.problems = []
+
+    def run(self):
+        for index in self.graph.input_indices:
+            tensor = self.graph.tensors[index]
+            value = Value(self.unique(tensor.name), tensor.shape, None)
+            self.values[index] = value
+            self.folded.inputs.append(value)
+        for node in self.graph.nodes:
+            arguments = [self.values[index] for index in node.inputs]
+            if any(value is None for value in arguments):  # behind a layer already refused
+                outputs = [None] * len(node.outputs)
+            else:
+                try:
+                    outputs = self.visit(node, arguments)
+                except CannotExport as error:
+                    operation = getattr(node.operation, "layer", node.operation)
+                    self.problems.append(f"'{node.name}' ({type(operation).__name__}): {error}")
+                    outputs = [None] * len(node.outputs)
+            self.values.update(zip(node.outputs, outputs, strict=True))
+        for index in self.graph.output_indices:
+            if self.values[index] is not None:
+                self.folded.outputs.append(self.output(index))
+        if self.problems:
+            raise ValueError(
+                "Every layer of a model must be one that integer kernels compute. Received: "
+                f"model={self.model.name!r} with {'; '.join(self.problems)}. Replace these "
+                "layers, or leave them out of the exported part."
+            )
+        self.folded.input_names = [tensor.name for tensor in self.model.inputs]
+        self.folded.output_names = list(self.model.output_names)
+        return self.folded
+
+    # ---- visits --------------------------------------------------------------------------------
+
+    def visit(self, node, arguments):
+        """Returns the outputs of one node, a list."""
+        kind = kind_of(node.operation)
+        if kind is Kind.QUANTIZER:
+            return [self.quantize(node, arguments[0])]
+        if kind is Kind.CARRY:
+            return self.carry(node, arguments)
+        if kind is Kind.CONCAT:
+            return [self.concatenate(node, [self.codes(a, node) for a in arguments])]
+        if kind in (Kind.AFFINE, Kind.RELU) and isinstance(arguments[0], Pending):
+            return [self.extend(arguments[0], node, kind)]
+        visits = {
+            Kind.WEIGHTED: self.weighted,
+            Kind.AFFINE: self.begin_affine,
+            Kind.RELU: self.begin_affine,
+            Kind.ELEMENTWISE: self.elementwise,
+            Kind.MEAN: self.mean,
+            Kind.SAME_GRID: self.same_grid,
+            Kind.TABLE: self.table,
+        }
+        if kind not in visits:
+            raise CannotExport("it was left in float")
+        return [visits[kind](node, arguments)]
+
+    def weighted(self, node, arguments):
+        operation = node.operation
+        if not isinstance(operation, QuantizedLayer):
+            raise CannotExport("its weights are float")
+        if type(operation.layer) not in LINEAR_LAYERS:
+            raise CannotExport("there is no integer kernel for it")
+        if getattr(operation.layer, "data_format", None) == "channels_first":
+            raise CannotExport("integer kernels read channels last")
+        return self.pending("linear", node, [self.codes(arguments[0], node, padded=True)])
+
+    def begin_affine(self, node, arguments):
+        pending = self.pending("affine", node, [self.codes(arguments[0], node)])
+        pending.nodes = []
+        return self.extend(pending, node, kind_of(node.operation))
+
+    def extend(self, pending, node, kind):
+        """Fuses a BatchNormalization, Rescaling, ... or ReLU into what came before."""
+        result = dataclasses.replace(pending, nodes=[*pending.nodes, node])
+        if kind is Kind.RELU:
+            result.activation = _stricter(pending.activation, function_name(node.operation))
+            return result
+        if pending.kind not in ("linear", "affine") or pending.activation != "none":
+            raise CannotExport("it cannot be folded into what stands before it")
+        result.affines = [*pending.affines, affine.of(node.operation, result.shape[-1])]
+        return result
+
+    def elementwise(self, node, arguments):
+        name = type(node.operation).__name__
+        if len(arguments) == 1 and name != "Square":
+            pending = self.pending("affine", node, [self.codes(arguments[0], node)])
+            pending.affines.append(affine.of_call(node, pending.shape[-1]))
+            return pending
+        if name not in _PAIRS or len(arguments) > 2:
+            raise CannotExport("there is no integer kernel for it")
+        if name == "Square":
+            arguments = [*arguments, *arguments]
+        values = [self.codes(argument, node) for argument in arguments]
+        return self.pending(_PAIRS[name], node, values)
+
+    def mean(self, node, arguments):
+        value = self.codes(arguments[0], node)
+        rank = len(value.shape)
+        operation = node.operation
+        if isinstance(operation, keras.layers.Layer):
+            axes, keeps = tuple(range(1, rank - 1)), operation.keepdims
+            if operation.data_format == "channels_first":
+                raise CannotExport("integer kernels read channels last")
+        else:
+            axes = operation.axis if operation.axis is not None else tuple(range(rank))
+            axes = (axes,) if isinstance(axes, int) else tuple(axes)
+            axes, keeps = tuple(sorted(axis % rank for axis in axes)), operation.keepdims
+        if 0 in axes:
+            raise CannotExport("a mean over the batch has no integer kernel")
+        pending = self.pending("mean", node, [value])
+        pending.options = {"axes": axes, "keep_dims": bool(keeps)}
+        return pending
+
+    def same_grid(self, node, arguments):
+        value = self.codes(arguments[0], node)
+        kind, options = carry_of(node, value.shape, self.shape_of(node))
+        pending = self.pending(kind, node, [value])
+        pending.options = options
+        return pending
+
+    def table(self, node, arguments):
+        return self.pending("table", node, [self.codes(arguments[0], node)])
+
+    def carry(self, node, arguments):
+        if changes_nothing(node.operation):
+            return [arguments[0]]  # may stand before a quantizer
+        kind, options = carry_of(node, arguments[0].shape, self.shape_of(node))
+        source = self.codes(arguments[0], node)
+        if kind == "pad":
+            return [Padded(source, options["paddings"], node, self.shape_of(node))]
+        output = Value(self.unique(node.name), self.shape_of(node), source.grid)
+        self.add(Step(kind, [source], output, [node], options=options))
+        return [output]
+
+    def concatenate(self, node, values):
+        if any(value.grid != values[0].grid for value in values):
+            raise CannotExport("its inputs have different grids")
+        rank = len(values[0].shape)
+        axis = getattr(node.operation, "axis", -1) % rank
+        if type(node.operation).__name__ == "Stack":
+            raise CannotExport("there is no integer kernel for it")
+        output = Value(self.unique(node.name), self.shape_of(node), values[0].grid)
+        self.add(Step("concatenate", values, output, [node], options={"axis": axis}))
+        return output
+
+    # ---- rounding ------------------------------------------------------------------------------
+
+    def quantize(self, node, value):
+        quantizer = node.operation
+        grid = grid_of(quantizer)
+        if isinstance(value, Pending):
+            return self.round(value, node, grid, quantizer)
+        if isinstance(value, Padded):
+            # Zero stays zero: rounding first leaves the padding to the reader.
+            inner = self.quantize(node, value.source)
+            return Padded(inner, value.paddings, value.node, value.shape)
+        if value.grid is None:
+            return self.rounded("quantize", node, [value], grid, quantizer)
+        if value.grid == grid:
+            return value
+        return self.rounded("requantize", node, [value], grid, quantizer)
+
+    def rounded(self, kind, node, values, grid, quantizer):
+        output = Value(self.unique(node.name), self.shape_of(node), grid, layer=node.name)
+        self.add(Step(kind, values, output, [node], quantizer=quantizer))
+        return output
+
+    def round(self, pending, node, grid, quantizer=None):
+        """Makes the step that computes `pending` and rounds it to `grid`."""
+        layer = node.name if quantizer is not None else ""
+        output = Value(self.unique(node.name), pending.shape, grid, layer=layer)
+        step = Step(
+            pending.kind,
+            pending.inputs,
+            output,
+            pending.nodes,
+            pending.activation,
+            options=dict(pending.options),
+            quantizer=quantizer,
+        )
+        if pending.kind in ("average_pool", "resize"):
+            if grid != pending.inputs[0].grid:
+                raise CannotExport("what it makes must have the grid of its input")
+        elif pending.kind in ("linear", "affine"):
+            self.give_weights(step, pending)
+        self.add(step)
+        return output
+
+    def give_weights(self, step, pending):
+        source = step.inputs[0]
+        if pending.kind == "affine":
+            channels = pending.shape[-1]
+            codes, scale, bias = np.ones(channels, "int32"), np.ones(channels), np.zeros(channels)
+            axes = (-1,)
+        else:
+            codes, scale, bias, axes = _weights_of(pending.nodes[0].operation)
+        for slope, shift in pending.affines:
+            scale, bias = scale * slope, bias * slope + shift
+        step.weights = Weights(codes, scale, bias, axes, input_scale=float(source.grid.scale))
+        container = self.container_of(step) if pending.kind == "linear" else "int8"
+        finish(step.weights, container, step.output.grid, self.folded.notes, step.name)
+
+    # ---- values --------------------------------------------------------------------------------
+
+    def codes(self, value, node, padded=False):
+        """Returns `value` as codes that a step can read."""
+        if isinstance(value, Pending):
+            raise CannotExport("it reads a tensor that nothing rounds")
+        if isinstance(value, Padded):
+            return value if padded else self.write_padding(value)
+        if value.grid is None:
+            raise CannotExport("it reads floats")
+        return value
+
+    def write_padding(self, value):
+        if value.written is None:
+            output = Value(self.unique(value.node.name), value.shape, value.source.grid)
+            options = {"paddings": value.paddings}
+            self.add(Step("pad", [value.source], output, [value.node], options=options))
+            value.written = output
+        return value.written
+
+    def output(self, index):
+        """Returns what leaves the model, as codes."""
+        value = self.values[index]
+        if isinstance(value, Padded):
+            return self.write_padding(value)
+        if not isinstance(value, Pending):
+            return value
+        node = value.nodes[-1]
+        ends = fixed_range(node.operation)
+        if value.kind != "table" or ends is None:
+            raise ValueError(
+                "What leaves the model must be quantized, or made by softmax, sigmoid or tanh. "
+                f"{describe(output=node.name)} Wrap with boundary_bits=8."
+            )
+        value = self.round(value, node, fixed_grid(node.operation))
+        self.values[index] = value
+        return value
+
+    def pending(self, kind, node, inputs):
+        if kind == "linear" and isinstance(inputs[0], Padded):
+            inputs, paddings = self.absorb_padding(node, inputs[0])
+        else:
+            paddings = None
+        pending = Pending(kind, inputs, self.shape_of(node), [node])
+        if paddings is not None:
+            pending.options["absorbed"] = paddings
+        return pending
+
+    def absorb_padding(self, node, padded):
+        """Lets a convolution pad itself where that is what padding="same" does."""
+        layer = node.operation.layer
+        if is_same_padding(layer, padded):
+            return [padded.source], padded.node
+        return [self.write_padding(padded)], None
+
+    def add(self, step):
+        self.folded.steps.append(step)
+
+    def shape_of(self, node):
+        return self.graph.tensors[node.outputs[0]].shape
+
+    def unique(self, name):
+        candidate, number = name, 0
+        while candidate in self.names:
+            number += 1
+            candidate = f"{name}_{number}"
+        self.names.add(candidate)
+        return candidate
+
+
+def grid_of(quantizer):
+    """Returns the `Grid` of an activation quantizer at its current width."""
+    grid = quantizer.grid()
+    if grid is None:
+        raise CannotExport("its width is float")
+    scale, low, high = grid
+    return Grid(np.float32(scale), int(low), int(high))
+
+
+def fixed_grid(operation):
+    """Returns the 8-bit grid that the integer kernel of softmax, sigmoid or tanh makes."""
+    low, high = fixed_range(operation)
+    scale = np.float32((high - low) / 255)
+    return Grid(scale, round(low / float(scale)), round(high / float(scale)))
+
+
+def is_same_padding(layer, padded):
+    """Whether a convolution without padding on padded codes is one with padding "same"."""
+    if layer.padding != "valid" or not hasattr(layer, "kernel_size"):
+        return False
+    if "Transpose" in type(layer).__name__:
+        return False
+    paddings = padded.paddings
+    spatial = paddings[1:-1]
+    if any(pair != (0, 0) for pair in (paddings[0], paddings[-1])):
+        return False
+    if len(spatial) != len(layer.kernel_size):
+        return False
+    rows = zip(
+        padded.source.shape[1:-1],
+        layer.kernel_size,
+        layer.strides,
+        layer.dilation_rate,
+        spatial,
+        strict=True,
+    )
+    for size, kernel, stride, dilation, pair in rows:
+        reach = (kernel - 1) * dilation + 1
+        outputs = -(-size // stride)
+        total = max((outputs - 1) * stride + reach - size, 0)
+        if pair != (total // 2, total - total // 2):
+            return False
+    return True
+
+
+def _stricter(before, now):
+    order = ("none", "relu", "relu6")
+    return order[max(order.index(before), order.index(now))]
+
+
+def _weights_of(layer):
+    """Returns codes, scale, bias and channel axes of a `QuantizedLayer`."""
+    (attribute,) = layer.quantizers
+    quantizer = layer.quantizers[attribute]
+    variable = layer.variable(attribute)
+    values = keras.ops.convert_to_numpy(quantizer(variable.value))
+    axes = tuple(quantizer.channel_axes)
+    channels = int(np.prod([values.shape[axis] for axis in axes]))
+    try:
+        codes, scale = codes_of(values, axes if quantizer.per_channel else ())
+    except NotOnGridError as error:
+        raise CannotExport(
+            f"the values of its weight quantizer {type(quantizer).__name__} are not whole "
+            "multiples, up to 127, of one step per output channel"
+        ) from error
+    scale = np.broadcast_to(scale, (channels,)).astype("float64")
+    bias = getattr(layer.layer, "bias", None)
+    if bias is None:
+        bias = np.zeros(channels)
+    else:
+        bias = keras.ops.convert_to_numpy(bias.value).astype("float64").reshape(-1)
+    return codes, scale, bias, axes

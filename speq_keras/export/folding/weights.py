@@ -1,0 +1,120 @@
+"""From trained weights to whole numbers: codes, scales, multipliers, bias codes."""
+
+import numpy as np
+
+from speq_keras.export.network import CODES
+
+# A quantized weight is a float32 product: off its multiple by a few last bits of the largest code.
+_TOLERANCE = 2e-4
+# The kernels sum products of 8-bit numbers in 32 bits.
+_LARGEST_SUM = 2**31 - 1
+_LARGEST_INPUT = 255
+
+
+class NotOnGridError(ValueError):
+    """The values of a weight are not whole multiples of one step per channel."""
+
+
+def codes_of(values, channel_axes, likely=(127, 3, 1, 7)):
+    """Finds the whole numbers behind quantized weights.
+
+    The values say themselves what they are multiples of, so a quantizer needs no second
+    description that could differ from what it computes. Per channel the largest step is taken of
+    which all values are whole multiples: {-2, 0, 2} becomes {-1, 0, 1}.
+
+    Args:
+        values: float32 weights of any rank, on a uniform grid per output channel.
+        channel_axes: The axes that number the output channels.
+        likely: Largest codes to try first.
+
+    Returns:
+        `(codes, scale)`: int32 codes like `values`, and float64 steps per output channel, in the
+        order of `channel_axes`.
+
+    Raises:
+        NotOnGridError: If some channel needs codes beyond ±127.
+
+    Example:
+        >>> codes, scale = codes_of(np.float32([[-0.5, 0.0], [1.5, 0.2]]), (-1,))
+        >>> codes.tolist(), scale.round(3).tolist()
+        ([[-1, 0], [3, 1]], [0.5, 0.2])
+    """
+    rank = values.ndim
+    channels = [axis % rank for axis in channel_axes]
+    others = [axis for axis in range(rank) if axis not in channels]
+    order = others + channels
+    count = int(np.prod([values.shape[axis] for axis in channels]))
+    table = np.transpose(values, order).reshape(-1, count).astype("float64")
+    scale = np.array([_step_of(np.unique(table[:, c]), likely) for c in range(count)])
+    codes = np.rint(table / scale)
+    # The best step for these codes, by least squares: the float32 noise of many values averages.
+    power = np.sum(codes * codes, axis=0)
+    scale = np.where(power > 0, np.sum(table * codes, axis=0) / np.maximum(power, 1), scale)
+    shape = [values.shape[axis] for axis in order]
+    codes = np.transpose(codes.reshape(shape), np.argsort(order)).astype("int32")
+    return codes, scale
+
+
+def _step_of(unique, likely):
+    largest = np.max(np.abs(unique), initial=0.0)
+    if largest == 0:
+        return 1.0
+    for candidates in (np.array(likely), np.arange(1, 128)):
+        ratios = unique[None, :] * (candidates[:, None] / largest)
+        errors = np.max(np.abs(ratios - np.rint(ratios)), axis=1)
+        # Relative to the largest code, as the noise of a float32 product is.
+        fits = errors <= _TOLERANCE * np.maximum(candidates / 127, 1 / 127)
+        if fits.any():
+            # The smallest code that fits, unless a likely one is a multiple of it.
+            return largest / candidates[fits].min()
+    raise NotOnGridError
+
+
+def fold_affine(scale, bias, slope, shift):
+    """Returns scale and bias of (w·x·scale + bias)·slope + shift."""
+    return scale * slope, bias * slope + shift
+
+
+def finish(weights, container, output_grid, notes, name):
+    """Decides multipliers and rounds the bias: what the integer kernel will hold.
+
+    Args:
+        weights: `Weights` with codes, scale and bias; completed in place.
+        container: "int8", "int4" or "int2".
+        output_grid: The `Grid` of the output, or None for float.
+        notes: List of sentences, extended.
+        name: Name of the layer, for the notes.
+    """
+    weights.container = container
+    weights.codes = np.where(weights.per_channel(weights.scale < 0), -weights.codes, weights.codes)
+    weights.scale = np.abs(weights.scale)
+    rank = weights.codes.ndim
+    others = tuple(a for a in range(rank) if a not in {x % rank for x in weights.channel_axes})
+    magnitudes = np.abs(weights.codes.astype("int64"))
+    largest = np.max(magnitudes, axis=others).reshape(-1)
+    reach = np.sum(magnitudes, axis=others).reshape(-1) * _LARGEST_INPUT
+    step = float(output_grid.scale) if output_grid is not None else 1.0
+    unit = weights.input_scale * weights.scale
+    if output_grid is not None:
+        # A bias beyond this saturates the output whatever the inputs are.
+        limit = (max(-output_grid.low, output_grid.high) + 2) * step + reach * unit
+        weights.bias = np.clip(weights.bias, -limit, limit)
+    with np.errstate(divide="ignore", over="ignore"):
+        most = (_LARGEST_SUM - 1) / (reach + np.abs(weights.bias) / unit)
+    most = np.where(unit > 0, most, 0.0)
+    wanted = CODES[container][1] // np.maximum(largest, 1)
+    weights.multiplier = np.maximum(np.minimum(wanted, most), 1).astype("int64")
+    dead = (largest == 0) | (most < 1)
+    lost = dead & (largest > 0)
+    if lost.any():
+        part = np.max(reach[lost] * unit[lost]) / step
+        notes.append(
+            f"{name}: {int(lost.sum())} channels are almost constant, and their bias would leave "
+            f"32 bits; their weights, which move the output by at most {part:.2g} steps, are "
+            "written as zeros."
+        )
+    weights.codes = np.where(weights.per_channel(dead), 0, weights.codes)
+    weights.multiplier = np.where(dead, 1, weights.multiplier)
+    # Without weights any scale will do: fine enough for the bias, far from what kernels refuse.
+    weights.scale = np.where(dead, step / weights.input_scale * 2.0**-12, weights.scale)
+    weights.bias_codes = np.rint(weights.bias / weights.unit).astype("int64")

@@ -1,0 +1,238 @@
+"""Puts the operations together: the table of rows, the ends of the network, pruning."""
+
+import copy
+
+import numpy as np
+
+from speq_keras.export.folding.steps import CannotExport, Value
+from speq_keras.export.lowering import linear, rows
+from speq_keras.export.lowering.encoding import encoding_of, fused_activation, tensor_of
+from speq_keras.export.network import IntegerNetwork, Node, Tensor
+
+ROWS = {
+    "quantize": rows.quantize,
+    "linear": linear.linear,
+    "affine": linear.affine,
+    "requantize": lambda builder, step: linear.slope(builder, step, 1.0),
+    "add": rows.pair("add"),
+    "subtract": rows.pair("sub"),
+    "multiply": rows.pair("mul"),
+    "mean": rows.mean,
+    "average_pool": rows.average_pool,
+    "max_pool": rows.pool("max_pool_2d"),
+    "resize": rows.resize("resize_bilinear"),
+    "resize_nearest": rows.resize("resize_nearest_neighbor"),
+    "table": rows.table,
+    "concatenate": rows.concatenate,
+    "reshape": rows.reshape,
+    "transpose": rows.transpose,
+    "pad": rows.pad,
+    "slice": rows.slice_,
+}
+
+
+def lower(folded, *, io="float32"):
+    """Lowers a `FoldedNetwork` to operations.
+
+    Args:
+        folded: The network.
+        io: "float32": QUANTIZE and DEQUANTIZE stand at the ends; "int8" or "uint8": they do not.
+
+    Returns:
+        An `IntegerNetwork`.
+
+    Raises:
+        ValueError: If a step cannot be computed; names all of them.
+    """
+    builder = _Builder(folded, io)
+    problems = []
+    for value in folded.inputs:
+        builder.input(value)
+    for step in folded.steps:
+        try:
+            ROWS[step.kind](builder, step)
+        except CannotExport as error:
+            problems.append(f"'{step.name}': {error}")
+            builder.tensor_for(step)
+    if problems:
+        raise ValueError(
+            "Every layer of a model must be one that integer kernels compute. Received: "
+            f"model={folded.name!r} with {'; '.join(problems)}."
+        )
+    for value in folded.outputs:
+        builder.output(value)
+    return builder.network
+
+
+class _Builder:
+    def __init__(self, folded, io):
+        self.io = io
+        self.network = IntegerNetwork(
+            name=folded.name,
+            input_names=list(folded.input_names),
+            output_names=list(folded.output_names),
+            notes=list(folded.notes),
+        )
+        self.tensors = {}  # id(Value): Tensor
+        self.quantized_inputs = {}
+
+    # ---- tensors -------------------------------------------------------------------------------
+
+    def tensor(self, value):
+        return self.tensors[id(value)]
+
+    def tensor_for(self, step):
+        """Returns the tensor of a step's output, made once."""
+        if id(step.output) not in self.tensors:
+            tensor = self.network.add_tensor(tensor_of(step.output))
+            self.tensors[id(step.output)] = tensor
+        return self.tensors[id(step.output)]
+
+    def plain(self, value, step):
+        """Returns a tensor whose scale is its step, for operations without a scale of their own."""
+        tensor = self.tensor(value)
+        if tensor.scale != tensor.step:
+            raise CannotExport(
+                f"it reads '{value.name}' at a width below 8 bits with negative values"
+            )
+        return tensor
+
+    def constant(self, name, code, scale):
+        data = np.array([code], "int8")
+        return self.network.add_tensor(Tensor(name=name, shape=(1,), scale=scale, data=data))
+
+    # ---- nodes ---------------------------------------------------------------------------------
+
+    def add(self, kind, inputs, output, *, activation="none", options=None, layer=""):
+        self.network.nodes.append(
+            Node(
+                kind=kind,
+                inputs=list(inputs),
+                outputs=[output.name],
+                activation=activation,
+                options=options or {},
+                layer=layer,
+            )
+        )
+        return output
+
+    def emit(
+        self, step, kind, inputs, options=None, *, activation="none", flattened=False, shape=None
+    ):
+        """Adds the node that makes a step's output; reshapes where the kernel's rank differs."""
+        output = self.tensor_for(step)
+        made_shape = shape
+        if flattened and made_shape is None:
+            made_shape = self.shape_made(output)
+        if made_shape is None or tuple(made_shape) == tuple(output.shape):
+            return self.add(
+                kind, inputs, output, activation=activation, options=options, layer=step.name
+            )
+        inner = self.like(output, f"{step.name}/{kind}", made_shape)
+        self.add(kind, inputs, inner, activation=activation, options=options, layer=step.name)
+        return self.add("reshape", [inner.name], output, options={"shape": output.shape})
+
+    @staticmethod
+    def shape_made(output):
+        """Returns the 4-D shape that a kernel makes, where the step has another rank."""
+        shape = output.shape
+        if len(shape) == 4:
+            return shape
+        if len(shape) == 3:
+            return (shape[0], 1, *shape[1:])
+        return (shape[0], 1, int(np.prod([1, *shape[1:-1]])), shape[-1])
+
+    def like(self, tensor, name, shape):
+        inner = copy.copy(tensor)
+        inner.name, inner.shape, inner.layer = name, tuple(shape), ""
+        return self.network.add_tensor(inner)
+
+    def rounded(self, step, kind, inputs, options, *, flattened=False, has_scale=True):
+        """Adds a node that rounds to the step's grid, and one more where it cannot clip.
+
+        Args:
+            has_scale: Whether the operation multiplies by a scale of its own, which takes in the
+                factor between a file's scale and the step of the trained grid.
+        """
+        grid = step.output.grid
+        fused, after = fused_activation(step.activation, grid)
+        encoding = encoding_of(grid)
+        fuses = kind != "mean" or fused == "none"
+        if after is None and fuses and (has_scale or encoding.clip != "relu_n1_to_1"):
+            return self.emit(step, kind, inputs, options, activation=fused, flattened=flattened)
+        if after == "relu6":
+            raise CannotExport("ReLU6 below 6 on a signed grid of fewer than 8 bits")
+        output = self.tensor_for(step)
+        if has_scale:
+            inner = self.like(output, f"{step.name}/clipped", output.shape)
+        else:
+            inner = self.network.add_tensor(
+                Tensor(
+                    name=f"{step.name}/unclipped",
+                    shape=output.shape,
+                    scale=encoding.step,
+                    step=encoding.step,
+                    low=-128,
+                    high=127,
+                )
+            )
+        first = fused if has_scale else step.activation if kind != "mean" else "none"
+        second = after if has_scale else fused
+        self.add(kind, inputs, inner, activation=first, options=options, layer=step.name)
+        factor = np.float64(inner.step) / np.float64(inner.scale) / encoding.factor
+        one = self.constant(f"{step.name}/one", 127, np.float32(factor / 127))
+        return self.add("mul", [inner.name, one.name], output, activation=second)
+
+    def reshape(self, tensor, shape, name):
+        made = self.like(tensor, f"{name}/reshaped", shape)
+        return self.add("reshape", [tensor.name], made, options={"shape": tuple(shape)})
+
+    def pad(self, tensor, paddings, name):
+        shape = tuple(
+            size if size is None else size + before + after
+            for size, (before, after) in zip(tensor.shape, paddings, strict=True)
+        )
+        made = self.like(tensor, f"{name}/padded", shape)
+        return self.add("pad", [tensor.name], made, options={"paddings": paddings})
+
+    def renamed(self, step, tensor):
+        """Returns a copy of a step that reads `tensor`."""
+        value = Value(tensor.name, tensor.shape, step.inputs[0].grid)
+        self.tensors[id(value)] = tensor
+        again = copy.copy(step)
+        again.inputs = [value]
+        return again
+
+    # ---- checks --------------------------------------------------------------------------------
+
+    def check_scales(self, step, weights, x, output):
+        ratio = np.max(np.float32(x) * weights / np.float32(output))
+        if not ratio < 256:
+            raise CannotExport(
+                f"its sums are {ratio:.3g} output steps wide, and kernels take less than 256"
+            )
+
+    def check_sum(self, step, inputs):
+        largest = max(float(t.scale) for t in inputs) / float(step.output.grid.scale)
+        if not 2.0**-10 <= largest < 2.0**8:
+            raise CannotExport(
+                f"its largest input has {largest:.3g} times the step of its output, and kernels "
+                "take 2^-10 to 2^8"
+            )
+
+    # ---- ends ----------------------------------------------------------------------------------
+
+    def input(self, value):
+        tensor = self.network.add_tensor(
+            Tensor(name=value.name, shape=tuple(value.shape), dtype="float32")
+        )
+        self.tensors[id(value)] = tensor
+        self.network.inputs.append(tensor.name)
+
+    def output(self, value):
+        tensor = self.tensor(value)
+        made = self.network.add_tensor(
+            Tensor(name=f"{value.name}/float", shape=tensor.shape, dtype="float32")
+        )
+        self.add("dequantize", [tensor.name], made)
+        self.network.outputs.append(made.name)

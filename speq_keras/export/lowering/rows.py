@@ -1,0 +1,181 @@
+"""One small function for every step without weights."""
+
+import keras
+import numpy as np
+
+from speq_keras.export.folding.steps import CannotExport
+from speq_keras.export.network import Tensor
+from speq_keras.wrapping.kinds import function_name
+
+# Functions whose kernel rounds the exact value to a grid that it prescribes.
+_PRESCRIBED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
+
+
+def quantize(builder, step):
+    """Floats become codes, at the input."""
+    builder.emit(step, "quantize", [builder.tensor(step.inputs[0]).name])
+
+
+def pair(kind):
+    """Returns the row of an operation on two tensors."""
+
+    def row(builder, step):
+        inputs = [builder.plain(value, step) for value in step.inputs]
+        if kind != "mul":
+            builder.check_sum(step, inputs)
+        builder.rounded(step, kind, [tensor.name for tensor in inputs], {}, has_scale=False)
+
+    return row
+
+
+def mean(builder, step):
+    """A mean has a grid of its own."""
+    x = builder.plain(step.inputs[0], step)
+    options = {"axes": step.options["axes"], "keep_dims": step.options["keep_dims"]}
+    builder.rounded(step, "mean", [x.name], options, has_scale=False)
+
+
+def pool(kind):
+    """Returns the row of a pooling operation; its output has the grid of its input."""
+
+    def row(builder, step):
+        x = builder.tensor(step.inputs[0])
+        names = ("size", "strides", "padding")
+        options = {name: step.options[name] for name in names}
+        if len(x.shape) == 3:
+            x = builder.reshape(x, (x.shape[0], 1, *x.shape[1:]), step.name)
+            options.update({name: (1, *options[name]) for name in ("size", "strides")})
+        builder.emit(step, kind, [x.name], options, flattened=True)
+
+    return row
+
+
+def average_pool(builder, step):
+    """As a depthwise convolution with equal weights where every window is full.
+
+    AVERAGE_POOL_2D rounds halves away from zero, which in codes is up here and down there, and
+    leaves the fast delegate. The bias is less than half the distance between two sums, so it moves
+    nothing but the halves, which it sends up, as training does.
+    """
+    x = builder.tensor(step.inputs[0])
+    options = step.options
+    size = options["size"]
+    if options["padding"] != "valid" or len(x.shape) != 4:
+        return pool("average_pool_2d")(builder, step)
+    channels, count = x.shape[-1], int(np.prod(size))
+    code = 127
+    filter_tensor = builder.network.add_tensor(
+        Tensor(
+            name=f"{step.name}/weights",
+            shape=(1, *size, channels),
+            scale=np.full(channels, 1 / (code * count), "float32"),
+            axis=3,
+            data=np.full((1, *size, channels), code, "int8"),
+            multiplier=code,
+        )
+    )
+    bias = builder.network.add_tensor(
+        Tensor(
+            name=f"{step.name}/bias",
+            shape=(channels,),
+            dtype="int32",
+            scale=np.float32(x.scale) * filter_tensor.scale,
+            axis=0,
+            data=np.full(channels, code // 2, "int32"),
+        )
+    )
+    window = {
+        "strides": options["strides"],
+        "dilations": (1, 1),
+        "padding": "valid",
+        "multiplier": 1,
+    }
+    names = [x.name, filter_tensor.name, bias.name]
+    return builder.emit(step, "depthwise_conv_2d", names, window)
+
+
+def concatenate(builder, step):
+    """All inputs have one grid, so codes are copied."""
+    inputs = [builder.tensor(value).name for value in step.inputs]
+    builder.emit(step, "concatenation", inputs, {"axis": step.options["axis"]})
+
+
+def reshape(builder, step):
+    """Codes are copied."""
+    x = builder.tensor(step.inputs[0])
+    builder.emit(step, "reshape", [x.name], {"shape": step.output.shape})
+
+
+def transpose(builder, step):
+    """Codes are copied."""
+    options = {"permutation": step.options["permutation"]}
+    builder.emit(step, "transpose", [builder.tensor(step.inputs[0]).name], options)
+
+
+def pad(builder, step):
+    """The kernel pads with the zero point, which means zero."""
+    options = {"paddings": step.options["paddings"]}
+    builder.emit(step, "pad", [builder.tensor(step.inputs[0]).name], options)
+
+
+def slice_(builder, step):
+    """Codes are copied; an axis that an index took away goes by a reshape."""
+    x = builder.tensor(step.inputs[0])
+    options = {name: step.options[name] for name in ("begin", "end", "strides")}
+    sizes = [
+        None if end is None else -(-(end - begin) // stride)
+        for begin, end, stride in zip(*options.values(), strict=True)
+    ]
+    builder.emit(step, "strided_slice", [x.name], options, shape=(None, *sizes[1:]))
+
+
+def resize(kind):
+    """Returns the row of a resize operation; Keras samples at the centres of the pixels."""
+
+    def row(builder, step):
+        x = builder.tensor(step.inputs[0])
+        size = step.options["size"]
+        if len(x.shape) == 3:
+            x = builder.reshape(x, (x.shape[0], 1, *x.shape[1:]), step.name)
+            size = (1, *size)
+        options = {"size": size, "half_pixel_centers": True}
+        builder.emit(step, kind, [x.name], options, flattened=True)
+
+    return row
+
+
+def table(builder, step):
+    """A function of one value: the kernel of that name, or its 256 values written down."""
+    x = builder.plain(step.inputs[0], step)
+    operation = step.nodes[0].operation
+    name = function_name(operation)
+    if name == "softmax" and getattr(operation, "axis", -1) not in (-1, len(x.shape) - 1):
+        raise CannotExport("softmax over another than the last axis has no integer kernel")
+    if name in _PRESCRIBED:
+        return builder.emit(step, _PRESCRIBED[name], [x.name])
+    codes = np.arange(-128, 128) - x.zero_point
+    values = codes.astype("float32") * np.float32(x.step)
+    output = builder.tensor_for(step)
+    values = _values_of(operation, values, x.shape[-1])
+    stored = step.output.grid.round(values) + output.zero_point
+    data = builder.network.add_tensor(
+        Tensor(
+            name=f"{step.name}/table",
+            shape=stored.shape,
+            scale=output.scale,
+            zero_point=output.zero_point,
+            data=stored.astype("int8"),
+        )
+    )
+    return builder.emit(step, "lookup", [x.name, data.name])
+
+
+def _values_of(operation, values, channels):
+    """Returns the function's values: a vector, or a row per channel where channels differ."""
+    if isinstance(operation, keras.layers.PReLU):
+        alpha = keras.ops.convert_to_numpy(operation.alpha)
+        if alpha.size not in (1, channels):
+            raise CannotExport("share the slopes of PReLU over all axes but the last one")
+        rows = np.where(values > 0, values, alpha.reshape(-1, 1) * values)
+        return rows[0] if len(rows) == 1 else rows
+    return keras.ops.convert_to_numpy(operation(keras.ops.convert_to_tensor(values)))
