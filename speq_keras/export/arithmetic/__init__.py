@@ -21,7 +21,15 @@ and, for the operations that XNNPACK leaves alone, the builtin kernel:
     * a builtin kernel, which ends an XNNPACK partition
 """
 
-from speq_keras.export.arithmetic import elementwise, pooling, products, shapes, tables
+from speq_keras._checks import describe
+from speq_keras.export.arithmetic import (
+    elementwise,
+    floating,
+    pooling,
+    products,
+    shapes,
+    tables,
+)
 
 KERNELS = {
     function.__name__: function
@@ -56,3 +64,31 @@ KERNELS = {
         tables.lookup,
     )
 }
+
+
+def compute(node, values, tensors):
+    """Returns the array that a node writes.
+
+    Args:
+        node: `network.Node`.
+        values: Arrays of its inputs; None: absent.
+        tensors: {name: `network.Tensor`}.
+
+    Raises:
+        NotImplementedError: If the node's kind is not known for these types.
+    """
+    inputs = [tensors[name] if name else None for name in node.inputs]
+    output = tensors[node.output]
+    options = dict(node.options)
+    if node.activation != "none":
+        options["activation"] = node.activation
+    types = {tensor.dtype for tensor in (*inputs, output) if tensor is not None}
+    kernel = KERNELS.get(node.kind)
+    if node.kind in floating.KERNELS and (kernel is None or types == {"float32"}):
+        kernel = floating.KERNELS[node.kind]
+    if kernel is None:
+        raise NotImplementedError(
+            f"`simulate` must know every node's kind. {describe(kind=node.kind, layer=node.layer)} "
+            "`export.arithmetic.KERNELS` holds the known ones."
+        )
+    return kernel(values, inputs, output, **options)

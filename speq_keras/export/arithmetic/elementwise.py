@@ -54,7 +54,7 @@ def _sum(values, inputs, output, activation, sign):
     _, exponent = np.frexp(max(ratios))
     shift = 20 - (int(exponent) - 1)
     total = np.int64(1) << (shift - 1)
-    for value, tensor, ratio, factor in zip(values, inputs, ratios, (1, sign)):
+    for value, tensor, ratio, factor in zip(values, inputs, ratios, (1, sign), strict=True):
         multiplier = factor * int(np.rint(np.ldexp(ratio, shift)))
         total = total + (value.astype(np.int64) - tensor.zero_point) * multiplier
     return store((total >> shift) + output.zero_point, output, activation)
@@ -64,15 +64,18 @@ def mul(values, inputs, output, *, activation="none"):
     """Product: round(float32((a − z_a)·(b − z_b)) · float32(float32(s_a·s_b) / s_y)) + z_y."""
     a, b = [
         value.astype(np.int32) - np.int32(tensor.zero_point)
-        for value, tensor in zip(values, inputs)
+        for value, tensor in zip(values, inputs, strict=True)
     ]
     scale = np.float32(inputs[0].scale) * np.float32(inputs[1].scale)
     return requantize(a * b, scale / np.float32(output.scale), output, activation)
 
 
 def prelu(values, inputs, output):
-    """x where x ≥ 0, else α·x, each rounded twice: a builtin kernel, not XNNPACK's."""
-    x, alpha = [value.astype(np.int64) - tensor.zero_point for value, tensor in zip(values, inputs)]
+    """Where x ≥ 0 x, else α·x; each rounded twice: a builtin kernel."""
+    x, alpha = [
+        value.astype(np.int64) - tensor.zero_point
+        for value, tensor in zip(values, inputs, strict=True)
+    ]
     scales = [float(np.float32(tensor.scale)) for tensor in (*inputs, output)]
     positive = multiply_by_fixed_point(x, *fixed_point(scales[0] / scales[2]))
     negative = multiply_by_fixed_point(x * alpha, *fixed_point(scales[0] * scales[1] / scales[2]))

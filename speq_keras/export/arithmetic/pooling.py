@@ -36,14 +36,10 @@ def average_pool_2d(values, inputs, output, *, activation="none", size, strides,
     """
     (x,) = values
     sizes, pads = output_sizes(x.shape[1:3], size, strides, (1, 1), padding)
-    padded = pad_images(x.astype(np.int32), pads)
-    inside = pad_images(np.ones((1, *x.shape[1:3], 1), np.int32), pads)
-    sums, counts = [
-        sum(image[:, rows, columns] for rows, columns in _window(size, strides, sizes))
-        for image in (padded, inside)
-    ]
+    sums = sum(pool_windows(pad_images(x.astype(np.int32), pads), size, strides, sizes))
+    counts = pool_counts(x.shape[1:3], size, strides, padding)
     means = np.sign(sums) * ((np.abs(sums) + counts // 2) // counts)
-    return store(means, output, activation)
+    return store(means, output, activation, builtin=True)
 
 
 def max_pool_2d(values, inputs, output, *, activation="none", size, strides, padding="valid"):
@@ -51,10 +47,9 @@ def max_pool_2d(values, inputs, output, *, activation="none", size, strides, pad
     (x,) = values
     sizes, pads = output_sizes(x.shape[1:3], size, strides, (1, 1), padding)
     padded = pad_images(x, pads, value=np.iinfo(x.dtype).min)
-    largest = None
-    for rows, columns in _window(size, strides, sizes):
-        view = padded[:, rows, columns]
-        largest = view.copy() if largest is None else np.maximum(largest, view, out=largest)
+    largest = np.full((), np.iinfo(x.dtype).min, x.dtype)
+    for view in pool_windows(padded, size, strides, sizes):
+        largest = np.maximum(largest, view)
     return store(largest, output, activation)
 
 
@@ -71,14 +66,8 @@ def resize_nearest_neighbor(values, inputs, output, *, size, half_pixel_centers=
 
 def resize_bilinear(values, inputs, output, *, size, half_pixel_centers=False):
     """Bilinear interpolation with weights in 1/2048, rounded once, ties up."""
-    (x,) = values
-    x = x.astype(np.int64)
-    for axis in (2, 1):
-        low, high, weights = _positions(x.shape[axis], size[axis - 1], half_pixel_centers)
-        weights = weights.reshape([-1 if i == axis else 1 for i in range(4)])
-        first = x.take(low, axis)
-        x = first * 2048 + (x.take(high, axis) - first) * weights
-    return store((x + 2**21) >> 22, output)
+    sums = interpolate(values[0].astype(np.int64), size, half_pixel_centers, weight_one=2048)
+    return store((sums + 2**21) >> 22, output)
 
 
 def softmax(values, inputs, output):
@@ -98,21 +87,40 @@ def softmax(values, inputs, output):
     return store(round_half_away(scaled) + output.zero_point, output)
 
 
-def _window(size, strides, sizes):
-    """Yields the slices of all positions of a pooling window."""
+def pool_windows(x, size, strides, sizes):
+    """Yields, for every position of a pooling window, the pixels of `x` that it reads."""
     for row, column in np.ndindex(*size):
-        yield taps(row, 1, strides[0], sizes[0]), taps(column, 1, strides[1], sizes[1])
+        yield x[:, taps(row, 1, strides[0], sizes[0]), taps(column, 1, strides[1], sizes[1])]
 
 
-def _positions(size_in, size_out, half_pixel_centers):
-    """Returns lower and upper neighbour and the upper one's weight in 1/2048 of every output."""
-    scale = np.float32(size_in) / np.float32(size_out)
-    positions = np.arange(size_out, dtype=np.float32)
-    if half_pixel_centers:
-        positions = (positions + np.float32(0.5)) * scale - np.float32(0.5)
-    else:
-        positions = positions * scale
-    positions = np.clip(positions, 0, size_in - 1)
-    low = positions.astype(np.int64)
-    weights = np.rint((positions - low.astype(np.float32)) * np.float32(2048)).astype(np.int64)
-    return low, np.minimum(low + 1, size_in - 1), weights
+def pool_counts(image_size, size, strides, padding):
+    """Returns how many pixels of every window lie inside the image."""
+    sizes, pads = output_sizes(image_size, size, strides, (1, 1), padding)
+    inside = pad_images(np.ones((1, *image_size, 1), np.int32), pads)
+    return sum(pool_windows(inside, size, strides, sizes))
+
+
+def interpolate(x, size, half_pixel_centers, *, weight_one=None):
+    """Returns bilinear interpolation of NHWC images.
+
+    Args:
+        x: Images, float or whole numbers.
+        size: (height, width) of the result.
+        half_pixel_centers: Whether a pixel's value stands for its centre, not its corner.
+        weight_one: None for float weights. Else weights are whole numbers and add up to this in
+            either direction, and the result is not divided by it.
+    """
+    for axis in (2, 1):
+        size_in, size_out = x.shape[axis], size[axis - 1]
+        scale = np.float32(size_in) / np.float32(size_out)
+        shift = np.float32(0.5 if half_pixel_centers else 0)
+        positions = (np.arange(size_out, dtype=np.float32) + shift) * scale - shift
+        positions = np.clip(positions, 0, size_in - 1)
+        low = positions.astype(np.int64)
+        weights = positions - low.astype(np.float32)
+        if weight_one is not None:
+            weights = np.rint(weights * np.float32(weight_one)).astype(np.int64)
+        weights = weights.reshape([-1 if i == axis else 1 for i in range(4)])
+        first, second = x.take(low, axis), x.take(np.minimum(low + 1, size_in - 1), axis)
+        x = first * (weight_one or 1) + (second - first) * weights
+    return x

@@ -5,11 +5,15 @@
 Ties go to even. The sum is exact, so its order does not matter, and it is computed by the fastest
 exact way: weights divided by their greatest common factor (`Tensor.multiplier`, for weights that
 were scaled up), in float32 as long as no partial sum can reach 2^24, else in float64.
+
+The same functions serve float islands: no zero point, no rounding, any order of sums.
 """
+
+import math
 
 import numpy as np
 
-from speq_keras.export.arithmetic.rounding import float32_scale, requantize
+from speq_keras.export.arithmetic.rounding import clamp_floats, float32_scale, requantize
 
 LARGEST_EXACT_FLOAT32 = 2**24
 CHUNK_BYTES = 64 * 2**20  # of unfolded patches at one time
@@ -27,27 +31,28 @@ def conv_2d(
 ):
     """Convolution, grouped where the filter has fewer input channels than `x`."""
     x, weights, bias = values
-    kernel = weights.shape[1:3]
-    channels_in, channels_out = weights.shape[3], weights.shape[0]
+    channels_out, *kernel, channels_in = weights.shape
     groups = x.shape[3] // channels_in
     sizes, pads = output_sizes(x.shape[1:3], kernel, strides, dilations, padding)
-    columns = int(np.prod(kernel)) * channels_in
+    columns = math.prod(kernel) * channels_in
     # (group, filter size, filters of the group)
     matrix = weights.reshape(groups, channels_out // groups, columns).transpose(0, 2, 1)
-    sums = np.empty((len(x), *sizes, channels_out), np.int32)
-    step = max(1, CHUNK_BYTES // (4 * columns * groups * int(np.prod(sizes))))
+    centred = centre(x, inputs[0])
+    matrix, factor = exact_factors(matrix, centred)
+    sums = np.empty((len(x), *sizes, channels_out), accumulator(x))
+    step = max(1, CHUNK_BYTES // (4 * columns * groups * math.prod(sizes)))
     for start in range(0, len(x), step):
         part = slice(start, start + step)
-        centred = pad_images(centre(x[part], inputs[0]), pads)
-        patches = windows(centred, kernel, strides, dilations, sizes)
+        padded = pad_images(centred[part].astype(matrix.dtype), pads)
+        patches = windows(padded, kernel, strides, dilations, sizes)
         if groups == 1:
-            product = exact_product(patches.reshape(-1, columns), matrix[0])
+            product = patches.reshape(-1, columns) @ matrix[0]
         else:
             patches = patches.reshape(*patches.shape[:5], groups, channels_in)
             patches = patches.transpose(5, 0, 1, 2, 3, 4, 6).reshape(groups, -1, columns)
-            product = exact_product(patches, matrix).transpose(1, 0, 2)
+            product = (patches @ matrix).transpose(1, 0, 2)
         sums[part] = product.reshape(-1, *sizes, channels_out)
-    return finish(sums, bias, inputs, output, activation)
+    return finish(sums * factor, bias, inputs, output, activation)
 
 
 def depthwise_conv_2d(
@@ -65,22 +70,22 @@ def depthwise_conv_2d(
     x, weights, bias = values
     kernel = weights.shape[1:3]
     sizes, pads = output_sizes(x.shape[1:3], kernel, strides, dilations, padding)
-    centred = pad_images(centre(x, inputs[0]), pads).astype(np.int32)
+    padded = pad_images(centre(x, inputs[0]), pads).astype(accumulator(x))
     if multiplier > 1:
-        centred = np.repeat(centred, multiplier, axis=3)
-    sums = np.zeros((len(x), *sizes, weights.shape[3]), np.int32)
+        padded = np.repeat(padded, multiplier, axis=3)
+    weights = weights[0].astype(padded.dtype)
+    sums = np.zeros((len(x), *sizes, weights.shape[2]), padded.dtype)
     for row, column in np.ndindex(*kernel):
         rows = taps(row, dilations[0], strides[0], sizes[0])
         columns = taps(column, dilations[1], strides[1], sizes[1])
-        sums += centred[:, rows, columns] * weights[0, row, column].astype(np.int32)
+        sums += padded[:, rows, columns] * weights[row, column]
     return finish(sums, bias, inputs, output, activation)
 
 
 def fully_connected(values, inputs, output, *, activation="none", keep_num_dims=False):
-    """Matrix product over the last axis of `x`; leading axes are kept or flattened by the shape."""
+    """Matrix product over the last axis of `x`; the axes before it are kept or become one."""
     x, weights, bias = values
-    centred = centre(x, inputs[0]).reshape(-1, weights.shape[1])
-    sums = exact_product(centred, weights.T)
+    sums = exact_product(centre(x, inputs[0]).reshape(-1, weights.shape[1]), weights.T)
     if keep_num_dims:
         sums = sums.reshape(*x.shape[:-1], len(weights))
     return finish(sums, bias, inputs, output, activation)
@@ -98,7 +103,9 @@ def transpose_conv(
 ):
     """Transposed convolution: every input pixel adds its filter to the output.
 
-    The padding is that of the convolution from `output_size` back to the size of `x`.
+    The padding is that of the convolution from `output_size` back to the size of `x`. Where the
+    filter is smaller than the stride, XNNPACK takes padding "valid" only, which then is the same;
+    a builtin kernel would round twice.
     """
     x, weights, bias = values
     channels_out, *kernel, channels_in = weights.shape
@@ -110,7 +117,7 @@ def transpose_conv(
         max((x.shape[1 + i] - 1) * strides[i] + kernel[i], pads[i][0] + output_size[i])
         for i in range(2)
     ]
-    sums = np.zeros((len(x), *full, channels_out), np.int32)
+    sums = np.zeros((len(x), *full, channels_out), product.dtype)
     for row, column in np.ndindex(*kernel):
         rows = taps(row, 1, strides[0], x.shape[1])
         columns = taps(column, 1, strides[1], x.shape[2])
@@ -120,35 +127,52 @@ def transpose_conv(
     return finish(sums, bias, inputs, output, activation)
 
 
+def accumulator(x):
+    """Returns the type of sums: int32, or float32 in a float island."""
+    return np.float32 if x.dtype == np.float32 else np.int32
+
+
+def centre(x, tensor):
+    """Returns stored values minus the zero point in int16; floats as they are."""
+    if x.dtype == np.float32:
+        return x
+    return x.astype(np.int16) - np.int16(tensor.zero_point)
+
+
 def finish(sums, bias, inputs, output, activation):
-    """Adds the bias to int32 sums and requantizes them."""
+    """Adds the bias to the sums and requantizes them; floats are only clamped."""
     if bias is not None:
-        sums = sums + bias.astype(np.int32)
+        sums = sums + bias.astype(sums.dtype)
+    if sums.dtype == np.float32:
+        return clamp_floats(sums, activation)
     scale = np.float32(inputs[0].scale) * float32_scale(inputs[1].scale)
     return requantize(sums, scale / np.float32(output.scale), output, activation)
 
 
-def centre(x, tensor):
-    """Returns stored values minus the zero point, in int16."""
-    return x.astype(np.int16) - np.int16(tensor.zero_point)
-
-
-def exact_product(a, b):
-    """Returns the int32 product of matrices of small whole numbers, by a float product."""
-    factor = max(int(np.gcd.reduce(b, axis=None)), 1)
-    b = b // factor
-    largest = int(np.abs(a).max(initial=0)) * int(
-        np.abs(b).sum(axis=-2, dtype=np.int64).max(initial=0)
+def exact_factors(matrix, x):
+    """Returns (m, f): `matrix` = m · f, and the float product of `x` and m is exact."""
+    if x.dtype == np.float32:
+        return matrix.astype(np.float32), np.float32(1)
+    factor = max(int(np.gcd.reduce(matrix, axis=None)), 1)
+    matrix = matrix // factor
+    largest = int(np.abs(x).max(initial=0)) * int(
+        np.abs(matrix).sum(axis=-2, dtype=np.int64).max(initial=0)
     )
     dtype = np.float32 if largest < LARGEST_EXACT_FLOAT32 else np.float64
-    product = np.matmul(a.astype(dtype), b.astype(dtype))
-    return product.astype(np.int32) * np.int32(factor)
+    return matrix.astype(dtype), np.int32(factor)
+
+
+def exact_product(x, matrix):
+    """Returns the int32 product of whole numbers, by a float product; of floats the float32 one."""
+    dtype = accumulator(x)
+    matrix, factor = exact_factors(matrix, x)
+    return (x.astype(matrix.dtype) @ matrix).astype(dtype) * factor
 
 
 def output_sizes(sizes, kernel, strides, dilations, padding):
     """Returns ((height, width), ((top, bottom), (left, right))) of a convolution or pooling."""
     outputs, pads = [], []
-    for size, taps_, stride, dilation in zip(sizes, kernel, strides, dilations):
+    for size, taps_, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         reach = (taps_ - 1) * dilation + 1
         if padding == "same":
             out = -(-size // stride)

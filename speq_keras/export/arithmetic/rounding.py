@@ -11,45 +11,56 @@ import numpy as np
 
 from speq_keras.export.network import CODES
 
+# What a fused activation clamps real values to.
+BOUNDS = {
+    "none": (None, None),
+    "relu": (0, None),
+    "relu6": (0, 6),
+    "relu_n1_to_1": (-1, 1),
+}
+
 
 def float32_scale(scale):
     """Returns `scale` as float32, a number or a vector."""
     return np.asarray(scale, np.float32)[()]
 
 
-def code_range(output, activation="none"):
+def code_range(output, activation="none", *, builtin=False):
     """Returns the smallest and largest stored value that the operation may write.
 
-    A fused activation is a clamp of the stored values: its bounds are quantized like any value,
-    round(bound / scale) + zero point, and the width of the type clamps what is left.
+    A fused activation is a clamp of the stored values. XNNPACK rounds its bounds with the zero
+    point, round(bound / scale + zero point), ties to even; the builtin kernels without it, ties
+    away from zero.
 
     Args:
         output: `network.Tensor`.
         activation: One of `network.ACTIVATIONS`.
+        builtin: Whether a builtin kernel computes this.
     """
     low, high = CODES[output.dtype]
-    scale = float32_scale(output.scale)
-    bounds = {
-        "none": (None, None),
-        "relu": (0, None),
-        "relu6": (0, 6),
-        "relu_n1_to_1": (-1, 1),
-    }[activation]
-    stored = [
-        None if bound is None else int(np.rint(np.float32(bound) / scale)) + int(output.zero_point)
-        for bound in bounds
-    ]
-    if stored[0] is not None:
-        low = min(max(low, stored[0]), high)
-    if stored[1] is not None:
-        high = max(min(high, stored[1]), low)
-    return low, high
+    stored = []
+    for bound in BOUNDS[activation]:
+        if bound is not None:
+            bound = np.float32(bound) / np.float32(output.scale)
+            offset = np.float32(output.zero_point)
+            bound = round_half_away(bound) + offset if builtin else np.rint(bound + offset)
+            bound = min(max(int(bound), low), high)
+        stored.append(bound)
+    return (low if stored[0] is None else stored[0], high if stored[1] is None else stored[1])
 
 
-def store(values, output, activation="none"):
+def store(values, output, activation="none", *, builtin=False):
     """Clamps whole numbers to the range of `output` and returns them in its type."""
-    low, high = code_range(output, activation)
+    low, high = code_range(output, activation, builtin=builtin)
     return np.clip(values, low, high).astype(output.dtype)
+
+
+def clamp_floats(values, activation="none"):
+    """Applies a fused activation to real values and returns them in float32."""
+    low, high = BOUNDS[activation]
+    if (low, high) != (None, None):
+        values = np.clip(values, low, high)
+    return np.asarray(values, np.float32)
 
 
 def requantize(accumulators, scale, output, activation="none"):
@@ -76,7 +87,7 @@ def round_half_away(values):
 
 
 def fixed_point(multiplier):
-    """Returns (mantissa, exponent): multiplier ≈ mantissa · 2^(exponent − 31), 2^30 ≤ mantissa < 2^31."""
+    """Returns (mantissa, exponent) so that multiplier ≈ mantissa · 2^(exponent − 31)."""
     if multiplier == 0:
         return 0, 0
     fraction, exponent = math.frexp(multiplier)

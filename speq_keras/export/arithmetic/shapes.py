@@ -26,5 +26,5 @@ def pad(values, inputs, output, *, paddings):
 
 def strided_slice(values, inputs, output, *, begin, end, strides):
     """Cuts a piece out."""
-    slices = tuple(slice(*limits) for limits in zip(begin, end, strides))
+    slices = tuple(slice(*limits) for limits in zip(begin, end, strides, strict=True))
     return np.ascontiguousarray(values[0][slices])

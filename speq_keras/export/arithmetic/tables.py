@@ -15,24 +15,24 @@ from speq_keras.export.network import CODES
 
 
 def logistic(values, inputs, output):
-    """1 / (1 + e^−x)."""
+    """Sigmoid, 1 / (1 + e^−x)."""
     return _look_up(values, _table(inputs[0], output, lambda x: 1 / (1 + np.exp(-x))))
 
 
 def tanh(values, inputs, output):
-    """tanh(x)."""
+    """Hyperbolic tangent."""
     return _look_up(values, _table(inputs[0], output, np.tanh))
 
 
 def elu(values, inputs, output):
-    """x where x ≥ 0, else e^x − 1."""
+    """Where x ≥ 0 x, else e^x − 1."""
     return _look_up(
         values, _table(inputs[0], output, lambda x: np.where(x < 0, np.expm1(np.minimum(x, 0)), x))
     )
 
 
 def gelu(values, inputs, output, *, approximate=False):
-    """x·Φ(x), or with `approximate` its tanh form. A builtin kernel: ties go away from zero."""
+    """Product x·Φ(x), or its tanh form: a builtin kernel, ties away from zero."""
     x = _real(inputs[0])
     half = np.float32(0.5) * x
     if approximate:
@@ -47,7 +47,7 @@ def gelu(values, inputs, output, *, approximate=False):
 
 
 def leaky_relu(values, inputs, output, *, alpha):
-    """x where x ≥ 0, else α·x, with factors that XNNPACK rounds to multiples of 1/256.
+    """Where x ≥ 0 x, else α·x, with factors that XNNPACK rounds to multiples of 1/256.
 
     y = (((x − z_x)·m + 128) >> 8) + z_y,   m = round(256·s_x/s_y), or round(256·α·s_x/s_y)
     """
@@ -60,7 +60,7 @@ def leaky_relu(values, inputs, output, *, alpha):
 
 
 def hard_swish(values, inputs, output):
-    """x · clip(x + 3, 0, 6) / 6 in the 16-bit fixed point of the builtin kernel."""
+    """Product x · clip(x + 3, 0, 6) / 6 in the 16-bit fixed point of the builtin kernel."""
     fine_scale = np.float32(1 / 128) * np.float32(inputs[0].scale)
     to_output, output_shift = _fixed_point_16(float(fine_scale / np.float32(output.scale)))
     to_gate, gate_shift = _fixed_point_16(float(fine_scale / np.float32(3 / 32768)))
@@ -82,7 +82,7 @@ def hard_swish(values, inputs, output):
 
 
 def lookup(values, inputs, output):
-    """table[code + 128]: any function of one code."""
+    """Any function of one code: table[code + 128]."""
     x, table = values
     return table[x.astype(np.int16) + 128]
 

@@ -1,0 +1,200 @@
+"""Runs TFLite files on the runtimes that can be had from Python, one thread each.
+
+default    LiteRT with the XNNPACK delegate: what an app gets that asks for nothing
+builtin    LiteRT's own optimized kernels, no delegate
+reference  LiteRT's reference kernels
+micro      TensorFlow Lite for Microcontrollers, from the PyPI package `tflite-micro`
+"""
+
+import collections
+import dataclasses
+import importlib.util
+
+import numpy as np
+
+from speq_keras._checks import check_choice, describe
+
+RUNTIMES = ("default", "builtin", "reference", "micro")
+# Micro has no heap: everything lives in an arena, and too small a one fails. Doubled until it fits.
+SMALLEST_ARENA_BYTES = 2**20
+LARGEST_ARENA_BYTES = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Partitions:
+    """What the default runtime hands to XNNPACK.
+
+    Attributes:
+        partitions: Number of connected pieces. One is best: tensors stay inside.
+        delegated, others: {operator: how many} inside and outside of XNNPACK.
+    """
+
+    partitions: int
+    delegated: dict
+    others: dict
+
+    @property
+    def num_others(self):
+        """How many operations run outside of XNNPACK."""
+        return sum(self.others.values())
+
+
+def run_file(content, inputs, *, runtime="default"):
+    """Runs a TFLite file on any number of examples.
+
+    Args:
+        content: The file as bytes.
+        inputs: One array, or a list of arrays in the order of the graph's inputs. Their first axis
+            is the examples; the file's own batch size stays, the last batch is filled up.
+        runtime: One of `RUNTIMES`.
+
+    Returns:
+        A list of arrays in the order of the graph's outputs: with `write(extra_outputs=...)` the
+        network's own outputs and then the intermediate tensors.
+
+    Raises:
+        ValueError: If the runtime is unknown, or the inputs do not fit the graph's.
+        RuntimeError: If the runtime cannot load the file or is not installed.
+    """
+    check_choice("runtime", runtime, RUNTIMES)
+    session = _Micro(content) if runtime == "micro" else _LiteRT(content, runtime)
+    if isinstance(inputs, np.ndarray):
+        inputs = [inputs]
+    details = session.inputs
+    if len(inputs) != len(details):
+        raise ValueError(
+            f"`inputs` must be {len(details)} arrays, one per input of the graph. "
+            + describe(number_of_arrays=len(inputs))
+        )
+    for array, detail in zip(inputs, details, strict=True):
+        if array.shape[1:] != tuple(detail["shape"][1:]) or array.dtype != detail["dtype"]:
+            raise ValueError(
+                f"Input {detail['name']!r} must have shape (any, {tuple(detail['shape'][1:])}) and "
+                f"type {np.dtype(detail['dtype']).name}. "
+                + describe(shape=array.shape, dtype=array.dtype.name)
+            )
+    batch_size = int(details[0]["shape"][0])
+    results = []
+    for start in range(0, len(inputs[0]), batch_size):
+        batch = [array[start : start + batch_size] for array in inputs]
+        missing = batch_size - len(batch[0])
+        if missing:
+            batch = [np.concatenate([x, x[-1:].repeat(missing, axis=0)]) for x in batch]
+        outputs = session(batch)
+        results.append([x[: len(x) - missing] if missing else x for x in outputs])
+    return [np.concatenate(arrays) for arrays in zip(*results, strict=True)]
+
+
+def missing_reason(runtime):
+    """Returns why a runtime cannot be used here, or None."""
+    check_choice("runtime", runtime, RUNTIMES)
+    package = "tflite_micro" if runtime == "micro" else "ai_edge_litert"
+    if importlib.util.find_spec(package) is not None:
+        return None
+    if runtime == "micro":
+        return (
+            "TensorFlow Lite Micro is not installed. `pip install --pre tflite-micro` gets it, on "
+            "Linux x86-64, for the versions of Python that have a wheel."
+        )
+    return "LiteRT is not installed. `pip install ai-edge-litert` gets it."
+
+
+def partitions(content):
+    """Returns the `Partitions` of a file: what the default runtime hands to XNNPACK, and what not.
+
+    Args:
+        content: The file as bytes.
+    """
+    session = _LiteRT(content, "default")
+    # The only list of operations there is, delegates included, is a private method.
+    operations = session.interpreter._get_ops_details()
+    delegates = [op for op in operations if op["op_name"] == "DELEGATE"]
+    operations = [op for op in operations if op["op_name"] != "DELEGATE"]
+    makers = {index: op for op in operations for index in op["outputs"]}
+    inside = set()
+    for delegate in delegates:
+        # What lies between its outputs and its inputs is what it replaced.
+        known, open_ends = set(delegate["inputs"]), list(delegate["outputs"])
+        while open_ends:
+            index = open_ends.pop()
+            if index in known or index not in makers:
+                continue
+            known.add(index)
+            maker = makers[index]
+            inside.add(maker["index"])
+            open_ends += [*maker["inputs"], *maker["outputs"]]
+    counts = [collections.Counter(), collections.Counter()]
+    for op in operations:
+        counts[op["index"] not in inside][op["op_name"]] += 1
+    return Partitions(partitions=len(delegates), delegated=dict(counts[0]), others=dict(counts[1]))
+
+
+class _LiteRT:
+    """A file loaded in LiteRT."""
+
+    def __init__(self, content, runtime):
+        # Imported at the first use only: who trains does not need the runtime.
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        resolvers = {
+            "default": OpResolverType.AUTO,
+            "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            "reference": OpResolverType.BUILTIN_REF,
+        }
+        try:
+            self.interpreter = Interpreter(
+                model_content=content,
+                num_threads=1,
+                experimental_op_resolver_type=resolvers[runtime],
+            )
+            self.interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise RuntimeError(
+                f"The {runtime} runtime of LiteRT cannot load this file: {error}"
+            ) from error
+        self.inputs = self.interpreter.get_input_details()
+        self.outputs = [detail["index"] for detail in self.interpreter.get_output_details()]
+
+    def __call__(self, arrays):
+        for detail, array in zip(self.inputs, arrays, strict=True):
+            self.interpreter.set_tensor(detail["index"], array)
+        self.interpreter.invoke()
+        return [self.interpreter.get_tensor(index) for index in self.outputs]
+
+
+class _Micro:
+    """A file loaded in TensorFlow Lite Micro."""
+
+    def __init__(self, content):
+        reason = missing_reason("micro")
+        if reason:
+            raise RuntimeError(reason)
+        from ai_edge_litert import schema_py_generated as schema
+        from tflite_micro.python.tflite_micro import runtime
+
+        # Micro does not say how many inputs and outputs a file has.
+        graph = schema.Model.GetRootAs(content, 0).Subgraphs(0)
+        names = [
+            graph.Tensors(graph.Inputs(i)).Name().decode() for i in range(graph.InputsLength())
+        ]
+        arena_bytes = SMALLEST_ARENA_BYTES
+        while True:
+            try:
+                self.interpreter = runtime.Interpreter.from_bytes(content, arena_size=arena_bytes)
+                break
+            except RuntimeError as error:
+                if arena_bytes >= LARGEST_ARENA_BYTES:
+                    raise RuntimeError(
+                        f"TensorFlow Lite Micro cannot load this file: {error}"
+                    ) from error
+                arena_bytes *= 8
+        self.inputs = [
+            {"name": name, **self.interpreter.get_input_details(i)} for i, name in enumerate(names)
+        ]
+        self.num_outputs = graph.OutputsLength()
+
+    def __call__(self, arrays):
+        for index, array in enumerate(arrays):
+            self.interpreter.set_input(np.ascontiguousarray(array), index)
+        self.interpreter.invoke()
+        return [np.array(self.interpreter.get_output(i)) for i in range(self.num_outputs)]

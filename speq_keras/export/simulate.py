@@ -1,0 +1,182 @@
+"""The integer network in Python: the codes of LiteRT's default runtime, without the runtime."""
+
+import math
+
+import numpy as np
+
+from speq_keras._checks import describe
+from speq_keras.export.arithmetic import compute
+from speq_keras.export.network import CODES
+
+# A batch is as large as keeps the largest node's tensors, in 4-byte numbers, below this.
+BATCH_BYTES = 128 * 2**20
+
+
+def simulate(network, inputs, *, keep=()):
+    """Computes every node of an integer network, bit for bit as LiteRT's default runtime.
+
+    Args:
+        network: `network.IntegerNetwork`.
+        inputs: An array, a list of arrays in the order of `network.inputs`, or a dict by the names
+            in `network.input_names`. First axis: any number of examples. What a float32 input gets
+            is converted; an integer input takes its own type only.
+        keep: Names of tensors to return too, or "all" for every tensor that a node writes.
+
+    Returns:
+        A list of arrays, one per name in `network.outputs`. With `keep` a pair: that list, and a
+        dict {tensor name: array}.
+
+    Raises:
+        ValueError: If the inputs do not fit the network, or `keep` names an unknown tensor.
+    """
+    arrays = _check_inputs(network, inputs)
+    names = _check_keep(network, keep)
+    number, batch_size = len(arrays[0]), _batch_size(network)
+    kept: dict = {name: [] for name in dict.fromkeys([*network.outputs, *names])}
+    # An empty input still passes once, for the shapes of the empty outputs.
+    for start in range(0, max(number, 1), batch_size):
+        batch = [array[start : start + batch_size] for array in arrays]
+        for name, array in _run(network, batch, kept).items():
+            kept[name].append(array)
+    results = {name: np.concatenate(parts) for name, parts in kept.items()}
+    outputs = [results[name] for name in network.outputs]
+    return (outputs, {name: results[name] for name in names}) if keep else outputs
+
+
+def predict(network, x):
+    """Returns the outputs for `x`: one array, or a list where the network has several outputs.
+
+    Args:
+        network: `network.IntegerNetwork`.
+        x: As the `inputs` of `simulate`, or an iterable of batches of them.
+    """
+    if isinstance(x, np.ndarray | list | tuple | dict):
+        outputs = simulate(network, x)
+    else:
+        batches = [simulate(network, batch) for batch in _batches(x)]
+        outputs = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+def evaluate(network, x, y=None):
+    """Returns the top-1 accuracy of the network's first output, between 0 and 1.
+
+    Args:
+        network: `network.IntegerNetwork`.
+        x: As the `inputs` of `simulate`, with `y`; or without `y` an iterable of (x, y) batches: a
+            `tf.data.Dataset`, a `PyDataset`, a generator. What comes behind y, sample weights, is
+            not read.
+        y: Classes as whole numbers, or one-hot.
+
+    Raises:
+        ValueError: If there is not a single example.
+    """
+    batches = [(x, y)] if y is not None else _batches(x)
+    right = number = 0
+    for batch in batches:
+        labels = np.asarray(batch[1])
+        predicted = np.asarray(simulate(network, batch[0])[0]).argmax(axis=-1)
+        if labels.ndim > predicted.ndim:
+            labels = labels.argmax(axis=-1) if labels.shape[-1] > 1 else labels[..., 0]
+        right += int((predicted == labels).sum())
+        number += predicted.size
+    if not number:
+        raise ValueError(f"`x` must hold at least one example. {describe(x=x)}")
+    return right / number
+
+
+def _run(network, batch, kept):
+    """Returns {name: array} of the tensors in `kept` for one batch."""
+    values = dict(zip(network.inputs, batch, strict=True))
+    readers = {}
+    for index, node in enumerate(network.nodes):
+        readers.update(dict.fromkeys(node.inputs, index))
+    for index, node in enumerate(network.nodes):
+        arrays = [_value(network, values, name) for name in node.inputs]
+        values[node.output] = compute(node, arrays, network.tensors)
+        for name in {*node.inputs, node.output}:
+            # Tensors that nobody reads any more give their memory back.
+            if readers.get(name, index) <= index and name not in kept:
+                values.pop(name, None)
+    return {name: values[name] for name in kept}
+
+
+def _value(network, values, name):
+    if not name:
+        return None
+    return network.tensors[name].data if name not in values else values[name]
+
+
+def _batch_size(network):
+    sizes = {
+        name: math.prod(size or 1 for size in tensor.shape)
+        for name, tensor in network.tensors.items()
+        if not tensor.is_constant
+    }
+    largest = max(
+        (
+            sum(sizes.get(name, 0) for name in {*node.inputs, *node.outputs})
+            for node in network.nodes
+        ),
+        default=1,
+    )
+    return max(1, BATCH_BYTES // (4 * largest))
+
+
+def _batches(x):
+    """Yields the batches of an iterable, of a `PyDataset` too, which does not end by itself."""
+    if hasattr(x, "num_batches") and hasattr(x, "__getitem__"):
+        return (x[index] for index in range(x.num_batches))
+    return iter(x)
+
+
+def _check_inputs(network, inputs):
+    names = network.input_names
+    if isinstance(inputs, dict):
+        if set(inputs) != set(names):
+            raise ValueError(f"The keys of `inputs` must be {names}. {describe(keys=list(inputs))}")
+        inputs = [inputs[name] for name in names]
+    elif not isinstance(inputs, list | tuple) or len(names) == 1 and len(inputs) != 1:
+        inputs = [inputs]
+    if len(inputs) != len(names):
+        raise ValueError(
+            f"`inputs` must be {len(names)} arrays, for {', '.join(map(repr, names))}. "
+            + describe(number_of_arrays=len(inputs))
+        )
+    arrays = []
+    for name, tensor_name, array in zip(names, network.inputs, inputs, strict=True):
+        tensor = network.tensors[tensor_name]
+        array = np.asarray(array)
+        expected = tuple(tensor.shape)
+        fits = array.ndim == len(expected) and all(
+            size in (None, got) for size, got in zip(expected, array.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"Input {name!r} must have the shape {expected}. {describe(shape=array.shape)}"
+            )
+        if tensor.dtype in CODES and array.dtype != tensor.dtype:
+            raise ValueError(
+                f"Input {name!r} must hold {tensor.dtype} codes. {describe(dtype=array.dtype.name)}"
+                " Quantize with the input tensor's scale and zero point."
+            )
+        arrays.append(array.astype(tensor.dtype, copy=False))
+    if len({len(array) for array in arrays}) > 1:
+        raise ValueError(
+            "All `inputs` must hold the same number of examples. "
+            + describe(numbers=[len(array) for array in arrays])
+        )
+    return arrays
+
+
+def _check_keep(network, keep):
+    if isinstance(keep, str) and keep == "all":
+        return [name for node in network.nodes for name in node.outputs]
+    known = {*network.inputs, *(name for node in network.nodes for name in node.outputs)}
+    for name in keep:
+        if name not in known:
+            raise ValueError(
+                f"`keep` must name tensors that are inputs or that a node writes. "
+                f"{describe(name=name)} `network.nodes` holds all names."
+            )
+    return list(keep)
