@@ -1,7 +1,8 @@
 """One node of the integer network as operations of the TFLite schema, still plain data.
 
-`EMITTERS` maps a node's kind to a function (node, tensors, batch_size) -> [Operation, ...]. A new
-kind is a small function here and a row in that table; the writer does not change.
+`EMITTERS` maps a node's kind to a function (node, tensors, batch_size) that returns an `Operation`,
+or a list of them. A new kind is a row in that table, with a small function where its options depend
+on the node; the writer does not change.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ class Operation:
             the network and exists for this operation only.
         options_type: Name in the schema's `BuiltinOptions`, or None.
         options: {field of that options table: value}. Enumerations by name: "SAME", "RELU".
-        version: Of the operator: what the oldest runtime has to know to compute this right.
+        version: Of the operator: the oldest one whose kernels compute this right.
     """
 
     operator: str
@@ -32,466 +33,343 @@ class Operation:
     version: int = 1
 
 
-def constant(node, what, values):
+def _operation(node, operator, options_type=None, *, more_inputs=(), version=1, **options):
+    """Returns the `Operation` that reads what `node` reads, and then `more_inputs`."""
+    return Operation(
+        operator=operator,
+        inputs=_present([*node.inputs, *more_inputs]),
+        outputs=node.outputs,
+        options_type=options_type,
+        options=options,
+        version=version,
+    )
+
+
+def _present(inputs):
+    """Returns `inputs` without the absent ones at the end, which convolutions do not accept."""
+    while inputs and inputs[-1] == "":
+        inputs = inputs[:-1]
+    return inputs
+
+
+def _constant(node, what, values):
     """Returns an int32 constant for `node`: a shape, axes, paddings."""
     values = np.asarray(values, np.int32)
     name = f"{node.output}/{what}"
     return Tensor(name=name, shape=values.shape, dtype="int32", data=values)
 
 
-def is_float(node, tensors):
-    return tensors[node.inputs[0]].dtype == "float32"
+def _version(node, tensors, *, quantized=2):
+    """Returns 1 for float32, and `quantized` for the versions that brought 8 bits."""
+    return 1 if tensors[node.inputs[0]].dtype == "float32" else quantized
 
 
-def version_of(node, tensors, *, quantized=2):
-    """Returns 1 for float32 and `quantized` for 8-bit tensors."""
-    return 1 if is_float(node, tensors) else quantized
-
-
-def activation_of(node):
+def _activation(node):
     return {"fusedActivationFunction": node.activation.upper()}
 
 
-def window_of(node):
+def _window(node):
     """Returns the fields that convolutions and pooling share."""
     height, width = node.options["strides"]
     return {
         "padding": node.options["padding"].upper(),
         "strideH": int(height),
         "strideW": int(width),
-        **activation_of(node),
+        **_activation(node),
     }
 
 
-def dilations_of(node):
+def _dilations(node):
     height, width = node.options.get("dilations", (1, 1))
     return {"dilationHFactor": int(height), "dilationWFactor": int(width)}
+
+
+def _always(operator, options_type=None, *, quantized=1, fused=False, **options):
+    """Returns the emitter of an operator whose options are the same for all nodes.
+
+    `quantized` is its version for 8-bit tensors; `fused`: its options hold the fused activation.
+    """
+
+    def emit(node, tensors, batch_size):
+        activation = _activation(node) if fused else {}
+        version = _version(node, tensors, quantized=quantized)
+        return _operation(node, operator, options_type, version=version, **options, **activation)
+
+    return emit
 
 
 # ---- what multiplies by weights --------------------------------------------------------------
 
 
-def emit_conv_2d(node, tensors, batch_size):
+def _conv_2d(node, tensors, batch_size):
     image, weights = (tensors[name] for name in node.inputs[:2])
-    grouped = weights.shape[-1] != image.shape[-1]
-    if weights.dtype in ("int4", "int2"):
+    if weights.dtype == "int4":
         version = 7
-    elif grouped:
+    elif weights.shape[-1] != image.shape[-1]:  # grouped
         version = 6
     else:
-        version = version_of(node, tensors, quantized=3)
-    return [
-        Operation(
-            operator="CONV_2D",
-            inputs=node.inputs,
-            outputs=node.outputs,
-            options_type="Conv2DOptions",
-            options={**window_of(node), **dilations_of(node)},
-            version=version,
-        )
-    ]
+        version = _version(node, tensors, quantized=3)
+    options = {**_window(node), **_dilations(node)}
+    return _operation(node, "CONV_2D", "Conv2DOptions", version=version, **options)
 
 
-def emit_depthwise_conv_2d(node, tensors, batch_size):
-    dilated = max(node.options.get("dilations", (1, 1))) > 1
-    if tensors[node.inputs[1]].dtype in ("int4", "int2"):
+def _depthwise_conv_2d(node, tensors, batch_size):
+    options = {**_window(node), **_dilations(node), "depthMultiplier": node.options["multiplier"]}
+    dilated = options["dilationHFactor"] > 1 or options["dilationWFactor"] > 1
+    if tensors[node.inputs[1]].dtype == "int4":
         version = 7
-    elif is_float(node, tensors):
-        version = 2 if dilated else 1
     else:
-        version = 3
-    multiplier = {"depthMultiplier": int(node.options["multiplier"])}
-    return [
-        Operation(
-            operator="DEPTHWISE_CONV_2D",
-            inputs=node.inputs,
-            outputs=node.outputs,
-            options_type="DepthwiseConv2DOptions",
-            options={**window_of(node), **dilations_of(node), **multiplier},
-            version=version,
-        )
-    ]
+        version = max(2 if dilated else 1, _version(node, tensors, quantized=3))
+    return _operation(
+        node, "DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions", version=version, **options
+    )
 
 
-def emit_fully_connected(node, tensors, batch_size):
+def _fully_connected(node, tensors, batch_size):
     weights = tensors[node.inputs[1]]
-    keep = bool(node.options.get("keep_num_dims", False))
-    version = version_of(node, tensors, quantized=4)
-    if keep:
-        version = max(version, 5)
-    if len(node.inputs) < 3 or not node.inputs[2]:
-        version = max(version, 6)
-    if weights.dtype == "int4":
-        version = max(version, 10)
-    if weights.is_per_channel:
-        # Older kernels read the first scale only, and say nothing.
-        version = max(version, 12)
-    if weights.dtype == "int2":
-        version = 14
-    return [
-        Operation(
-            operator="FULLY_CONNECTED",
-            inputs=node.inputs,
-            outputs=node.outputs,
-            options_type="FullyConnectedOptions",
-            options={**activation_of(node), "keepNumDims": keep},
-            version=version,
-        )
-    ]
+    keeps = bool(node.options.get("keep_num_dims", False))
+    needs = {
+        _version(node, tensors, quantized=4): True,
+        5: keeps,
+        6: not any(node.inputs[2:]),
+        10: weights.dtype == "int4",
+        12: weights.is_per_channel,  # older kernels read the first scale only, and say nothing
+        14: weights.dtype == "int2",
+    }
+    return _operation(
+        node,
+        "FULLY_CONNECTED",
+        "FullyConnectedOptions",
+        version=max(version for version, needed in needs.items() if needed),
+        keepNumDims=keeps,
+        **_activation(node),
+    )
 
 
-def emit_transpose_conv(node, tensors, batch_size):
+def _transpose_conv(node, tensors, batch_size):
     image, weights, *bias = node.inputs
-    height, width = node.options["output_size"]
-    shape = constant(node, "shape", (batch_size, height, width, tensors[weights].shape[0]))
-    if node.activation != "none":
-        version = 4
-    elif bias and bias[0]:
-        version = 3
-    else:
-        version = version_of(node, tensors)
-    return [
-        Operation(
-            operator="TRANSPOSE_CONV",
-            inputs=[shape, weights, image, *bias],
-            outputs=node.outputs,
-            options_type="TransposeConvOptions",
-            options=window_of(node),
-            version=version,
-        )
-    ]
+    size = (batch_size, *node.options["output_size"], tensors[weights].shape[0])
+    version = 3 if any(bias) else _version(node, tensors)
+    return Operation(
+        operator="TRANSPOSE_CONV",
+        inputs=_present([_constant(node, "shape", size), weights, image, *bias]),
+        outputs=node.outputs,
+        options_type="TransposeConvOptions",
+        options=_window(node),
+        version=version if node.activation == "none" else 4,
+    )
 
 
-def emit_batch_matmul(node, tensors, batch_size):
-    return [
-        Operation(
-            operator="BATCH_MATMUL",
-            inputs=node.inputs,
-            outputs=node.outputs,
-            options_type="BatchMatMulOptions",
-            options={
-                "adjX": bool(node.options.get("adj_x", False)),
-                "adjY": bool(node.options.get("adj_y", False)),
-            },
-            version=version_of(node, tensors),
-        )
-    ]
+def _batch_matmul(node, tensors, batch_size):
+    return _operation(
+        node,
+        "BATCH_MATMUL",
+        "BatchMatMulOptions",
+        version=_version(node, tensors),
+        adjX=bool(node.options.get("adj_x", False)),
+        adjY=bool(node.options.get("adj_y", False)),
+    )
 
 
 # ---- pooling and means -----------------------------------------------------------------------
 
 
-def pool_emitter(operator):
-    def emit_pool(node, tensors, batch_size):
+def _pool(operator):
+    def emit(node, tensors, batch_size):
         height, width = node.options["size"]
-        return [
-            Operation(
-                operator=operator,
-                inputs=node.inputs,
-                outputs=node.outputs,
-                options_type="Pool2DOptions",
-                options={**window_of(node), "filterHeight": int(height), "filterWidth": int(width)},
-                version=version_of(node, tensors),
-            )
-        ]
+        options = {**_window(node), "filterHeight": int(height), "filterWidth": int(width)}
+        version = _version(node, tensors)
+        return _operation(node, operator, "Pool2DOptions", version=version, **options)
 
-    return emit_pool
+    return emit
 
 
-def emit_mean(node, tensors, batch_size):
-    return [
-        Operation(
-            operator="MEAN",
-            inputs=[*node.inputs, constant(node, "axes", np.atleast_1d(node.options["axes"]))],
-            outputs=node.outputs,
-            options_type="ReducerOptions",
-            options={"keepDims": bool(node.options["keep_dims"])},
-            version=version_of(node, tensors),
-        )
-    ]
+def _mean(node, tensors, batch_size):
+    return _operation(
+        node,
+        "MEAN",
+        "ReducerOptions",
+        more_inputs=[_constant(node, "axes", np.atleast_1d(node.options["axes"]))],
+        version=_version(node, tensors),
+        keepDims=bool(node.options["keep_dims"]),
+    )
 
 
 # ---- moving values around --------------------------------------------------------------------
 
 
-def emit_concatenation(node, tensors, batch_size):
-    return [
-        Operation(
-            operator="CONCATENATION",
-            inputs=node.inputs,
-            outputs=node.outputs,
-            options_type="ConcatenationOptions",
-            options={"axis": int(node.options["axis"]), **activation_of(node)},
-            version=version_of(node, tensors),
-        )
-    ]
+def _concatenation(node, tensors, batch_size):
+    options = {"axis": int(node.options["axis"]), **_activation(node)}
+    version = _version(node, tensors)
+    return _operation(node, "CONCATENATION", "ConcatenationOptions", version=version, **options)
 
 
-def emit_reshape(node, tensors, batch_size):
+def _reshape(node, tensors, batch_size):
     # -1 rather than the batch size, so that the batch can be resized.
-    shape = [-1 if size is None else int(size) for size in node.options["shape"]]
-    return [
-        Operation(
-            operator="RESHAPE",
-            inputs=[*node.inputs, constant(node, "shape", shape)],
-            outputs=node.outputs,
-            options_type="ReshapeOptions",
-            options={"newShape": np.asarray(shape, np.int32)},
-        )
-    ]
+    shape = np.array([-1 if size is None else size for size in node.options["shape"]], np.int32)
+    target = [_constant(node, "shape", shape)]
+    return _operation(node, "RESHAPE", "ReshapeOptions", more_inputs=target, newShape=shape)
 
 
-def emit_transpose(node, tensors, batch_size):
+def _transpose(node, tensors, batch_size):
     rank = len(tensors[node.inputs[0]].shape)
-    return [
-        Operation(
-            operator="TRANSPOSE",
-            inputs=[*node.inputs, constant(node, "permutation", node.options["permutation"])],
-            outputs=node.outputs,
-            options_type="TransposeOptions",
-            version={5: 4, 6: 6}.get(rank, version_of(node, tensors)),
-        )
-    ]
+    order = [_constant(node, "permutation", node.options["permutation"])]
+    version = {5: 4, 6: 6}.get(rank, _version(node, tensors))
+    return _operation(node, "TRANSPOSE", "TransposeOptions", more_inputs=order, version=version)
 
 
-def emit_pad(node, tensors, batch_size):
+def _pad(node, tensors, batch_size):
     rank = len(tensors[node.inputs[0]].shape)
-    return [
-        Operation(
-            operator="PAD",
-            inputs=[*node.inputs, constant(node, "paddings", node.options["paddings"])],
-            outputs=node.outputs,
-            options_type="PadOptions",
-            version=4 if rank > 4 else version_of(node, tensors),
-        )
-    ]
+    paddings = [_constant(node, "paddings", node.options["paddings"])]
+    version = 4 if rank > 4 else _version(node, tensors)
+    return _operation(node, "PAD", "PadOptions", more_inputs=paddings, version=version)
 
 
-def emit_strided_slice(node, tensors, batch_size):
-    begin, end, strides = (node.options[key] for key in ("begin", "end", "strides"))
-    open_ends = sum(1 << axis for axis, stop in enumerate(end) if stop is None)
-    limits = [0 if stop is None else stop for stop in end]
-    return [
-        Operation(
-            operator="STRIDED_SLICE",
-            inputs=[
-                *node.inputs,
-                constant(node, "begin", begin),
-                constant(node, "end", limits),
-                constant(node, "strides", strides),
-            ],
-            outputs=node.outputs,
-            options_type="StridedSliceOptions",
-            options={"endMask": open_ends},
-            version=4 if len(begin) > 4 else version_of(node, tensors),
-        )
-    ]
+def _strided_slice(node, tensors, batch_size):
+    end = node.options["end"]
+    limits = {
+        "begin": node.options["begin"],
+        "end": [0 if stop is None else stop for stop in end],
+        "strides": node.options["strides"],
+    }
+    return _operation(
+        node,
+        "STRIDED_SLICE",
+        "StridedSliceOptions",
+        more_inputs=[_constant(node, what, values) for what, values in limits.items()],
+        version=4 if len(end) > 4 else _version(node, tensors),
+        endMask=sum(1 << axis for axis, stop in enumerate(end) if stop is None),
+    )
 
 
-def resize_emitter(operator, options_type):
-    def emit_resize(node, tensors, batch_size):
+def _resize(operator, options_type):
+    def emit(node, tensors, batch_size):
         centers = bool(node.options.get("half_pixel_centers", False))
-        return [
-            Operation(
-                operator=operator,
-                inputs=[*node.inputs, constant(node, "size", node.options["size"])],
-                outputs=node.outputs,
-                options_type=options_type,
-                options={"halfPixelCenters": centers},
-                version=3 if centers else version_of(node, tensors),
-            )
-        ]
-
-    return emit_resize
-
-
-def emit_gather(node, tensors, batch_size):
-    return [
-        Operation(
-            operator="GATHER",
-            inputs=node.inputs,
-            outputs=node.outputs,
-            options_type="GatherOptions",
-            options={"axis": int(node.options.get("axis", 0))},
-            version=version_of(node, tensors),
+        return _operation(
+            node,
+            operator,
+            options_type,
+            more_inputs=[_constant(node, "size", node.options["size"])],
+            version=3 if centers else _version(node, tensors),
+            halfPixelCenters=centers,
         )
-    ]
+
+    return emit
 
 
-def emit_cast(node, tensors, batch_size):
-    return [
-        Operation(
-            operator="CAST",
-            inputs=node.inputs,
-            outputs=node.outputs,
-            options_type="CastOptions",
-            options={
-                "inDataType": tensors[node.inputs[0]].dtype.upper(),
-                "outDataType": tensors[node.output].dtype.upper(),
-            },
-        )
-    ]
+def _gather(node, tensors, batch_size):
+    axis = int(node.options.get("axis", 0))
+    return _operation(node, "GATHER", "GatherOptions", version=_version(node, tensors), axis=axis)
+
+
+def _cast(node, tensors, batch_size):
+    types = [tensors[name].dtype.upper() for name in (node.inputs[0], node.output)]
+    return _operation(node, "CAST", "CastOptions", inDataType=types[0], outDataType=types[1])
 
 
 # ---- element by element ----------------------------------------------------------------------
 
 
-def plain_emitter(operator, options_type=None, *, quantized=1, fused=False, **options):
-    """Returns the emitter of an operator whose options do not depend on the node.
-
-    Args:
-        operator, options_type, options: As in `Operation`.
-        quantized: Version for 8-bit tensors.
-        fused: Whether the options hold the fused activation.
-    """
-
-    def emit(node, tensors, batch_size):
-        return [
-            Operation(
-                operator=operator,
-                inputs=node.inputs,
-                outputs=node.outputs,
-                options_type=options_type,
-                options={**options, **(activation_of(node) if fused else {})},
-                version=version_of(node, tensors, quantized=quantized),
-            )
-        ]
-
-    return emit
+def _mul(node, tensors, batch_size):
+    version = _version(node, tensors)
+    if version > 1:
+        a, b, product = (float(tensors[name].scale) for name in (*node.inputs, node.output))
+        version = 3 if a * b >= product else version
+    return _operation(node, "MUL", "MulOptions", version=version, **_activation(node))
 
 
-def emit_mul(node, tensors, batch_size):
-    a, b, product = (tensors[name] for name in (*node.inputs, node.output))
-    version = version_of(node, tensors)
-    if version > 1 and float(a.scale) * float(b.scale) >= float(product.scale):
-        version = 3
-    return [
-        Operation(
-            operator="MUL",
-            inputs=node.inputs,
-            outputs=node.outputs,
-            options_type="MulOptions",
-            options=activation_of(node),
-            version=version,
-        )
-    ]
+def _gelu(node, tensors, batch_size):
+    approximate = bool(node.options.get("approximate", False))
+    version = _version(node, tensors)
+    return _operation(node, "GELU", "GeluOptions", version=version, approximate=approximate)
 
 
-def emit_quantize(node, tensors, batch_size):
-    return [
-        Operation(
-            operator="QUANTIZE",
-            inputs=node.inputs,
-            outputs=node.outputs,
-            options_type="QuantizeOptions",
-        )
-    ]
+def _leaky_relu(node, tensors, batch_size):
+    return _operation(node, "LEAKY_RELU", "LeakyReluOptions", alpha=float(node.options["alpha"]))
 
 
-def emit_gelu(node, tensors, batch_size):
-    return [
-        Operation(
-            operator="GELU",
-            inputs=node.inputs,
-            outputs=node.outputs,
-            options_type="GeluOptions",
-            options={"approximate": bool(node.options.get("approximate", False))},
-            version=version_of(node, tensors),
-        )
-    ]
-
-
-def emit_leaky_relu(node, tensors, batch_size):
-    return [
-        Operation(
-            operator="LEAKY_RELU",
-            inputs=node.inputs,
-            outputs=node.outputs,
-            options_type="LeakyReluOptions",
-            options={"alpha": float(node.options["alpha"])},
-        )
-    ]
-
-
-def emit_lookup(node, tensors, batch_size):
-    """Any function of one code: its 256 results, and the code moved to 0 ... 255 as the index."""
+def _lookup(node, tensors, batch_size):
+    """Any function of one code: a table of its 256 results, read at code + 128."""
     code, table = node.inputs
-    shape = tensors[code].shape
-    wide = Tensor(name=f"{node.output}/code", shape=shape, dtype="int32")
-    index = Tensor(name=f"{node.output}/index", shape=shape, dtype="int32")
-    return [
-        Operation(
-            operator="CAST",
-            inputs=[code],
-            outputs=[wide],
-            options_type="CastOptions",
-            options={"inDataType": "INT8", "outDataType": "INT32"},
-        ),
-        Operation(
-            operator="ADD",
-            inputs=[wide, constant(node, "offset", 128)],
-            outputs=[index],
-            options_type="AddOptions",
-        ),
-        Operation(
-            operator="GATHER",
-            inputs=[table, index],
-            outputs=node.outputs,
-            options_type="GatherOptions",
-            version=2,
-        ),
-    ]
+    wide, index = (
+        Tensor(name=f"{node.output}/{what}", shape=tensors[code].shape, dtype="int32")
+        for what in ("code", "index")
+    )
+    to_int32 = Operation(
+        operator="CAST",
+        inputs=[code],
+        outputs=[wide],
+        options_type="CastOptions",
+        options={"inDataType": "INT8", "outDataType": "INT32"},
+    )
+    to_index = Operation(
+        operator="ADD",
+        inputs=[wide, _constant(node, "offset", 128)],
+        outputs=[index],
+        options_type="AddOptions",
+    )
+    read = Operation(
+        operator="GATHER",
+        inputs=[table, index],
+        outputs=node.outputs,
+        options_type="GatherOptions",
+        version=2,
+    )
+    return [to_int32, to_index, read]
 
 
 EMITTERS = {
-    "quantize": emit_quantize,
-    "dequantize": plain_emitter("DEQUANTIZE", "DequantizeOptions", quantized=2),
-    "conv_2d": emit_conv_2d,
-    "depthwise_conv_2d": emit_depthwise_conv_2d,
-    "fully_connected": emit_fully_connected,
-    "transpose_conv": emit_transpose_conv,
-    "batch_matmul": emit_batch_matmul,
-    "add": plain_emitter("ADD", "AddOptions", quantized=2, fused=True),
-    "sub": plain_emitter("SUB", "SubOptions", quantized=2, fused=True),
-    "mul": emit_mul,
-    "div": plain_emitter("DIV", "DivOptions", fused=True),
-    "maximum": plain_emitter("MAXIMUM", "MaximumMinimumOptions", quantized=2),
-    "minimum": plain_emitter("MINIMUM", "MaximumMinimumOptions", quantized=2),
-    "squared_difference": plain_emitter(
-        "SQUARED_DIFFERENCE", "SquaredDifferenceOptions", quantized=2
-    ),
-    "pow": plain_emitter("POW", "PowOptions"),
-    "average_pool_2d": pool_emitter("AVERAGE_POOL_2D"),
-    "max_pool_2d": pool_emitter("MAX_POOL_2D"),
-    "mean": emit_mean,
-    "concatenation": emit_concatenation,
-    "reshape": emit_reshape,
-    "transpose": emit_transpose,
-    "pad": emit_pad,
-    "strided_slice": emit_strided_slice,
-    "resize_nearest_neighbor": resize_emitter(
-        "RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions"
-    ),
-    "resize_bilinear": resize_emitter("RESIZE_BILINEAR", "ResizeBilinearOptions"),
-    "gather": emit_gather,
-    "cast": emit_cast,
-    "logistic": plain_emitter("LOGISTIC", quantized=2),
-    "tanh": plain_emitter("TANH", quantized=2),
-    "elu": plain_emitter("ELU"),
-    "relu": plain_emitter("RELU", quantized=2),
-    "relu6": plain_emitter("RELU6", quantized=2),
-    "hard_swish": plain_emitter("HARD_SWISH", "HardSwishOptions"),
-    "gelu": emit_gelu,
-    "leaky_relu": emit_leaky_relu,
-    "prelu": plain_emitter("PRELU"),
-    "softmax": plain_emitter("SOFTMAX", "SoftmaxOptions", quantized=2, beta=1.0),
-    "lookup": emit_lookup,
-    "exp": plain_emitter("EXP", "ExpOptions"),
-    "log": plain_emitter("LOG"),
-    "sqrt": plain_emitter("SQRT"),
-    "rsqrt": plain_emitter("RSQRT"),
-    "square": plain_emitter("SQUARE", "SquareOptions"),
-    "neg": plain_emitter("NEG", "NegOptions"),
-    "abs": plain_emitter("ABS", "AbsOptions"),
-    "floor": plain_emitter("FLOOR"),
+    "quantize": _always("QUANTIZE", "QuantizeOptions"),
+    "dequantize": _always("DEQUANTIZE", "DequantizeOptions", quantized=2),
+    "conv_2d": _conv_2d,
+    "depthwise_conv_2d": _depthwise_conv_2d,
+    "fully_connected": _fully_connected,
+    "transpose_conv": _transpose_conv,
+    "batch_matmul": _batch_matmul,
+    "average_pool_2d": _pool("AVERAGE_POOL_2D"),
+    "max_pool_2d": _pool("MAX_POOL_2D"),
+    "mean": _mean,
+    "concatenation": _concatenation,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "pad": _pad,
+    "strided_slice": _strided_slice,
+    "resize_nearest_neighbor": _resize("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions"),
+    "resize_bilinear": _resize("RESIZE_BILINEAR", "ResizeBilinearOptions"),
+    "gather": _gather,
+    "cast": _cast,
+    "add": _always("ADD", "AddOptions", quantized=2, fused=True),
+    "sub": _always("SUB", "SubOptions", quantized=2, fused=True),
+    "mul": _mul,
+    "logistic": _always("LOGISTIC", quantized=2),
+    "tanh": _always("TANH", quantized=2),
+    "elu": _always("ELU"),
+    "hard_swish": _always("HARD_SWISH", "HardSwishOptions"),
+    "gelu": _gelu,
+    "leaky_relu": _leaky_relu,
+    "prelu": _always("PRELU"),
+    "softmax": _always("SOFTMAX", "SoftmaxOptions", quantized=2, beta=1.0),
+    "lookup": _lookup,
+    # Below: for float islands.
+    "abs": _always("ABS", "AbsOptions"),
+    "div": _always("DIV", "DivOptions", fused=True),
+    "exp": _always("EXP", "ExpOptions"),
+    "floor": _always("FLOOR"),
+    "log": _always("LOG"),
+    "maximum": _always("MAXIMUM", "MaximumMinimumOptions"),
+    "minimum": _always("MINIMUM", "MaximumMinimumOptions"),
+    "neg": _always("NEG", "NegOptions"),
+    "pow": _always("POW", "PowOptions"),
+    "relu": _always("RELU"),
+    "relu6": _always("RELU6"),
+    "rsqrt": _always("RSQRT"),
+    "sqrt": _always("SQRT"),
+    "square": _always("SQUARE", "SquareOptions"),
+    "squared_difference": _always("SQUARED_DIFFERENCE", "SquaredDifferenceOptions"),
 }
+
+
+def emit(node, tensors, batch_size):
+    """Returns the `Operation`s that compute `node`, in computing order."""
+    operations = EMITTERS[node.kind](node, tensors, batch_size)
+    return operations if isinstance(operations, list) else [operations]
