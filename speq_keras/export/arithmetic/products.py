@@ -6,6 +6,10 @@ Ties go to even. The sum is exact, so its order does not matter, and it is compu
 exact way: weights divided by their greatest common factor (`Tensor.multiplier`, for weights that
 were scaled up), in float32 as long as no partial sum can reach 2^24, else in float64.
 
+Weights of 4 and 2 bits stay in XNNPACK as `fully_connected` only, and only where the input channels
+fill whole bytes. The builtin kernels that take the rest round twice in fixed point; what they do
+with ties depends on whether they are written for vectors.
+
 The same functions serve float islands: no zero point, no rounding, any order of sums.
 """
 
@@ -13,9 +17,16 @@ import math
 
 import numpy as np
 
-from speq_keras.export.arithmetic.rounding import clamp_floats, float32_scale, requantize
+from speq_keras.export.arithmetic.rounding import (
+    clamp_floats,
+    float32_scale,
+    requantize,
+    rescale,
+)
 
 LARGEST_EXACT_FLOAT32 = 2**24
+# Codes in a byte, of weights that are narrower than one.
+PACKED = {"int4": 2, "int2": 4}
 CHUNK_BYTES = 64 * 2**20  # of unfolded patches at one time
 
 
@@ -52,7 +63,8 @@ def conv_2d(
             patches = patches.transpose(5, 0, 1, 2, 3, 4, 6).reshape(groups, -1, columns)
             product = (patches @ matrix).transpose(1, 0, 2)
         sums[part] = product.reshape(-1, *sizes, channels_out)
-    return finish(sums * factor, bias, inputs, output, activation)
+    ties_up = None if inputs[1].dtype not in PACKED else groups == 1
+    return finish(sums * factor, bias, inputs, output, activation, ties_up)
 
 
 def depthwise_conv_2d(
@@ -79,7 +91,8 @@ def depthwise_conv_2d(
         rows = taps(row, dilations[0], strides[0], sizes[0])
         columns = taps(column, dilations[1], strides[1], sizes[1])
         sums += padded[:, rows, columns] * weights[row, column]
-    return finish(sums, bias, inputs, output, activation)
+    ties_up = vector_channels(sums.shape[3]) if inputs[1].dtype in PACKED else None
+    return finish(sums, bias, inputs, output, activation, ties_up)
 
 
 def fully_connected(values, inputs, output, *, activation="none", keep_num_dims=False):
@@ -88,7 +101,9 @@ def fully_connected(values, inputs, output, *, activation="none", keep_num_dims=
     sums = exact_product(centre(x, inputs[0]).reshape(-1, weights.shape[1]), weights.T)
     if keep_num_dims:
         sums = sums.reshape(*x.shape[:-1], len(weights))
-    return finish(sums, bias, inputs, output, activation)
+    per_byte = PACKED.get(inputs[1].dtype, 1)
+    ties_up = True if weights.shape[1] % per_byte else None
+    return finish(sums, bias, inputs, output, activation, ties_up)
 
 
 def transpose_conv(
@@ -103,9 +118,8 @@ def transpose_conv(
 ):
     """Transposed convolution: every input pixel adds its filter to the output.
 
-    The padding is that of the convolution from `output_size` back to the size of `x`. Where the
-    filter is smaller than the stride, XNNPACK takes padding "valid" only, which then is the same;
-    a builtin kernel would round twice.
+    The padding is that of the convolution from `output_size` back to the size of `x`. A filter
+    smaller than the stride stays in XNNPACK with padding "valid" only, which is the same there.
     """
     x, weights, bias = values
     channels_out, *kernel, channels_in = weights.shape
@@ -124,7 +138,14 @@ def transpose_conv(
         sums[:, rows, columns] += product[..., row, column]
     top, left = pads[0][0], pads[1][0]
     sums = sums[:, top : top + output_size[0], left : left + output_size[1]]
-    return finish(sums, bias, inputs, output, activation)
+    small = any(size < stride for size, stride in zip(kernel, strides, strict=True))
+    ties_up = vector_channels(channels_out) if padding == "same" and small else None
+    return finish(sums, bias, inputs, output, activation, ties_up)
+
+
+def vector_channels(channels):
+    """Returns which channels fill vectors of 8: what is left over takes a builtin's plain path."""
+    return np.arange(channels) < channels // 8 * 8
 
 
 def accumulator(x):
@@ -139,14 +160,20 @@ def centre(x, tensor):
     return x.astype(np.int16) - np.int16(tensor.zero_point)
 
 
-def finish(sums, bias, inputs, output, activation):
-    """Adds the bias to the sums and requantizes them; floats are only clamped."""
+def finish(sums, bias, inputs, output, activation, ties_up=None):
+    """Adds the bias to the sums and requantizes them; floats are only clamped.
+
+    `ties_up` is None for XNNPACK and else as in `rescale`.
+    """
     if bias is not None:
         sums = sums + bias.astype(sums.dtype)
     if sums.dtype == np.float32:
         return clamp_floats(sums, activation)
-    scale = np.float32(inputs[0].scale) * float32_scale(inputs[1].scale)
-    return requantize(sums, scale / np.float32(output.scale), output, activation)
+    scales = [float32_scale(tensor.scale) for tensor in (*inputs[:2], output)]
+    if ties_up is None:
+        return requantize(sums, scales[0] * scales[1] / scales[2], output, activation)
+    multipliers = np.float64(scales[0]) * scales[1].astype(np.float64) / np.float64(scales[2])
+    return rescale(sums, multipliers, output, activation, ties_up=ties_up)
 
 
 def exact_factors(matrix, x):

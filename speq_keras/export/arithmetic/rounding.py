@@ -86,6 +86,23 @@ def round_half_away(values):
     return np.copysign(np.floor(np.abs(values) + 0.5), values)
 
 
+def rescale(accumulators, multipliers, output, activation="none", *, ties_up=False):
+    """Returns accumulators · multipliers as a builtin kernel of LiteRT computes it: rounded twice.
+
+    Args:
+        accumulators: int32 array.
+        multipliers: float64, or a vector along the last axis.
+        output: `network.Tensor`.
+        activation: One of `network.ACTIVATIONS`.
+        ties_up: Whether ties of the last rounding go up, as in the kernels written for vectors, or
+            away from zero. A vector: by channel.
+    """
+    pairs = [fixed_point(float(multiplier)) for multiplier in np.atleast_1d(multipliers)]
+    mantissas, exponents = np.array(pairs, np.int64).T
+    values = multiply_by_fixed_point(accumulators, mantissas, exponents, ties_up=ties_up)
+    return store(values + output.zero_point, output, activation, builtin=True)
+
+
 def fixed_point(multiplier):
     """Returns (mantissa, exponent) so that multiplier ≈ mantissa · 2^(exponent − 31)."""
     if multiplier == 0:
@@ -100,10 +117,10 @@ def fixed_point(multiplier):
     return mantissa, exponent
 
 
-def divide_by_power_of_two(values, exponent):
-    """Returns round(values / 2^exponent), ties away from zero."""
+def divide_by_power_of_two(values, exponent, *, ties_up=False):
+    """Returns round(values / 2^exponent), ties up or away from zero."""
     mask = (1 << exponent) - 1
-    threshold = (mask >> 1) + (values < 0)
+    threshold = (mask >> 1) + ((values < 0) & np.logical_not(ties_up))
     return (values >> exponent) + ((values & mask) > threshold)
 
 
@@ -116,7 +133,8 @@ def doubling_high_product(a, b, bits=32):
     return np.minimum(np.sign(result) * (np.abs(result) // half), half - 1)
 
 
-def multiply_by_fixed_point(values, mantissa, exponent):
+def multiply_by_fixed_point(values, mantissa, exponent, *, ties_up=False):
     """Returns values · mantissa · 2^(exponent − 31), rounded twice as the builtin kernels do."""
-    values = np.asarray(values, np.int64) << max(exponent, 0)
-    return divide_by_power_of_two(doubling_high_product(values, mantissa), max(-exponent, 0))
+    values = np.asarray(values, np.int64) << np.maximum(exponent, 0)
+    product = doubling_high_product(values, mantissa)
+    return divide_by_power_of_two(product, np.maximum(-exponent, 0), ties_up=ties_up)
