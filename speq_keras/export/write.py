@@ -17,15 +17,15 @@ ENUMERATIONS = {
 }
 # Where kernels expect a constant to begin that they read in place, several values at once.
 ALIGNMENT_BYTES = 16
-# The first TensorFlow version whose TFLite runtime has all kernels that are used here, except those
-# of the operator versions below. An int2 kernel came after the last version of that numbering.
+# The first TensorFlow version whose runtime has all kernels that are used here, except those of the
+# operator versions below. For FULLY_CONNECTED: the oldest on which they were run.
 OLDEST_RUNTIME = (2, 3, 0)
 RUNTIMES = {
     ("CONV_2D", 6): (2, 9, 0),
     ("CONV_2D", 7): (2, 11, 0),
     ("DEPTHWISE_CONV_2D", 7): (2, 11, 0),
-    ("FULLY_CONNECTED", 10): (2, 11, 0),
-    ("FULLY_CONNECTED", 12): (2, 17, 0),
+    ("FULLY_CONNECTED", 10): (2, 14, 0),
+    ("FULLY_CONNECTED", 12): (2, 19, 0),
     ("FULLY_CONNECTED", 14): (2, 21, 0),
     ("GELU", 1): (2, 9, 0),
     ("GELU", 2): (2, 9, 0),
