@@ -9,15 +9,16 @@ micro      TensorFlow Lite for Microcontrollers, from the PyPI package `tflite-m
 import collections
 import dataclasses
 import importlib.util
+import math
 
 import numpy as np
 
 from speq_keras._checks import check_choice, describe
 
 RUNTIMES = ("default", "builtin", "reference", "micro")
-# Micro has no heap: everything lives in an arena, and too small a one fails. Doubled until it fits.
-SMALLEST_ARENA_BYTES = 2**20
-LARGEST_ARENA_BYTES = 2**30
+# Micro has no heap: everything lives in an arena, and too small a one fails. This much lies on top
+# of what the tensors need.
+SPARE_ARENA_BYTES = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,20 +175,17 @@ class _Micro:
 
         # Micro does not say how many inputs and outputs a file has.
         graph = schema.Model.GetRootAs(content, 0).Subgraphs(0)
-        names = [
-            graph.Tensors(graph.Inputs(i)).Name().decode() for i in range(graph.InputsLength())
-        ]
-        arena_bytes = SMALLEST_ARENA_BYTES
-        while True:
-            try:
-                self.interpreter = runtime.Interpreter.from_bytes(content, arena_size=arena_bytes)
-                break
-            except RuntimeError as error:
-                if arena_bytes >= LARGEST_ARENA_BYTES:
-                    raise RuntimeError(
-                        f"TensorFlow Lite Micro cannot load this file: {error}"
-                    ) from error
-                arena_bytes *= 8
+        tensors = [graph.Tensors(i) for i in range(graph.TensorsLength())]
+        arena_bytes = SPARE_ARENA_BYTES
+        for tensor in tensors:
+            arena_bytes += 4 * math.prod(tensor.Shape(i) for i in range(tensor.ShapeLength()))
+        try:
+            self.interpreter = runtime.Interpreter.from_bytes(content, arena_size=arena_bytes)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"TensorFlow Lite Micro cannot load this file: {error}. It says more on stderr."
+            ) from error
+        names = [tensors[graph.Inputs(i)].Name().decode() for i in range(graph.InputsLength())]
         self.inputs = [
             {"name": name, **self.interpreter.get_input_details(i)} for i, name in enumerate(names)
         ]
