@@ -4,16 +4,19 @@
     model.calibrate(batches)                                   # ranges from a few batches
     model.compile(...); model.fit(...)                         # SPEQ training
     model.save("m.keras")                                      # and keras.saving.load_model
+    model.export_tflite("m.tflite")                            # the integers, proven
 
 The parts, from the bottom up: `ops` (tensor functions), `losses` (Eq. 2-8), `precision` (who draws
 the teacher's widths), `quantizers`, `configs` (what is quantized in which layer), `layers`,
-`wrapping` (float graph in, quantized graph out), `training`, `model`.
+`wrapping` (float graph in, quantized graph out), `training`, `model`, and beside them `export`
+(trained graph in, integers and TFLite out).
 """
 
 from speq_keras import configs, losses, precision, quantizers
 from speq_keras._version import __version__
 from speq_keras.configs import QuantizeConfig
 from speq_keras.entry import wrap
+from speq_keras.export.fold import fold
 from speq_keras.layers import QuantizedLayer
 from speq_keras.model import SPEQModel
 
@@ -23,6 +26,7 @@ __all__ = [
     "SPEQModel",
     "__version__",
     "configs",
+    "fold",
     "losses",
     "precision",
     "quantizers",

@@ -508,18 +508,74 @@ class SPEQModel(keras.Model):
         )
 
     def export(self, filepath, format="tf_saved_model", **kwargs):
-        """Exports the fake-quantized graph (floats on quantized grids), and says so."""
+        """Exports the fake-quantized graph (floats on quantized grids), and says so.
+
+        `format="litert"` is `export_tflite`, which writes the integers that were trained.
+        """
         if format == "litert":
-            raise NotImplementedError(
-                "Integer TFLite export is not part of this version. Received: format='litert'. Use "
-                "format='tf_saved_model' for the fake-quantized float graph."
-            )
+            kwargs.pop("verbose", None)
+            return self.export_tflite(filepath, **kwargs)
         warnings.warn(
             f"format={format!r} exports the fake-quantized graph: float arithmetic on quantized "
             f"values, not integers.",
             stacklevel=2,
         )
         return super().export(filepath, format=format, **kwargs)
+
+    def export_tflite(
+        self,
+        path,
+        *,
+        storage="int8",
+        io="float32",
+        batch_size=1,
+        softmax=True,
+        data=None,
+        self_test=None,
+        strict=True,
+    ):
+        """Writes the trained integers as a TFLite file, runs it, and proves that it is the network.
+
+        The file is compared with a simulation of the integers, code for code, and with the folded
+        network in float arithmetic; only then is it moved into place.
+
+        Args:
+            path: Where the file goes; ends in ".tflite".
+            storage: "int8": every weight in a byte. "int4": codes that fit go to 4 bits wherever
+                the fast kernels read them (dense layers, 1×1 convolutions). "smallest": 4 and 2
+                bits wherever some kernel reads them, most of which are slow.
+            io: Type of inputs and outputs. "float32", or "int8" or "uint8" for microcontrollers.
+            batch_size: The file's batch size; most files can be resized at run time.
+            softmax: False leaves out a softmax or sigmoid at the end: the outputs are logits.
+            data: For the proof: inputs, `(inputs, labels)`, or batches of them. With labels the
+                report has the accuracy of training graph, folded network and file. None: random
+                inputs that fill the trained input range.
+            self_test: Path of an .npz file with inputs and expected outputs, for the same proof on
+                the device; the program that runs it is written beside it.
+            strict: Whether a file that does not compute the trained network is an error.
+
+        Returns:
+            An `ExportReport`: prints as a table, `to_dict()` gives plain values.
+
+        Raises:
+            ValueError, TypeError: If an argument is not allowed or layers cannot be computed with
+                integers; nothing is written.
+            RuntimeError: If the model is not calibrated, or the proof fails; nothing is written.
+        """
+        # Who trains needs neither the writer nor the runtime.
+        from speq_keras.export.export import export_tflite
+
+        return export_tflite(
+            self,
+            path,
+            storage=storage,
+            io=io,
+            batch_size=batch_size,
+            softmax=softmax,
+            data=data,
+            self_test=self_test,
+            strict=strict,
+        )
 
 
 def _settings_on(quantizers):

@@ -2,7 +2,7 @@
 
     kind                      inputs                      options
     ------------------------  --------------------------  -----------------------------------------
-    quantize                  x float32                   -
+    quantize                  x float32 (or uint8, int8)  -
     dequantize                x int8                      -
     conv_2d                   x, filter OHWI, bias        strides, dilations, padding
     depthwise_conv_2d         x, filter 1HW(C·M), bias    strides, dilations, padding, multiplier
@@ -50,7 +50,7 @@ class Tensor:
     Attributes:
         name: Unique in the network.
         shape: Sizes; None in first place: the batch.
-        dtype: "int8", "int4", "int2", "int32" or "float32".
+        dtype: "int8", "int4", "int2", "int32" or "float32"; "uint8" at the ends of the network.
         scale: float32, or a float32 vector along `axis`; None: not quantized.
         zero_point: The stored value that means zero.
         axis: The axis of per-channel scales.

@@ -32,8 +32,11 @@ def run_steps(folded, inputs, *, keep=False):
     return (outputs, named) if keep else outputs
 
 
-def compute(step, arrays):
-    """Returns what one step makes of float inputs: values on the grid of its output."""
+def compute(step, arrays, *, rounds=True):
+    """Returns what one step makes of float inputs: values on the grid of its output.
+
+    With `rounds` False it returns what would have been rounded.
+    """
     x = [keras.ops.convert_to_tensor(array) for array in arrays]
     if step.kind == "linear":
         y = _activated(_linear(step, x[0]), step.activation)
@@ -46,10 +49,10 @@ def compute(step, arrays):
     else:
         y = call(step.nodes[0], x)
         y = _activated(y, step.activation)
-    if step.quantizer is not None:
+    if rounds and step.quantizer is not None:
         y = step.quantizer(y)
     y = keras.ops.convert_to_numpy(keras.ops.cast(y, "float32"))
-    if step.kind == "table" and step.quantizer is None:  # the end of the model
+    if rounds and step.kind == "table" and step.quantizer is None:  # the end of the model
         y = step.output.grid.round(y) * step.output.grid.scale
     return y
 

@@ -1,10 +1,13 @@
 """The float graph in the form in which it will be deployed.
 
-Three layers hide a tensor that integer kernels have to round, and are taken apart:
+Some layers hide a tensor that integer kernels have to round, and are taken apart:
 
     Conv2D(activation="swish")    ->  Conv2D, sigmoid, Multiply
     Dense(activation="softmax")   ->  Dense, softmax            (the teacher needs the logits, too)
     SeparableConv2D               ->  DepthwiseConv2D, Conv2D 1×1
+    Add, Multiply of n > 2        ->  n − 1 of two
+    Average of n                  ->  Add, Rescaling(1/n)
+    CustomScaleLayer(s)           ->  Rescaling(s), Add         (in Keras' InceptionResNetV2)
 
 All layers are fresh copies; `origins` remembers where each one's weights come from.
 """
@@ -22,6 +25,7 @@ _SEPARABLE = {
     layers.SeparableConv1D: (layers.DepthwiseConv1D, layers.Conv1D),
     layers.SeparableConv2D: (layers.DepthwiseConv2D, layers.Conv2D),
 }
+_MERGES = (layers.Add, layers.Multiply, layers.Average)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +95,8 @@ class _Rewriter:
         stays = id(operation) in self.floats or isinstance(operation, QuantizedLayer | Quantizer)
         if stays and not self.hides_logits(operation):
             return self.call(self.copy(operation, name), name, args, kwargs)
+        if type(operation) in _MERGES or _is_scaled_sum(operation):
+            return self.merge(operation, name, _refs_in(args, kwargs), again)
         if type(operation) in _SEPARABLE and not stays:
             outputs = self.separable(operation, name, args, kwargs)
             return self.activation(operation, name, outputs)
@@ -99,11 +105,10 @@ class _Rewriter:
             copy = self.copy(operation, name, activation="linear", activity_regularizer=None)
             return self.activation(operation, name, self.call(copy, name, args, kwargs))
         if function_name(operation) == "silu" and self.splits_swish:
-            (x,) = [leaf for leaf in tree.flatten((args, kwargs)) if isinstance(leaf, Ref)]
+            (x,) = _refs_in(args, kwargs)
             return self.swish(self.unique(name) if again else name, x, operation)
         if function_name(operation) is not None and again:
-            # A function has no weights to share, and one call per layer keeps its input
-            # unambiguous.
+            # A function has no weights to share; with one call per layer its input is unambiguous.
             fresh = self.unique(name)
             return self.call(copy_operation(operation, name=fresh), fresh, args, kwargs)
         return self.call(self.copy(operation, name), name, args, kwargs)
@@ -152,6 +157,32 @@ class _Rewriter:
         multiply = layers.Multiply(activity_regularizer=regularizer, dtype=dtype, name=name)
         (gate,) = self.call(sigmoid, sigmoid.name, [x], {})
         return self.call(multiply, name, [[x, gate]], {})
+
+    def merge(self, operation, name, refs, again):
+        """Appends a sum, mean or product of any number of tensors as operations on two."""
+        name = self.unique(name) if again else name
+        dtype, last = operation.dtype_policy, type(operation)
+        regularizer = {"activity_regularizer": operation.activity_regularizer}
+        if _is_scaled_sum(operation):
+            scaled = layers.Rescaling(
+                operation.scale, dtype=dtype, name=self.unique(f"{name}_rescaling")
+            )
+            refs = [refs[0], *self.call(scaled, scaled.name, [refs[1]], {})]
+            last = layers.Add
+        if last is layers.Average:
+            rescaling = layers.Rescaling(1 / len(refs), dtype=dtype, name=name, **regularizer)
+            (total,) = self.pairs(layers.Add, self.unique(f"{name}_sum"), refs, dtype, {})
+            return self.call(rescaling, name, [total], {})
+        return self.pairs(last, name, refs, dtype, regularizer)
+
+    def pairs(self, layer_class, name, refs, dtype, regularizer):
+        total = refs[0]
+        for number, ref in enumerate(refs[1:], 1):
+            is_last = number == len(refs) - 1
+            own_name = name if is_last else self.unique(f"{name}_{number}")
+            layer = layer_class(dtype=dtype, name=own_name, **(regularizer if is_last else {}))
+            (total,) = self.call(layer, own_name, [[total, ref]], {})
+        return [total]
 
     def separable(self, operation, name, args, kwargs):
         if id(operation) not in self.copies:
@@ -205,6 +236,18 @@ class _Rewriter:
             candidate = f"{name}_{number}"
         self.names.add(candidate)
         return candidate
+
+
+def _is_scaled_sum(operation):
+    """Whether this is the layer of Keras' InceptionResNetV2 that computes x + scale · y.
+
+    Keras keeps its class private, so it is told by its name.
+    """
+    return type(operation).__name__ == "CustomScaleLayer" and hasattr(operation, "scale")
+
+
+def _refs_in(args, kwargs):
+    return [leaf for leaf in tree.flatten((args, kwargs)) if isinstance(leaf, Ref)]
 
 
 def _renumber(structure, refs):

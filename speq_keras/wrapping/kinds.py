@@ -148,7 +148,7 @@ def kind_of(operation, has_config=False):
         return Kind.TABLE
     if name == "linear":
         return Kind.CARRY
-    if isinstance(operation, layers.UpSampling2D):
+    if isinstance(operation, layers.UpSampling2D | layers.Resizing):
         return Kind.CARRY if operation.interpolation == "nearest" else Kind.SAME_GRID
     if isinstance(operation, keras.layers.Layer):
         return _LAYER_KINDS.get(type(operation), Kind.FLOAT)

@@ -240,9 +240,8 @@ def _nothing_to_quantize(graph, already):
     if already:
         return (
             "At least one layer must be left to quantize, and all layers of this model are "
-            "quantized "
-            f"already. Received: model={graph.name!r}. Train it, change widths with `set_bits`, "
-            f"or add new layers first."
+            f"quantized already. Received: model={graph.name!r}. Train it, change widths with "
+            "`set_bits`, or add new layers first."
         )
     kinds = sorted({type(node.operation).__name__ for node in graph.nodes})
     return (

@@ -16,7 +16,8 @@ from speq_keras.export.folding.steps import (
     Value,
     Weights,
 )
-from speq_keras.export.folding.weights import NotOnGridError, codes_of, finish
+from speq_keras.export.folding.weights import NotOnGridError, codes_of, finish, make_scales_positive
+from speq_keras.export.storage import container_of
 from speq_keras.graph import read_graph
 from speq_keras.layers import QuantizedLayer
 from speq_keras.wrapping.kinds import Kind, fixed_range, function_name, kind_of
@@ -63,12 +64,12 @@ class Padded:
         return self.source.grid
 
 
-def fold_graph(model, container_of=lambda step: "int8"):
+def fold_graph(model, storage="int8"):
     """Folds a calibrated SPEQModel.
 
     Args:
         model: The model.
-        container_of: Function of a linear step whose codes are known: "int8", "int4" or "int2".
+        storage: See `export.storage`.
 
     Returns:
         A `FoldedNetwork`.
@@ -76,13 +77,13 @@ def fold_graph(model, container_of=lambda step: "int8"):
     Raises:
         ValueError: If a layer cannot be computed with integers; names all such layers.
     """
-    return _Walker(model, container_of).run()
+    return _Walker(model, storage).run()
 
 
 class _Walker:
-    def __init__(self, model, container_of):
+    def __init__(self, model, storage):
         self.model = model
-        self.container_of = container_of
+        self.storage = storage
         self.graph = read_graph(model)
         self.folded = FoldedNetwork(model.name)
         self.values = {}
@@ -289,8 +290,10 @@ class _Walker:
         for slope, shift in pending.affines:
             scale, bias = scale * slope, bias * slope + shift
         step.weights = Weights(codes, scale, bias, axes, input_scale=float(source.grid.scale))
-        container = self.container_of(step) if pending.kind == "linear" else "int8"
-        finish(step.weights, container, step.output.grid, self.folded.notes, step.name)
+        make_scales_positive(step.weights)
+        if pending.kind == "linear":
+            step.weights.container, step.options["why"] = container_of(step, self.storage)
+        finish(step.weights, step.output.grid, self.folded.notes, step.name)
 
     # ---- values --------------------------------------------------------------------------------
 
@@ -332,12 +335,12 @@ class _Walker:
 
     def pending(self, kind, node, inputs):
         if kind == "linear" and isinstance(inputs[0], Padded):
-            inputs, paddings = self.absorb_padding(node, inputs[0])
+            inputs, absorbed = self.absorb_padding(node, inputs[0])
         else:
-            paddings = None
+            absorbed = None
         pending = Pending(kind, inputs, self.shape_of(node), [node])
-        if paddings is not None:
-            pending.options["absorbed"] = paddings
+        if absorbed is not None:
+            pending.options["absorbed"] = absorbed
         return pending
 
     def absorb_padding(self, node, padded):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from speq_keras.export.network import CODES
+from speq_keras.export.storage import largest_multiplier
 
 # A quantized weight is a float32 product: off its multiple by a few last bits of the largest code.
 _TOLERANCE = 2e-4
@@ -75,23 +75,26 @@ def fold_affine(scale, bias, slope, shift):
     return scale * slope, bias * slope + shift
 
 
-def finish(weights, container, output_grid, notes, name):
+def make_scales_positive(weights):
+    """Moves the sign of a scale, which BatchNormalization may have made negative, to the codes."""
+    weights.codes = np.where(weights.per_channel(weights.scale < 0), -weights.codes, weights.codes)
+    weights.scale = np.abs(weights.scale)
+
+
+def finish(weights, output_grid, notes, name):
     """Decides multipliers and rounds the bias: what the integer kernel will hold.
 
     Args:
-        weights: `Weights` with codes, scale and bias; completed in place.
-        container: "int8", "int4" or "int2".
+        weights: `Weights` with codes, positive scale, bias and container; completed in place.
         output_grid: The `Grid` of the output, or None for float.
         notes: List of sentences, extended.
         name: Name of the layer, for the notes.
     """
-    weights.container = container
-    weights.codes = np.where(weights.per_channel(weights.scale < 0), -weights.codes, weights.codes)
-    weights.scale = np.abs(weights.scale)
     rank = weights.codes.ndim
     others = tuple(a for a in range(rank) if a not in {x % rank for x in weights.channel_axes})
     magnitudes = np.abs(weights.codes.astype("int64"))
     largest = np.max(magnitudes, axis=others).reshape(-1)
+    low, high = (f(weights.codes, axis=others).reshape(-1) for f in (np.min, np.max))
     reach = np.sum(magnitudes, axis=others).reshape(-1) * _LARGEST_INPUT
     step = float(output_grid.scale) if output_grid is not None else 1.0
     unit = weights.input_scale * weights.scale
@@ -102,7 +105,7 @@ def finish(weights, container, output_grid, notes, name):
     with np.errstate(divide="ignore", over="ignore"):
         most = (_LARGEST_SUM - 1) / (reach + np.abs(weights.bias) / unit)
     most = np.where(unit > 0, most, 0.0)
-    wanted = CODES[container][1] // np.maximum(largest, 1)
+    wanted = largest_multiplier(low, high, weights.container)
     weights.multiplier = np.maximum(np.minimum(wanted, most), 1).astype("int64")
     dead = (largest == 0) | (most < 1)
     lost = dead & (largest > 0)

@@ -10,7 +10,7 @@ from speq_keras.export.lowering.encoding import encoding_of, fused_activation, t
 from speq_keras.export.network import IntegerNetwork, Node, Tensor
 
 ROWS = {
-    "quantize": rows.quantize,
+    "quantize": lambda builder, step: builder.quantize(step),
     "linear": linear.linear,
     "affine": linear.affine,
     "requantize": lambda builder, step: linear.slope(builder, step, 1.0),
@@ -74,7 +74,6 @@ class _Builder:
             notes=list(folded.notes),
         )
         self.tensors = {}  # id(Value): Tensor
-        self.quantized_inputs = {}
 
     # ---- tensors -------------------------------------------------------------------------------
 
@@ -150,9 +149,8 @@ class _Builder:
     def rounded(self, step, kind, inputs, options, *, flattened=False, has_scale=True):
         """Adds a node that rounds to the step's grid, and one more where it cannot clip.
 
-        Args:
-            has_scale: Whether the operation multiplies by a scale of its own, which takes in the
-                factor between a file's scale and the step of the trained grid.
+        `has_scale` says whether the operation multiplies by a scale of its own, which takes in the
+        factor between a file's scale and the step of the trained grid.
         """
         grid = step.output.grid
         fused, after = fused_activation(step.activation, grid)
@@ -223,16 +221,42 @@ class _Builder:
     # ---- ends ----------------------------------------------------------------------------------
 
     def input(self, value):
+        """Adds a float input; `quantize` replaces it where the input is to be codes."""
         tensor = self.network.add_tensor(
             Tensor(name=value.name, shape=tuple(value.shape), dtype="float32")
         )
         self.tensors[id(value)] = tensor
         self.network.inputs.append(tensor.name)
 
+    def quantize(self, step):
+        """Makes codes of an input: from floats, from uint8, or they come as they are."""
+        outside = self.tensor(step.inputs[0])
+        if self.io == "float32":
+            return self.emit(step, "quantize", [outside.name])
+        output = self.tensor_for(step)
+        if self.io == "int8":
+            place = self.network.inputs.index(outside.name)
+            del self.network.tensors[outside.name]
+            self.network.inputs[place] = output.name
+            return output
+        self.make_uint8(outside, output)
+        return self.emit(step, "quantize", [outside.name])
+
+    @staticmethod
+    def make_uint8(tensor, codes):
+        tensor.dtype, tensor.scale, tensor.step = "uint8", codes.scale, codes.step
+        tensor.zero_point = codes.zero_point + 128
+        tensor.low, tensor.high = codes.low + 128, codes.high + 128
+
     def output(self, value):
         tensor = self.tensor(value)
+        if self.io == "int8":
+            self.network.outputs.append(tensor.name)
+            return
         made = self.network.add_tensor(
-            Tensor(name=f"{value.name}/float", shape=tensor.shape, dtype="float32")
+            Tensor(name=f"{value.name}/output", shape=tensor.shape, dtype="float32")
         )
-        self.add("dequantize", [tensor.name], made)
+        if self.io == "uint8":
+            self.make_uint8(made, tensor)
+        self.add("dequantize" if self.io == "float32" else "quantize", [tensor.name], made)
         self.network.outputs.append(made.name)

@@ -11,11 +11,6 @@ from speq_keras.wrapping.kinds import function_name
 _PRESCRIBED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
 
 
-def quantize(builder, step):
-    """Floats become codes, at the input."""
-    builder.emit(step, "quantize", [builder.tensor(step.inputs[0]).name])
-
-
 def pair(kind):
     """Returns the row of an operation on two tensors."""
 

@@ -1,0 +1,178 @@
+"""`export_tflite`: fold, lower, write, prove; and only then move the file into place."""
+
+import gzip
+import time
+
+import keras
+import numpy as np
+
+from speq_keras._checks import check_choice, describe
+from speq_keras._version import __version__
+from speq_keras.export import simulate
+from speq_keras.export.files import check_path, write_safely
+from speq_keras.export.fold import IO_TYPES, fold
+from speq_keras.export.network import CODES
+from speq_keras.export.proof import MOST_EXAMPLES, as_network_inputs, generate_inputs, prove
+from speq_keras.export.report import Accuracy, ExportReport, WeightRow
+from speq_keras.export.runtimes import partitions, run_file
+from speq_keras.export.self_test import self_test_files
+from speq_keras.export.storage import STORAGES
+from speq_keras.export.write import write
+
+
+def export_tflite(
+    model,
+    path,
+    *,
+    storage="int8",
+    io="float32",
+    batch_size=1,
+    softmax=True,
+    data=None,
+    self_test=None,
+    strict=True,
+):
+    """Writes a model as an integer TFLite file; see `SPEQModel.export_tflite`."""
+    start = time.monotonic()
+    path = check_path(path, ".tflite")
+    if self_test is not None:
+        self_test = check_path(self_test, ".npz")
+    check_choice("storage", storage, STORAGES)
+    check_choice("io", io, IO_TYPES)
+    _check_batch_size(batch_size)
+    folded = fold(model, storage=storage, io=io, softmax=softmax)
+    steps, network = folded.steps, folded.network
+    network.metadata.update(_metadata(model, storage))
+    examples, labelled = _examples(data, model, steps)
+    content = write(network, batch_size=batch_size)
+    proof = prove(steps, network, content, examples, batch_size=batch_size)
+    if strict and not proof.holds:
+        raise RuntimeError(
+            f"The exported file does not compute the trained network: {proof.first_failure()}. "
+            f"{describe(path=str(path))} Nothing was written. This is a defect of the export or "
+            "of the runtime: please report it; `strict=False` writes the file all the same."
+        )
+    report = ExportReport(
+        path=str(path),
+        storage=storage,
+        io=io,
+        bytes=len(content),
+        gzip_bytes=len(gzip.compress(content)),
+        proof=proof,
+        partitions=partitions(content),
+        accuracy=_accuracy(model, folded, content, labelled) if labelled else None,
+        weights=tuple(_weight_rows(steps)),
+        notes=tuple(network.notes),
+        seconds=time.monotonic() - start,
+    )
+    if self_test is not None:
+        inputs = as_network_inputs(steps, network, examples)
+        for name, made in self_test_files(path, self_test, content, inputs):
+            write_safely(name, made)
+    write_safely(path, content)
+    return report
+
+
+def _check_batch_size(batch_size):
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(
+            "`batch_size` must be a whole number from 1; most runtimes can resize it later. "
+            + describe(batch_size=batch_size)
+        )
+
+
+def _metadata(model, storage):
+    widths = {
+        "speq_keras_version": __version__,
+        "storage": storage,
+        "weight_bits": _widths(model.weight_quantizers),
+        "activation_bits": _widths(model.activation_quantizers),
+    }
+    return {name: str(value) for name, value in widths.items()}
+
+
+def _widths(quantizers):
+    return " ".join(str(bits) for bits in sorted({q.bits for q in quantizers if q.bits}))
+
+
+def _examples(data, model, steps):
+    """Returns the inputs for the proof, and labelled batches [(inputs, labels), ...] or None."""
+    if data is None:
+        return generate_inputs(steps), None
+    batches, labelled = [], True
+    for batch in _batches(data):
+        if isinstance(batch, tuple) and len(batch) > 1:
+            batches.append((_arrays(batch[0], model), np.asarray(batch[1])))
+        else:
+            labelled = False
+            batches.append((_arrays(batch[0] if isinstance(batch, tuple) else batch, model), None))
+    if not batches or not len(batches[0][0][0]):
+        raise ValueError(
+            "`data` must hold at least one example. Received: none. Pass (inputs, labels), inputs, "
+            "or a data set of such batches."
+        )
+    parts = [np.concatenate(part)[:MOST_EXAMPLES] for part in zip(*(b[0] for b in batches[:8]))]  # noqa: B905
+    if not labelled or len(model.outputs) != 1:
+        return parts, None
+    return parts, batches
+
+
+def _batches(data):
+    is_pair = isinstance(data, tuple) and all(hasattr(part, "shape") for part in data)
+    if is_pair or hasattr(data, "shape") or isinstance(data, dict | list):
+        return [data]
+    return data
+
+
+def _arrays(inputs, model):
+    """Returns float inputs in the order of the model's inputs, after a check of their shapes."""
+    if isinstance(inputs, dict):
+        inputs = [inputs[key] for key in sorted(inputs)]
+    arrays = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+    arrays = [np.asarray(keras.ops.convert_to_numpy(x), "float32") for x in arrays]
+    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
+    received = [array.shape[1:] for array in arrays]
+    if received != shapes:
+        raise ValueError(
+            f"`data` must have inputs of the shapes {shapes}, batch first. "
+            + describe(shapes=received)
+        )
+    return arrays
+
+
+def _accuracy(model, folded, content, batches):
+    """Returns the accuracy of training graph, integer simulation and file, on all batches."""
+    right, count = np.zeros(3), 0
+    for arrays, labels in batches:
+        inputs = as_network_inputs(folded.steps, folded.network, arrays)
+        trained = model.predict_on_batch(arrays if len(arrays) > 1 else arrays[0])
+        outputs = (
+            keras.ops.convert_to_numpy(trained),
+            simulate.simulate(folded.network, inputs)[0],
+            run_file(content, inputs)[0],
+        )
+        labels = labels.argmax(axis=-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels
+        labels = labels.reshape(-1)
+        right += [np.sum(np.argmax(output, axis=-1) == labels) for output in outputs]
+        count += len(labels)
+    trained, in_python, file = right / count
+    return Accuracy(
+        examples=count, trained=float(trained), folded=float(in_python), file=float(file)
+    )
+
+
+def _weight_rows(steps):
+    for step in steps.steps:
+        if step.kind != "linear":
+            continue
+        weights = step.weights
+        low, high = CODES[weights.container]
+        width = (high - low + 1).bit_length() - 1
+        yield WeightRow(
+            name=step.nodes[0].name,
+            type=weights.container,
+            largest=int(np.abs(weights.codes).max()),
+            multiplier=int(weights.multiplier.max()),
+            bytes=-(-weights.codes.size * width // 8),
+            why=step.options.get("why", ""),
+        )

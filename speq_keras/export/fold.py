@@ -1,0 +1,154 @@
+"""`speq_keras.fold`: the trained model as an integer network, in Python."""
+
+import dataclasses
+
+import keras
+
+from speq_keras._checks import check_choice, describe
+from speq_keras.export import simulate
+from speq_keras.export.folding import FoldedNetwork, fold_graph
+from speq_keras.export.lowering import lower
+from speq_keras.export.network import IntegerNetwork
+from speq_keras.export.reference import run_steps
+from speq_keras.export.storage import STORAGES
+from speq_keras.quantizers import ActivationQuantizer
+
+IO_TYPES = ("float32", "int8", "uint8")
+
+
+@dataclasses.dataclass(eq=False)
+class FoldedModel:
+    """A trained model in integers, as a TFLite file holds it.
+
+    Attributes:
+        steps: The `FoldedNetwork`: what stands between two roundings is one step.
+        network: The `IntegerNetwork`: one node for every operation of the file.
+        storage: See `fold`.
+
+    `print(folded)` shows one line per step.
+    """
+
+    steps: FoldedNetwork
+    network: IntegerNetwork
+    storage: str
+
+    def predict(self, inputs):
+        """Returns what the exported file computes on LiteRT's default runtime, bit for bit.
+
+        Args:
+            inputs: Array, list of arrays, or an iterable of batches; float32 unless folded with
+                another `io`.
+
+        Returns:
+            An array, or a list of arrays where the model has several outputs.
+        """
+        return simulate.predict(self.network, inputs)
+
+    def predict_float(self, inputs):
+        """Returns what the folded network computes in float arithmetic: the independent check."""
+        arrays = inputs if isinstance(inputs, list | tuple) else [inputs]
+        outputs = run_steps(self.steps, list(arrays))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def evaluate(self, x, y=None):
+        """Returns the top-1 accuracy of `predict`, 0 to 1.
+
+        Args:
+            x: Inputs, or a data set of (inputs, labels) batches.
+            y: Labels, as numbers or one-hot; None where `x` is a data set.
+        """
+        return simulate.evaluate(self.network, x, y)
+
+    @property
+    def notes(self):
+        """Sentences about what folding had to do: dead channels, cut biases, ..."""
+        return self.network.notes
+
+    def __str__(self):
+        lines = [f"{self.steps.name}: {len(self.steps.steps)} steps"]
+        for step in self.steps.steps:
+            grid = step.output.grid
+            reads = ", ".join(value.name for value in step.inputs)
+            codes = f"{grid.low} ... {grid.high} x {grid.scale:.4g}" if grid else "float"
+            clip = "" if step.activation == "none" else f" {step.activation}"
+            lines.append(f"{step.name}: {step.kind}({reads}){clip} -> {codes}")
+        return "\n".join([*lines, *self.notes])
+
+
+def fold(model, *, storage="int8", io="float32", softmax=True):
+    """Turns a calibrated SPEQModel into integers: what `export_tflite` writes.
+
+    BatchNormalization goes into per-channel scales, weights become whole numbers (times a factor
+    that fills their container), biases become 32-bit whole numbers, and every tensor gets a scale
+    and a zero point at which stock int8 kernels compute 2- to 8-bit codes.
+
+    Args:
+        model: A calibrated `SPEQModel`.
+        storage: "int8", "int4" or "smallest"; see `SPEQModel.export_tflite`.
+        io: Type of inputs and outputs: "float32", "int8" or "uint8".
+        softmax: False leaves out a softmax or sigmoid at the end: the outputs are logits.
+
+    Returns:
+        A `FoldedModel`.
+
+    Raises:
+        TypeError: If `model` is not a SPEQModel.
+        ValueError: If an argument is not allowed, sizes are unknown, a width is float, or layers
+            cannot be computed with integers: all of them are named.
+        RuntimeError: If the model is not calibrated.
+
+    Reference: Jacob et al., "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference" (arXiv:1712.05877), Eq. 1-7.
+    """
+    check_choice("storage", storage, STORAGES)
+    check_choice("io", io, IO_TYPES)
+    _check_model(model)
+    steps = fold_graph(model, storage)
+    if not softmax:
+        _drop_last_tables(steps)
+    network = lower(steps, io=io)
+    return FoldedModel(steps, network, storage)
+
+
+def _check_model(model):
+    if not isinstance(model, keras.Model) or not hasattr(model, "activation_quantizers"):
+        raise TypeError(
+            "`model` must be a SPEQModel. "
+            f"{describe(model=type(model).__name__)} Make one with speq_keras.wrap."
+        )
+    waiting = [q.name for q in model.activation_quantizers if not q.is_calibrated]
+    if waiting:
+        raise RuntimeError(
+            "A model must be calibrated or trained before it is exported. Received: "
+            f"model={model.name!r} with {len(waiting)} ranges that were never set, the first is "
+            f"{waiting[0]!r}. Call model.calibrate(batches)."
+        )
+    for layer in model.layers:
+        if isinstance(layer, ActivationQuantizer) and layer.bits is None:
+            raise ValueError(
+                "All widths must be 2 to 8 bits. Received: activations in float at "
+                f"{layer.name!r}. Call model.set_bits(activations=...) first."
+            )
+    for tensor in model.inputs:
+        if any(size is None for size in tensor.shape[1:]):
+            raise ValueError(
+                "Input sizes must be known, up to the batch. "
+                f"{describe(input=tensor.name, shape=tuple(tensor.shape))} Build the float model "
+                "with a fixed input shape, load the weights into it, and wrap that."
+            )
+
+
+def _drop_last_tables(folded):
+    """Lets the logits leave the network, and forgets steps that nobody reads any more."""
+    makers = {id(step.output): step for step in folded.steps}
+    for place, value in enumerate(folded.outputs):
+        step = makers.get(id(value))
+        if step is not None and step.kind == "table" and step.quantizer is None:
+            folded.outputs[place] = step.inputs[0]
+    needed = {id(value) for value in folded.outputs}
+    kept = []
+    for step in reversed(folded.steps):
+        if id(step.output) in needed:
+            kept.append(step)
+            needed.update(id(value) for value in step.inputs)
+    folded.steps = kept[::-1]

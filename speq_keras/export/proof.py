@@ -1,0 +1,208 @@
+"""The proof in every export: the file is run, and every tensor of it compared.
+
+file against simulation   every code of every tensor has to be the same
+file against float        every code has to be a nearest one to what the folded network computes
+                          in float from the file's own inputs of that step
+end to end                top-1 agreement of the file and the folded float network
+"""
+
+import dataclasses
+
+import numpy as np
+
+from speq_keras.export.reference import compute, run_steps
+from speq_keras.export.runtimes import run_file
+from speq_keras.export.simulate import simulate
+from speq_keras.export.write import write
+
+# Where float arithmetic and integer kernels see a tie on different sides: XNNPACK adds with 20 bits
+# of scale, so that a code of 255 may be off by 2 · 255 / 2^20 steps before it is rounded.
+TIE_TOLERANCE_STEPS = 0.5 + 2.0**-9
+GENERATED_EXAMPLES = 4
+MOST_EXAMPLES = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorRow:
+    """One tensor of codes in the proof.
+
+    Attributes:
+        name: The trained layer's name where it is the output of one.
+        kind: What made it.
+        codes: How many codes its grid has.
+        used: How many of them occurred.
+        largest_share: How often the most frequent code occurred, 0 to 1.
+        mismatches: How many codes differ between file and simulation.
+        deviation: Largest distance from the exact value, in steps; None where nothing rounds.
+    """
+
+    name: str
+    kind: str
+    shape: tuple
+    codes: int
+    used: int
+    largest_share: float
+    mismatches: int
+    deviation: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What the comparison found.
+
+    Attributes:
+        examples: Number of examples.
+        compared, mismatches: Codes compared between file and simulation, and how many differ.
+        deviation: Largest distance of a code from the float value it rounds, in steps.
+        outside: How many codes are no nearest code of that value.
+        agreement: Top-1 agreement of file and folded float network, 0 to 1; None: not a classifier.
+        tensors: A `TensorRow` per tensor.
+    """
+
+    examples: int
+    compared: int
+    mismatches: int
+    deviation: float
+    outside: int
+    agreement: float | None
+    tensors: tuple
+
+    @property
+    def holds(self):
+        return self.mismatches == 0 and self.outside == 0
+
+    def first_failure(self):
+        """Returns a sentence on the first tensor that fails."""
+        for row in self.tensors:
+            if row.mismatches:
+                return f"{row.mismatches} codes of tensor '{row.name}' ({row.kind}) differ"
+            if row.deviation is not None and row.deviation > TIE_TOLERANCE_STEPS:
+                return (
+                    f"codes of tensor '{row.name}' ({row.kind}) are {row.deviation:.2f} steps "
+                    "from the float value"
+                )
+        return "the outputs differ"
+
+
+def generate_inputs(folded, seed=0):
+    """Returns float inputs that fill the trained input ranges, `GENERATED_EXAMPLES` of them."""
+    rng = np.random.default_rng(seed)
+    readers = {id(step.inputs[0]): step for step in folded.steps if step.kind == "quantize"}
+    arrays = []
+    for value in folded.inputs:
+        grid = readers[id(value)].output.grid
+        shape = (GENERATED_EXAMPLES, *value.shape[1:])
+        array = rng.uniform(grid.low, grid.high, shape) * np.float64(grid.scale)
+        arrays.append(array.astype("float32"))
+    return arrays
+
+
+def as_network_inputs(folded, network, arrays):
+    """Returns float inputs in the type of the network's inputs: codes where it reads codes."""
+    readers = {id(step.inputs[0]): step for step in folded.steps if step.kind == "quantize"}
+    converted = []
+    for value, name, array in zip(folded.inputs, network.inputs, arrays, strict=True):
+        tensor = network.tensors[name]
+        if tensor.dtype != "float32":
+            codes = readers[id(value)].output.grid.round(array)
+            array = (codes + tensor.zero_point).astype(tensor.dtype)
+        converted.append(np.asarray(array))
+    return converted
+
+
+def prove(folded, network, content, arrays, *, batch_size=1):
+    """Runs a file and compares all of it.
+
+    Args:
+        folded: The `FoldedNetwork`.
+        network: The `IntegerNetwork` that was made of it.
+        content: The file's bytes.
+        arrays: Float inputs, a list.
+        batch_size: Of the file.
+
+    Returns:
+        A `Proof`.
+    """
+    inputs = as_network_inputs(folded, network, arrays)
+    names = _code_tensors(network)
+    probe = write(network, batch_size=batch_size, extra_outputs=names)
+    results = run_file(probe, inputs)
+    outputs, kept = results[: len(network.outputs)], results[len(network.outputs) :]
+    file_codes = dict(zip(names, kept, strict=True))
+    file_codes.update(zip(network.inputs, inputs, strict=True))
+    _, simulated = simulate(network, inputs, keep=names)
+    differing = {name: int(np.sum(file_codes[name] != simulated[name])) for name in names}
+    # The file itself, which keeps its tensors inside the delegate.
+    for name, probed, plain in zip(
+        network.outputs, outputs, run_file(content, inputs), strict=True
+    ):
+        differing[name] = differing.get(name, 0) + int(np.sum(probed != plain))
+    deviations = _deviations(folded, network, file_codes)
+    rows = tuple(
+        _row(network, name, file_codes[name], differing[name], deviations.get(name))
+        for name in names
+    )
+    return Proof(
+        examples=len(arrays[0]),
+        compared=sum(array.size for array in kept),
+        mismatches=sum(differing.values()),
+        deviation=max((d.max() for d in deviations.values() if d.size), default=0.0),
+        outside=sum(int(np.sum(d > TIE_TOLERANCE_STEPS)) for d in deviations.values()),
+        agreement=_agreement(folded, network, arrays, outputs),
+        tensors=rows,
+    )
+
+
+def _code_tensors(network):
+    """Returns the names of all tensors of codes that some node makes."""
+    made = [name for node in network.nodes for name in node.outputs]
+    return [name for name in made if network.tensors[name].dtype == "int8"]
+
+
+def _deviations(folded, network, file_codes):
+    """Returns {tensor name: distances in steps} for every step, fed with the file's own inputs."""
+    found = {}
+    for step in folded.steps:
+        if step.output.grid is None or step.output.name not in file_codes:
+            continue
+        if any(value.name not in file_codes for value in step.inputs):
+            continue
+        arrays = [_decoded(network, value, file_codes[value.name]) for value in step.inputs]
+        values = compute(step, arrays, rounds=False).astype("float64")
+        grid = step.output.grid
+        wanted = np.clip(values / np.float64(grid.scale), grid.low, grid.high)
+        tensor = network.tensors[step.output.name]
+        codes = file_codes[step.output.name].astype("float64") - tensor.zero_point
+        found[step.output.name] = np.abs(codes - wanted)
+    return found
+
+
+def _decoded(network, value, stored):
+    if value.grid is None:
+        return stored.astype("float32")
+    tensor = network.tensors[value.name]
+    codes = stored.astype("int32") - tensor.zero_point
+    return codes.astype("float32") * value.grid.scale
+
+
+def _row(network, name, stored, mismatches, deviation):
+    tensor = network.tensors[name]
+    maker = next(node for node in network.nodes if name in node.outputs)
+    _, counts = np.unique(stored, return_counts=True)
+    return TensorRow(
+        name=name,
+        kind=maker.kind,
+        shape=tuple(tensor.shape),
+        codes=tensor.high - tensor.low + 1,
+        used=len(counts),
+        largest_share=float(counts.max() / stored.size) if stored.size else 0.0,
+        mismatches=mismatches,
+        deviation=None if deviation is None or not deviation.size else float(deviation.max()),
+    )
+
+
+def _agreement(folded, network, arrays, outputs):
+    if len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].shape[-1] < 2:
+        return None
+    (expected,) = run_steps(folded, arrays)
+    return float(np.mean(np.argmax(expected, axis=-1) == np.argmax(outputs[0], axis=-1)))

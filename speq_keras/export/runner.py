@@ -1,0 +1,50 @@
+"""Runs a TFLite file on this device and compares its outputs with what they have to be.
+
+Usage: python RUNNER.py [MODEL.tflite [SELF_TEST.npz]]
+
+Needs NumPy and one of ai-edge-litert, tflite-runtime, tensorflow. Ends with status 0 where all
+outputs are equal, bit for bit.
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+
+
+def interpreter_class():
+    """Returns the Interpreter of the first runtime that is installed."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        try:
+            from tflite_runtime.interpreter import Interpreter
+        except ImportError:
+            from tensorflow.lite import Interpreter
+    return Interpreter
+
+
+def main(model="MODEL.tflite", data="SELF_TEST.npz"):
+    """Runs all examples and returns how many output values differ."""
+    here = pathlib.Path(__file__).parent
+    arrays = np.load(here / data)
+    interpreter = interpreter_class()(model_path=str(here / model))
+    interpreter.allocate_tensors()
+    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+    batch_size = inputs[0]["shape"][0]
+    wrong = compared = 0
+    for start in range(0, len(arrays["input_0"]) // batch_size * batch_size, batch_size):
+        part = slice(start, start + batch_size)
+        for i, detail in enumerate(inputs):
+            interpreter.set_tensor(detail["index"], arrays[f"input_{i}"][part])
+        interpreter.invoke()
+        for i, detail in enumerate(outputs):
+            expected = arrays[f"output_{i}"][part]
+            wrong += int(np.sum(interpreter.get_tensor(detail["index"]) != expected))
+            compared += expected.size
+    print(f"{compared} output values compared, {wrong} differ")
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(*sys.argv[1:])))
