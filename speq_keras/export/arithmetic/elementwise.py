@@ -53,11 +53,14 @@ def _sum(values, inputs, output, activation, sign):
     ratios = [np.float32(tensor.scale) / np.float32(output.scale) for tensor in inputs]
     _, exponent = np.frexp(max(ratios))
     shift = 20 - (int(exponent) - 1)
-    total = np.int64(1) << (shift - 1)
+    # Two numbers of 8 + 21 bits and the half of 2^30 or less: int32 holds them.
+    total = np.int32(1 << (shift - 1))
     for value, tensor, ratio, factor in zip(values, inputs, ratios, (1, sign), strict=True):
-        multiplier = factor * int(np.rint(np.ldexp(ratio, shift)))
-        total = total + (value.astype(np.int64) - tensor.zero_point) * multiplier
-    return store((total >> shift) + output.zero_point, output, activation)
+        multiplier = np.int32(factor * int(np.rint(np.ldexp(ratio, shift))))
+        total = total + (value.astype(np.int32) - np.int32(tensor.zero_point)) * multiplier
+    total >>= np.int32(shift)
+    total += np.int32(output.zero_point)
+    return store(total, output, activation)
 
 
 def mul(values, inputs, output, *, activation="none"):

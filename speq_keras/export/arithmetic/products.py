@@ -27,7 +27,7 @@ from speq_keras.export.arithmetic.rounding import (
 LARGEST_EXACT_FLOAT32 = 2**24
 # Codes in a byte, of weights that are narrower than one.
 PACKED = {"int4": 2, "int2": 4}
-CHUNK_BYTES = 64 * 2**20  # of unfolded patches at one time
+CHUNK_BYTES = 4 * 2**20  # of unfolded patches at one time, for the same reason
 
 
 def conv_2d(

@@ -52,7 +52,7 @@ def code_range(output, activation="none", *, builtin=False):
 def store(values, output, activation="none", *, builtin=False):
     """Clamps whole numbers to the range of `output` and returns them in its type."""
     low, high = code_range(output, activation, builtin=builtin)
-    return np.clip(values, low, high).astype(output.dtype)
+    return np.clip(values, low, high, out=values).astype(output.dtype)
 
 
 def clamp_floats(values, activation="none"):
