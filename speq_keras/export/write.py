@@ -6,6 +6,7 @@ from speq_keras._checks import check_count, describe
 from speq_keras._version import __version__
 from speq_keras.export.emitters import EMITTERS, emit
 from speq_keras.export.network import CODES, Tensor
+from speq_keras.export.packing import pack_codes
 
 SIGNATURE = "serving_default"
 # Fields of options tables that hold an enumeration of the schema.
@@ -88,20 +89,6 @@ def tensor_bytes(tensor):
         return data.astype("<i4").tobytes()
     bits = int(tensor.dtype.removeprefix("u").removeprefix("int"))
     return pack_codes(data, bits).tobytes()
-
-
-def pack_codes(codes, bits):
-    """Returns whole numbers as bytes with 8 / `bits` of them each, the first in the lowest bits.
-
-    Example:
-        >>> pack_codes(np.array([1, -2, 7]), 4).tolist()
-        [225, 7]
-    """
-    codes = (np.asarray(codes, np.int16).reshape(-1) & (2**bits - 1)).astype(np.uint8)
-    per_byte = 8 // bits
-    codes = np.pad(codes, (0, -len(codes) % per_byte)).reshape(-1, per_byte)
-    places = bits * np.arange(per_byte, dtype=np.uint8)
-    return np.bitwise_or.reduce(codes << places, axis=1)
 
 
 class _File:
