@@ -193,6 +193,6 @@ def test_what_is_no_path_is_a_type_error(path):
 
 
 def test_a_bad_path_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match="Append .tflite"):
-        write_safely(tmp_path / "m.bin", NEW)
+    with pytest.raises(ValueError, match="Create '.*missing' first"):
+        write_safely(tmp_path / "missing" / "m.tflite", NEW)
     assert not list(tmp_path.iterdir())

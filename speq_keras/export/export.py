@@ -34,9 +34,9 @@ def export_tflite(
 ):
     """Writes a model as an integer TFLite file; see `SPEQModel.export_tflite`."""
     start = time.monotonic()
-    path = check_path(path, ".tflite")
+    path = check_path(path)
     if self_test is not None:
-        self_test = check_path(self_test, ".npz")
+        self_test = check_path(self_test, name="self_test", suffix=".npz")
     check_choice("storage", storage, STORAGES)
     check_choice("io", io, IO_TYPES)
     _check_batch_size(batch_size)

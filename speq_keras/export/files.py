@@ -8,23 +8,23 @@ import tempfile
 from speq_keras._checks import describe
 
 
-def check_path(path):
+def check_path(path, *, name="path", suffix=".tflite"):
     """Returns `path` as a `pathlib.Path` after checking that an export can end there.
 
     Called before any work is done: minutes of folding should not end in a typing error.
 
     Raises:
         TypeError: If `path` is no path.
-        ValueError: If it does not end in .tflite, its folder does not exist or cannot be written
+        ValueError: If it does not end in `suffix`, its folder does not exist or cannot be written
             to, or it is a folder itself.
     """
-    rule = "`path` must be a file that ends in .tflite, in a folder that exists."
+    rule = f"`{name}` must be a file that ends in {suffix}, in a folder that exists."
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"{rule} {describe(path=path)}")
-    received = describe(path=os.fspath(path))
+        raise TypeError(f"{rule} {describe(**{name: path})}")
+    received = describe(**{name: os.fspath(path)})
     path = pathlib.Path(path)
-    if path.suffix != ".tflite":
-        raise ValueError(f"{rule} {received} Append .tflite.")
+    if path.suffix != suffix:
+        raise ValueError(f"{rule} {received} Append {suffix}.")
     if path.is_dir():
         raise ValueError(f"{rule} {received} This is a folder: name a file in it.")
     if not path.parent.is_dir():
@@ -42,14 +42,14 @@ def write_safely(path, content):
     behind.
 
     Args:
-        path: Path of a .tflite file.
+        path: Path of the file.
         content: The bytes.
 
     Raises:
         TypeError, ValueError: As `check_path`.
         OSError: If the disk is full or fails; nothing is left behind.
     """
-    path = check_path(path)
+    path = check_path(path, suffix=pathlib.Path(path).suffix)
     # Through a link, so that what it points to is replaced rather than the link.
     target = pathlib.Path(os.path.realpath(path))
     number, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
