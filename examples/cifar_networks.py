@@ -1,11 +1,15 @@
-"""The two CIFAR-10 networks of the examples, and the loader of their float weights.
+"""The CIFAR-10 networks of the examples, and the loader of their float weights.
 
     network = build("resnet8")                      # random weights
     load_weights(network, "resnet20.npz")           # or .keras, .weights.h5, a Keras 2 .h5
 
-Both take raw pixels, 0 to 255. ResNet-8 is the image classification model of MLPerf Tiny and ends
-in a softmax; ResNet-20 is the CIFAR network of He et al. (https://arxiv.org/abs/1512.03385) and
-ends in logits.
+    resnet8    the image classification model of MLPerf Tiny
+    resnet20   the CIFAR network of He et al. (https://arxiv.org/abs/1512.03385)
+    swish      ResNet-8 with swish for ReLU: its activations have a sign
+    dense      a small DenseNet (https://arxiv.org/abs/1608.06993): BatchNormalization before the
+               convolution, concatenations, average pooling
+
+All take raw pixels, 0 to 255. ResNet-8 ends in a softmax, the others in logits.
 """
 
 import pathlib
@@ -18,17 +22,32 @@ CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
 
 # Whether the output of a network is logits; a loss has to know.
-FROM_LOGITS = {"resnet8": False, "resnet20": True}
+FROM_LOGITS = {"resnet8": False, "resnet20": True, "swish": True, "dense": True}
 NAMES = tuple(FROM_LOGITS)
 
 
 def build(name):
     """Builds a network by its name, with random weights."""
-    return {"resnet8": resnet8, "resnet20": resnet20}[name]()
+    return {"resnet8": resnet8, "resnet20": resnet20, "swish": swish, "dense": dense}[name]()
 
 
 def resnet8():
     """ResNet-8 of MLPerf Tiny (https://github.com/mlcommons/tiny): 78,666 parameters."""
+    inputs, x = _resnet8_body(layers.ReLU)
+    outputs = layers.Dense(
+        CLASSES, activation="softmax", kernel_initializer="he_normal", name="linear"
+    )(x)
+    return keras.Model(inputs, outputs, name="resnet8")
+
+
+def swish():
+    """ResNet-8 with swish for ReLU, and with logits: 78,666 parameters."""
+    inputs, x = _resnet8_body(lambda: layers.Activation("swish"))
+    return keras.Model(inputs, layers.Dense(CLASSES, name="linear")(x), name="swish")
+
+
+def _resnet8_body(activation):
+    """Returns the inputs of ResNet-8 and its features; `activation` makes an activation layer."""
 
     def conv(x, filters, *, name, kernel_size=3, strides=1):
         return layers.Conv2D(
@@ -45,21 +64,17 @@ def resnet8():
         return layers.BatchNormalization(momentum=0.9, name=name)(x)
 
     inputs = keras.Input(IMAGE_SHAPE)
-    x = layers.ReLU()(batch_norm(conv(inputs, 16, name="conv"), "bn"))
+    x = activation()(batch_norm(conv(inputs, 16, name="conv"), "bn"))
     for block, filters, strides in ((1, 16, 1), (2, 32, 2), (3, 64, 2)):
         name = f"block{block}"
         y = conv(x, filters, strides=strides, name=f"{name}.conv1")
-        y = layers.ReLU()(batch_norm(y, f"{name}.bn1"))
+        y = activation()(batch_norm(y, f"{name}.bn1"))
         y = conv(y, filters, name=f"{name}.conv2")
         if strides > 1:
             x = conv(x, filters, kernel_size=1, strides=strides, name=f"{name}.shortcut")
         y = batch_norm(y, f"{name}.bn2")
-        x = layers.ReLU()(layers.Add()([x, y]))
-    x = layers.Flatten()(layers.AveragePooling2D(8)(x))
-    outputs = layers.Dense(
-        CLASSES, activation="softmax", kernel_initializer="he_normal", name="linear"
-    )(x)
-    return keras.Model(inputs, outputs, name="resnet8")
+        x = activation()(layers.Add()([x, y]))
+    return inputs, layers.Flatten()(layers.AveragePooling2D(8)(x))
 
 
 def resnet20():
@@ -111,6 +126,44 @@ def resnet20():
             x = layers.ReLU()(layers.Add()([x, y]))
     x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, layers.Dense(CLASSES, name="linear")(x), name="resnet20")
+
+
+def dense():
+    """A DenseNet with three blocks of three layers, growth 16: 82,722 parameters."""
+
+    def batch_norm_relu_conv(x, filters, *, kernel_size, name):
+        x = layers.BatchNormalization(momentum=0.9, name=f"{name}.bn")(x)
+        return layers.Conv2D(
+            filters,
+            kernel_size,
+            padding="same",
+            use_bias=False,
+            kernel_initializer="he_normal",
+            kernel_regularizer=keras.regularizers.L2(5e-5),
+            name=f"{name}.conv",
+        )(layers.ReLU()(x))
+
+    inputs = keras.Input(IMAGE_SHAPE)
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+    x = layers.Conv2D(
+        32,
+        3,
+        strides=2,
+        padding="same",
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name="stem",
+    )(x)
+    for block in (1, 2, 3):
+        if block > 1:  # the transition halves height, width and channels
+            x = batch_norm_relu_conv(x, x.shape[-1] // 2, kernel_size=1, name=f"transition{block}")
+            x = layers.AveragePooling2D(2)(x)
+        for layer in (1, 2, 3):
+            y = batch_norm_relu_conv(x, 16, kernel_size=3, name=f"block{block}.{layer}")
+            x = layers.Concatenate()([x, y])
+    x = layers.ReLU()(layers.BatchNormalization(momentum=0.9, name="bn")(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(CLASSES, name="linear")(x), name="dense")
 
 
 def load_weights(network, path):
