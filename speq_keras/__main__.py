@@ -1,0 +1,95 @@
+"""The command line: `python -m speq_keras export MODEL.keras OUT.tflite`, and `inspect FILE`."""
+
+import argparse
+import os
+import sys
+
+import keras
+
+from speq_keras._checks import describe
+from speq_keras.export.files import check_path
+from speq_keras.export.fold import IO_TYPES
+from speq_keras.export.inspect import inspect
+from speq_keras.export.storage import STORAGES
+from speq_keras.model import SPEQModel
+
+EXIT_CODE_OF_ERRORS = 2  # as argparse has it
+
+
+def main(arguments=None):
+    """Runs one command.
+
+    Args:
+        arguments: List of strings; None: those of the process.
+
+    Returns:
+        The exit code: 0, or 2 after an error, which is one sentence on stderr.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        print(options.command(options))
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        print(f"{options.program}: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_CODE_OF_ERRORS
+    return 0
+
+
+def _export(options):
+    check_path(options.output)  # before the model is loaded, which takes long
+    model = _load(options.model)
+    return model.export_tflite(
+        options.output,
+        storage=options.storage,
+        io=options.io,
+        batch_size=options.batch_size,
+        softmax=not options.logits,
+    )
+
+
+def _load(path):
+    rule = "The model must be a .keras file that a SPEQModel was saved to."
+    received = describe(model=path)
+    if not os.path.isfile(path):
+        raise ValueError(f"{rule} {received} There is no such file.")
+    try:
+        # Not compiled: losses and metrics of one's own need not be importable here.
+        model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # whatever a damaged archive or a foreign layer makes Keras raise
+        raise ValueError(f"{rule} {received} Keras cannot load it: {error}") from error
+    if not isinstance(model, SPEQModel):
+        raise ValueError(
+            f"{rule} {received} It holds a {type(model).__name__}. Train what `speq_keras.wrap` "
+            "makes of it, and save that."
+        )
+    return model
+
+
+def _inspect(options):
+    return inspect(options.file)
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m speq_keras", description=__doc__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    export = commands.add_parser("export", help="write a trained model as an integer TFLite file")
+    export.add_argument("model", metavar="MODEL.keras", help="file that a SPEQModel was saved to")
+    export.add_argument("output", metavar="OUT.tflite", help="file to write")
+    export.add_argument(
+        "--storage", choices=STORAGES, default="int8", help="containers of the weights"
+    )
+    export.add_argument(
+        "--io", choices=IO_TYPES, default="float32", help="type of inputs and outputs"
+    )
+    export.add_argument(
+        "--batch_size", type=int, default=1, metavar="N", help="examples that the file takes"
+    )
+    export.add_argument("--logits", action="store_true", help="leave out the softmax at the end")
+    export.set_defaults(command=_export, program=export.prog)
+    look = commands.add_parser("inspect", help="list the tensors of a TFLite file, and sum up")
+    look.add_argument("file", metavar="FILE.tflite", help="file to read")
+    look.set_defaults(command=_inspect, program=look.prog)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

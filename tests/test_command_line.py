@@ -1,0 +1,160 @@
+"""`python -m speq_keras`."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import speq_keras
+from speq_keras.__main__ import main
+from speq_keras.export.inspect import inspect
+
+
+@pytest.fixture(scope="module")
+def float_model():
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6, 6, 2), name="image")
+    y = keras.layers.Conv2D(3, 3, activation="relu")(x)
+    y = keras.layers.Conv2D(4, 1, activation="relu")(y)
+    y = keras.layers.Flatten()(y)
+    return keras.Model(x, keras.layers.Dense(3, activation="softmax", name="label")(y))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, float_model):
+    folder = tmp_path_factory.mktemp("models")
+    model = speq_keras.wrap(float_model, w_bits=3, a_bits=3)
+    model.calibrate([np.random.default_rng(0).normal(size=(8, 6, 6, 2)).astype(np.float32)])
+    model.save(folder / "m.keras")
+    float_model.save(folder / "float.keras")
+    (folder / "damaged.keras").write_bytes((folder / "m.keras").read_bytes()[:1000])
+    (folder / "damaged.tflite").write_bytes(b"\x20\0\0\0TFL3")
+    return folder
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs the command line in this process."""
+
+    def call(*arguments):
+        """Returns (exit code, stdout, stderr)."""
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as end:  # argparse
+            code = end.code
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+# ---- export ----------------------------------------------------------------------------------
+
+
+def test_export_writes_the_file_and_prints_the_report(folder, tmp_path, call):
+    out = tmp_path / "m.tflite"
+    code, printed, _ = call("export", folder / "m.keras", out)
+    assert code == 0
+    assert str(out) in printed
+    assert out.exists()
+
+
+def test_export_passes_its_options_on(folder, tmp_path, call):
+    out = tmp_path / "m.tflite"
+    options = ["--storage", "int4", "--io", "int8", "--batch_size", "3", "--logits"]
+    assert call("export", folder / "m.keras", out, *options)[0] == 0
+    found = inspect(out)
+    assert "int4" in found.constant_bytes
+    assert not {"SOFTMAX", "QUANTIZE", "DEQUANTIZE"} & set(found.operations)
+    from ai_edge_litert.interpreter import Interpreter
+
+    details = Interpreter(str(out)).get_input_details()[0]
+    assert (details["dtype"], tuple(details["shape"])) == (np.int8, (3, 6, 6, 2))
+
+
+def test_the_defaults_are_those_of_export_tflite(folder, tmp_path, call):
+    out = tmp_path / "m.tflite"
+    call("export", folder / "m.keras", out)
+    model = keras.saving.load_model(folder / "m.keras")
+    model.export_tflite(tmp_path / "same.tflite")
+    assert out.read_bytes() == (tmp_path / "same.tflite").read_bytes()
+
+
+# ---- inspect ---------------------------------------------------------------------------------
+
+
+def test_inspect_prints_the_table(folder, tmp_path, call):
+    out = tmp_path / "m.tflite"
+    call("export", folder / "m.keras", out)
+    code, printed, _ = call("inspect", out)
+    assert code == 0
+    assert printed == f"{inspect(out)}\n"
+
+
+@pytest.mark.slow  # a process of its own
+def test_it_runs_as_a_module(folder):
+    command = [sys.executable, "-m", "speq_keras", "inspect", folder / "damaged.tflite"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert process.stderr.splitlines()[-1].endswith("It is cut off or damaged.")
+    assert "Traceback" not in process.stderr
+
+
+# ---- errors ----------------------------------------------------------------------------------
+
+MODEL_RULE = "The model must be a .keras file that a SPEQModel was saved to. Received: model="
+BAD_CALLS = {
+    "missing model": (["export", "no.keras", "m.tflite"], MODEL_RULE + "'no.keras'. There is no "),
+    "float model": (
+        ["export", "float.keras", "m.tflite"],
+        MODEL_RULE + "'float.keras'. It holds a Functional. Train what `speq_keras.wrap` makes of",
+    ),
+    "damaged model": (
+        ["export", "damaged.keras", "m.tflite"],
+        MODEL_RULE + "'damaged.keras'. Keras cannot load it: ",
+    ),
+    "output without suffix": (["export", "m.keras", "m.bin"], "Received: path='m.bin'. "),
+    "output in a missing folder": (["export", "m.keras", "no/m.tflite"], "Create 'no' first."),
+    "batch of nothing": (
+        ["export", "m.keras", "m.tflite", "--batch_size", "0"],
+        "Received: batch_size=0.",
+    ),
+    "missing file": (["inspect", "no.tflite"], "Received: path='no.tflite'. There is no such fi"),
+    "damaged file": (["inspect", "damaged.tflite"], "It is cut off or damaged."),
+    "other file": (["inspect", "m.keras"], "It does not carry the identifier TFL3"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_an_error_is_one_line_on_stderr_and_exit_code_2(name, folder, call, monkeypatch):
+    arguments, sentence = BAD_CALLS[name]
+    monkeypatch.chdir(folder)
+    code, printed, error = call(*arguments)
+    assert code == 2
+    assert printed == ""
+    assert error.count("\n") == 1
+    assert sentence in error
+    assert not (folder / "m.tflite").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["import"], "invalid choice: 'import'"),
+        (["export", "m.keras"], "the following arguments are required: OUT.tflite"),
+        (["export", "m.keras", "m.tflite", "--storage", "int3"], "invalid choice: 'int3'"),
+        (["export", "m.keras", "m.tflite", "--io", "int4"], "invalid choice: 'int4'"),
+        (["export", "m.keras", "m.tflite", "--batch_size", "two"], "invalid int value: 'two'"),
+        (["inspect"], "the following arguments are required: FILE.tflite"),
+    ],
+)
+def test_arguments_that_do_not_fit_end_with_the_usage(arguments, sentence, call):
+    code, printed, error = call(*arguments)
+    assert code == 2
+    assert printed == ""
+    assert error.startswith("usage: python -m speq_keras")
+    assert sentence in error
