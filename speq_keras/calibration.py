@@ -68,7 +68,7 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
         if not np.isfinite(values).all():
             raise ValueError(
                 f"Quantizer '{quantizer.name}' saw values that are not finite. The float network "
-                f"must give finite values on the calibration data; check its weights."
+                "must give finite values on the calibration data; check its weights."
             )
         quantizer.calibrate(Histogram(values))
 
@@ -91,8 +91,8 @@ def check_finite(batch):
         values = ops.convert_to_numpy(ops.convert_to_tensor(x))
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ValueError(
-                "Inputs must be finite. Received: a batch with NaN or infinity. Clean "
-                "the data first."
+                "Inputs must be finite. Received: a batch with NaN or infinity. "
+                "Clean the data first."
             )
 
 

@@ -45,8 +45,8 @@ def wrap(
         a_bits: Width of the activations that weighted layers read, 2 to 8, or None: activations
             stay float (then there is nothing to draw, and `distillation` must be None).
         teacher_bits: n_H of Eq. 1 in bits; 8 unless given.
-        quantization_probability: u of Eq. 1: how often the teacher takes the target width; 0.5
-            unless given.
+        quantization_probability: u of Eq. 1: how often the teacher takes the target width, 0 to 1;
+            0.5 unless given.
         temperature: T of Eq. 2, positive.
         distillation: `"cosine"` (Eq. 8, divided by the L2 norms), `"dot"` (Eq. 8 as printed, with
             the gradient of Eq. 9), `"kl"` (Eq. 6), or None: plain quantization-aware training.
@@ -168,7 +168,7 @@ def _check_model(model):
         raise ValueError(
             "`model` must be built: its layers need to know their input shapes. "
             f"{describe(model=model.name)} Begin the Sequential model with keras.Input(shape), or "
-            f"call model.build(input_shape)."
+            "call model.build(input_shape)."
         )
     if not is_functional(model):
         raise ValueError(

@@ -108,8 +108,8 @@ def is_functional(operation):
 def plain_functional(model):
     """Returns a plain Functional model with the same graph and the same layers.
 
-    Subclasses of Functional have constructors and configs of their own, and a Sequential model
-    that was never called has no `input`.
+    Subclasses of Functional have constructors and configs of their own, and a Sequential model that
+    was never called has no `input`.
     """
     if isinstance(model, keras.Sequential):
         return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
@@ -120,8 +120,7 @@ def read_graph(model):
     """Reads the graph of a Functional or built Sequential model.
 
     Nested models are flattened: the layers of a model `outer` used inside are named `outer.inner`
-    (Keras forbids "/" in names). A `training=` argument given to a nested model goes on to its
-    layers.
+    (Keras forbids "/" in names). A `training=` given to a nested model goes on to its layers.
 
     Args:
         model: The model; it is not changed.
@@ -170,8 +169,7 @@ def _inline(graph, model, inputs, prefix, training):
         if len(later) == len(waiting):
             raise ValueError(f"The graph of model '{model.name}' has nodes that cannot be reached.")
         waiting = later
-    # In the list of outputs, and only there, Keras counts the call that defines a nested
-    # Functional.
+    # Only in the list of outputs does Keras count the call that defines a nested Functional.
     nested = {
         name for name, op in operations.items() if is_functional(op) and not _is_sequential(op)
     }

@@ -60,8 +60,7 @@ class QuantizedLayer(keras.layers.Wrapper):
             if sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters) > 1:
                 raise ValueError(
                     f"Layer '{self.layer.name}' ({type(self.layer).__name__}) reads several "
-                    f"tensors "
-                    "and must be built before it is wrapped, with all their shapes. "
+                    "tensors and must be built before it is wrapped, with all their shapes. "
                     f"{describe(input_shape=input_shape)} Call its `build` first."
                 )
             self.layer.build(input_shape)

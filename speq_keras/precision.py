@@ -165,7 +165,7 @@ class Greedy(TeacherPrecision):
     def check(self, quantizer_count):
         if quantizer_count > GREEDY_LIMIT:
             raise ValueError(
-                f"`Greedy` (Eq. 5) tries all 2^L width combinations in every step and accepts at "
+                "`Greedy` (Eq. 5) tries all 2^L width combinations in every step and accepts at "
                 f"most L={GREEDY_LIMIT} quantizers of the target width. "
                 f"{describe(quantizers=quantizer_count)} Use precision.Bernoulli() instead."
             )

@@ -45,8 +45,8 @@ class Settings:
         if not isinstance(self.teacher_precision, TeacherPrecision):
             raise TypeError(
                 "`teacher_precision` must be a TeacherPrecision: precision.Bernoulli(), "
-                "UniformMix(), "
-                f"Fixed() or Greedy(). {describe(teacher_precision=self.teacher_precision)}"
+                "UniformMix(), Fixed() or Greedy(). "
+                f"{describe(teacher_precision=self.teacher_precision)}"
             )
 
     def with_graph(self, graph):
@@ -102,7 +102,7 @@ def speq_weight_from(speq_weight, teacher):
     if teacher is None and speq_weight is not None:
         raise ValueError(
             "`speq_weight` (Eq. 4) weighs SPEQ against an external teacher and needs `teacher`. "
-            f"{describe(speq_weight=speq_weight, teacher=teacher)} Pass a float Keras model as "
-            f"`teacher`."
+            f"{describe(speq_weight=speq_weight, teacher=teacher)} Pass a float Keras model "
+            "as `teacher`."
         )
     return 0.5 if teacher is not None and speq_weight is None else speq_weight

@@ -25,7 +25,7 @@ def register_config(layer_class, config):
 
     if not (isinstance(layer_class, type) and issubclass(layer_class, keras.layers.Layer)):
         raise TypeError(
-            f"`layer_class` must be a subclass of keras.layers.Layer. "
+            "`layer_class` must be a subclass of keras.layers.Layer. "
             f"{describe(layer_class=layer_class)}"
         )
     if not (callable(config) or isinstance(config, QuantizeConfig)):

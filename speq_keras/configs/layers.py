@@ -28,8 +28,7 @@ REGISTRY = {
     layers.DepthwiseConv2D: _DEPTHWISE,
     layers.Conv1DTranspose: _TRANSPOSED,
     layers.Conv2DTranspose: _TRANSPOSED,
-    # `wrap` splits these into a depthwise and a 1×1 convolution, so that the tensor between is
-    # quantized.
+    # `wrap` splits these into a depthwise and a 1×1 convolution: the tensor between is quantized.
     layers.SeparableConv1D: QuantizeConfig(weights=("depthwise_kernel", "pointwise_kernel")),
     layers.SeparableConv2D: QuantizeConfig(weights=("depthwise_kernel", "pointwise_kernel")),
     layers.EinsumDense: _einsum_dense,

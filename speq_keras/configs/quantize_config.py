@@ -21,12 +21,10 @@ class QuantizeConfig:
     Args:
         weights: Names of the layer's attributes that hold the variables to quantize, such as
             `("kernel",)`. None: those registered for the class.
-        channel_axes: Axes of the weights that number the output channels, for per-channel
-            quantizers.
-        w_bits: Width of the weights in bits (2 to 8), None for float, or "target": `wrap`'s, which
-            `set_bits` changes.
-        a_bits: Width of the layer's inputs, likewise. A number is fixed: the teacher does not draw
-            it.
+        channel_axes: Axes of the weights that number the output channels (per-channel quantizers).
+        w_bits: Width of the weights in bits (2 to 8), None for float, or "target": the width given
+            to `wrap`, which `set_bits` changes.
+        a_bits: Width of the layer's inputs, likewise. A number is not drawn by the teacher.
         weight_quantizer, activation_quantizer: Name or object. None: `wrap`'s.
 
     Example:

@@ -76,8 +76,7 @@ def _get(argument, value, base):
         return registry[check_choice(argument, value, registry)]()
     raise TypeError(
         f"`{argument}` must be one of {', '.join(map(repr, registry))}, "
-        f"or a quantizer object of class {base.__name__}. "
-        f"{describe(**{argument: value})}"
+        f"or a quantizer object of class {base.__name__}. {describe(**{argument: value})}"
     )
 
 

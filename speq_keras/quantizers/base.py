@@ -78,8 +78,7 @@ class Quantizer(keras.layers.Layer):
         config.pop("name")
         config.pop("model_settings", None)
         if "bits" in changes:
-            # Where a trained scale belongs to the width the quantizer was made with, that is now
-            # this one.
+            # A trained scale belongs to the width it was made with, which is now the new one.
             config.pop("made_with_bits", None)
         return type(self).from_config({**config, **changes})
 
@@ -206,8 +205,8 @@ class ActivationQuantizer(Quantizer):
 
         Args:
             x: Float32 tensor.
-            bits: Python int, or float32 scalar tensor; where that is 0, the range is that of 8
-                bits.
+            bits: Python int, or float32 scalar tensor, in which 0 stands for float and the range is
+                that of 8 bits.
             rounds: Whether to round: a Python bool, or a bool scalar tensor.
         """
         raise NotImplementedError

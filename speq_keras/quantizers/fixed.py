@@ -35,7 +35,7 @@ class FixedRange(ActivationQuantizer):
             low, high = check_number("low", low), check_number("high", high)
         if (low is None) != (high is None) or (low is not None and not low < high):
             raise ValueError(
-                f"`low` and `high` must be two numbers, the first one smaller, or both None. "
+                "`low` and `high` must be two numbers, the first one smaller, or both None. "
                 f"{describe(low=low, high=high)}"
             )
         self.low, self.high = low, high
