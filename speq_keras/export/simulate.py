@@ -137,7 +137,7 @@ def _check_inputs(network, inputs):
         if set(inputs) != set(names):
             raise ValueError(f"The keys of `inputs` must be {names}. {describe(keys=list(inputs))}")
         inputs = [inputs[name] for name in names]
-    elif not isinstance(inputs, list | tuple) or len(names) == 1 and len(inputs) != 1:
+    elif not isinstance(inputs, list | tuple):
         inputs = [inputs]
     if len(inputs) != len(names):
         raise ValueError(
