@@ -140,6 +140,19 @@ def test_an_error_is_one_line_on_stderr_and_exit_code_2(name, folder, call, monk
     assert not (folder / "m.tflite").exists()
 
 
+def test_a_bad_output_is_refused_before_the_model_is_loaded(folder, call):
+    assert "Append .tflite." in call("export", folder / "no.keras", "m.bin")[2]
+
+
+def test_an_error_of_several_lines_becomes_one(folder, call, monkeypatch):
+    def fail(*arguments, **options):
+        raise ValueError("The first line,\n\n    and the second.")
+
+    monkeypatch.setattr(keras.saving, "load_model", fail)
+    error = call("export", folder / "m.keras", folder / "m.tflite")[2]
+    assert error.endswith("Keras cannot load it: The first line, and the second.\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
