@@ -81,6 +81,7 @@ STAIRCASE = [
     "layers",
     "graph",
     "wrapping",
+    "export",
     "calibration",
     "batch_norm",
     "settings",
@@ -88,6 +89,7 @@ STAIRCASE = [
     "training",
     "model",
     "entry",
+    "__main__",
 ]
 
 
@@ -159,11 +161,19 @@ def files_that_import(package):
 
 
 def test_tensorflow_is_imported_where_it_is_the_backend_only():
-    assert files_that_import("tensorflow") == {"ops.py": True, "training/tensorflow.py": False}
+    assert files_that_import("tensorflow") == {
+        "ops.py": True,
+        "training/tensorflow.py": False,
+        "export/runner.py": True,  # a program for the device, which the package never imports
+    }
 
 
 def test_jax_is_imported_by_its_training_step_only():
     assert set(files_that_import("jax")) <= {"training/jax.py"}
+
+
+def test_the_runtime_is_imported_at_the_first_export_only():
+    assert all(files_that_import("ai_edge_litert").values())
 
 
 def test_private_modules_of_the_frameworks_are_not_imported():

@@ -594,9 +594,9 @@ def test_quantize_is_refused():
         wrapped().quantize("int8")
 
 
-def test_export_to_litert_is_refused(tmp_path):
-    with pytest.raises(NotImplementedError, match="Received: format='litert'"):
-        wrapped().export(tmp_path / "m.tflite", format="litert")
+def test_export_to_litert_is_export_tflite(tmp_path):
+    with pytest.raises(ValueError, match="must be a file that ends in .tflite"):
+        wrapped().export(tmp_path / "m.bin", format="litert")
 
 
 @pytest.fixture(scope="module")

@@ -538,9 +538,15 @@ def test_a_skipped_layer_beside_a_quantized_one_reads_8_bits():
     assert quantizers_in(model)["first_relu_quantizer"] == "first_relu: PACT u8"
 
 
-def test_a_skipped_layer_alone_reads_floats():
+def test_what_an_integer_layer_makes_reaches_a_skipped_layer_at_8_bits():
     model = standard(chain, skip="second")
-    assert reads(model, "second") == ["first_relu"]
+    assert reads(model, "second") == ["first_relu_quantizer"]
+    assert quantizers_in(model)["first_relu_quantizer"] == "first_relu: PACT u8"
+
+
+def test_what_a_float_layer_makes_reaches_a_skipped_layer_as_floats():
+    model = standard(chain, skip=["second", "third"])
+    assert reads(model, "third") == ["second_relu"]
 
 
 def test_what_a_skipped_layer_makes_is_rounded_to_8_bits_first():

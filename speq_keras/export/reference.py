@@ -44,7 +44,7 @@ def compute(step, arrays, *, rounds=True):
         weights = step.weights
         y = x[0] * weights.values.astype("float32") + weights.rounded_bias.astype("float32")
         y = _activated(y, step.activation)
-    elif step.kind in ("quantize", "requantize"):
+    elif step.kind in ("quantize", "requantize", "dequantize"):
         y = x[0]
     else:
         y = call(step.nodes[0], x)

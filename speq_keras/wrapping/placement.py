@@ -7,7 +7,7 @@ Rules, in the order in which they are applied:
    or what its config says.
 2. Add, Multiply, ..., means, tabulated functions and what leaves the model read 8 bits.
    BatchNormalization and ReLU read nothing of their own where they fold into the layer before
-   them. Layers that stay float read what is there, which is never narrower than 8 bits.
+   them. Layers that stay float read what is there, and 8 bits of what integer kernels make.
 3. Operations that copy or order codes (max pooling, reshape, ...), average pooling and Concatenate
    tie their inputs and outputs to one grid: one *group* of tensors, one quantizer, which stands
    where the group's tensors are made.
@@ -224,8 +224,17 @@ class _Placer:
             kind is Kind.WEIGHTED and self.layer_demands.get(id(node.operation)) is None
         )
 
+    def is_integer(self, index):
+        """Whether integer kernels compute the tensor: then a float reader gets it at 8 bits."""
+        producer = self.graph.tensors[index].producer
+        while producer is not None and self.kinds[id(producer)] in (*_TIES, Kind.AFFINE, Kind.RELU):
+            producer = self.graph.tensors[producer.inputs[0]].producer
+        if producer is None or self.kinds[id(producer)] in (Kind.FLOAT, Kind.QUANTIZER):
+            return False
+        return not self.reads_float(producer)
+
     def place_group(self, group, nonnegative):
-        demands, is_read_as_float = set(), False
+        demands, is_read_as_float, is_rounded_for_floats = set(), False, False
         for index in group:
             for node in self.readers[index]:
                 demand = self.demand(node, index)
@@ -233,10 +242,14 @@ class _Placer:
                     self.placement.demands[id(node), index] = demand
                     demands.add(demand)
                 is_read_as_float |= self.reads_float(node)
+                is_layer_in_float = self.kinds[id(node)] is Kind.FLOAT
+                is_rounded_for_floats |= is_layer_in_float and self.is_integer(index)
             if index in self.outputs:
                 is_read_as_float = True
                 if self.output_demand(index) is not None:
                     demands.add(EIGHT_BITS)
+        if is_rounded_for_floats:
+            demands.add(EIGHT_BITS)
         if not demands:
             return
         if is_read_as_float:

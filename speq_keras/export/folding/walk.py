@@ -5,9 +5,9 @@ import dataclasses
 import keras
 import numpy as np
 
-from speq_keras._checks import describe
 from speq_keras.export.folding import affine
 from speq_keras.export.folding.carry import carry_of, changes_nothing
+from speq_keras.export.folding.floats import check_float
 from speq_keras.export.folding.steps import (
     CannotExport,
     FoldedNetwork,
@@ -19,7 +19,6 @@ from speq_keras.export.folding.steps import (
 from speq_keras.export.folding.weights import NotOnGridError, codes_of, finish, make_scales_positive
 from speq_keras.export.storage import container_of
 from speq_keras.graph import read_graph
-from speq_keras.layers import QuantizedLayer
 from speq_keras.wrapping.kinds import Kind, fixed_range, function_name, kind_of
 
 # Layers that an integer kernel computes; a subclass may do something else.
@@ -89,6 +88,8 @@ class _Walker:
         self.values = {}
         self.names = set()
         self.problems = []
+        self.floats = {}  # id(value): (value, the same in float)
+        self.float_layers = []
 
     def run(self):
         for index in self.graph.input_indices:
@@ -117,6 +118,11 @@ class _Walker:
                 f"model={self.model.name!r} with {'; '.join(self.problems)}. Replace these "
                 "layers, or leave them out of the exported part."
             )
+        if self.float_layers:
+            self.folded.notes.append(
+                f"Computed in float: {', '.join(self.float_layers)}. What comes behind them equals "
+                "the simulation only from tensor to tensor."
+            )
         self.folded.input_names = [tensor.name for tensor in self.model.inputs]
         self.folded.output_names = list(self.model.output_names)
         return self.folded
@@ -128,6 +134,10 @@ class _Walker:
         kind = kind_of(node.operation)
         if kind is Kind.QUANTIZER:
             return [self.quantize(node, arguments[0])]
+        if changes_nothing(node.operation):
+            return [arguments[0]]  # may stand before a quantizer
+        if kind is Kind.FLOAT or any(_is_float(value, kind) for value in arguments):
+            return [self.in_float(node, [self.as_float(value) for value in arguments])]
         if kind is Kind.CARRY:
             return self.carry(node, arguments)
         if kind is Kind.CONCAT:
@@ -143,14 +153,10 @@ class _Walker:
             Kind.SAME_GRID: self.same_grid,
             Kind.TABLE: self.table,
         }
-        if kind not in visits:
-            raise CannotExport("it was left in float")
         return [visits[kind](node, arguments)]
 
     def weighted(self, node, arguments):
         operation = node.operation
-        if not isinstance(operation, QuantizedLayer):
-            raise CannotExport("its weights are float")
         if type(operation.layer) not in LINEAR_LAYERS:
             raise CannotExport("there is no integer kernel for it")
         if getattr(operation.layer, "data_format", None) == "channels_first":
@@ -215,8 +221,6 @@ class _Walker:
         return self.pending("table", node, [self.codes(arguments[0], node)])
 
     def carry(self, node, arguments):
-        if changes_nothing(node.operation):
-            return [arguments[0]]  # may stand before a quantizer
         kind, options = carry_of(node, arguments[0].shape, self.shape_of(node))
         source = self.codes(arguments[0], node)
         if kind == "pad":
@@ -299,12 +303,8 @@ class _Walker:
 
     def codes(self, value, node, padded=False):
         """Returns `value` as codes that a step can read."""
-        if isinstance(value, Pending):
-            raise CannotExport("it reads a tensor that nothing rounds")
         if isinstance(value, Padded):
             return value if padded else self.write_padding(value)
-        if value.grid is None:
-            raise CannotExport("it reads floats")
         return value
 
     def write_padding(self, value):
@@ -322,16 +322,47 @@ class _Walker:
             return self.write_padding(value)
         if not isinstance(value, Pending):
             return value
-        node = value.nodes[-1]
-        ends = fixed_range(node.operation)
-        if value.kind != "table" or ends is None:
-            raise ValueError(
-                "What leaves the model must be quantized, or made by softmax, sigmoid or tanh. "
-                f"{describe(output=node.name)} Wrap with boundary_bits=8."
-            )
-        value = self.round(value, node, fixed_grid(node.operation))
+        operation = value.nodes[-1].operation
+        if value.kind != "table" or fixed_range(operation) is None:
+            return self.as_float(value)
+        value = self.round(value, value.nodes[-1], fixed_grid(operation))
         self.values[index] = value
         return value
+
+    # ---- floats --------------------------------------------------------------------------------
+
+    def in_float(self, node, values):
+        """Adds a step that computes one node in float."""
+        check_float(node)
+        output = Value(self.unique(node.name), self.shape_of(node), None)
+        self.add(Step("float", values, output, [node]))
+        if node.name not in self.float_layers:
+            self.float_layers.append(node.name)
+        return output
+
+    def as_float(self, value):
+        """Returns `value` as floats; codes go through DEQUANTIZE, once."""
+        if isinstance(value, Padded):
+            value = self.write_padding(value)
+        if isinstance(value, Value) and value.grid is None:
+            return value
+        if id(value) not in self.floats:
+            # The value itself is kept, so that its id stays its own.
+            self.floats[id(value)] = (value, self.make_float(value))
+        return self.floats[id(value)][1]
+
+    def make_float(self, value):
+        if isinstance(value, Value):
+            output = Value(self.unique(f"{value.name}_float"), value.shape, None)
+            self.add(Step("dequantize", [value], output))
+            return output
+        # Nothing rounds what was computed: it is computed in float from its inputs on.
+        values = [self.as_float(x) for x in value.inputs]
+        if "absorbed" in value.options:
+            values = [self.in_float(value.options["absorbed"], values)]
+        for node in value.nodes:
+            values = [self.in_float(node, values)]
+        return values[0]
 
     def pending(self, kind, node, inputs):
         if kind == "linear" and isinstance(inputs[0], Padded):
@@ -408,6 +439,13 @@ def is_same_padding(layer, padded):
         if pair != (total // 2, total - total // 2):
             return False
     return True
+
+
+def _is_float(value, kind):
+    """Whether a node of this kind finds floats in `value`, not codes."""
+    if isinstance(value, Pending):
+        return kind not in (Kind.AFFINE, Kind.RELU)
+    return isinstance(value, Value) and value.grid is None
 
 
 def _stricter(before, now):

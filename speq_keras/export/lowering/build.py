@@ -5,7 +5,7 @@ import copy
 import numpy as np
 
 from speq_keras.export.folding.steps import CannotExport, Value
-from speq_keras.export.lowering import linear, rows
+from speq_keras.export.lowering import islands, linear, rows
 from speq_keras.export.lowering.encoding import encoding_of, fused_activation, tensor_of
 from speq_keras.export.network import IntegerNetwork, Node, Tensor
 
@@ -28,6 +28,8 @@ ROWS = {
     "transpose": rows.transpose,
     "pad": rows.pad,
     "slice": rows.slice_,
+    "dequantize": islands.dequantize,
+    "float": islands.float_,
 }
 
 
@@ -53,7 +55,7 @@ def lower(folded, *, io="float32"):
             ROWS[step.kind](builder, step)
         except CannotExport as error:
             problems.append(f"'{step.name}': {error}")
-            builder.tensor_for(step)
+            builder.placeholder(step)
     if problems:
         raise ValueError(
             "Every layer of a model must be one that integer kernels compute. Received: "
@@ -74,6 +76,7 @@ class _Builder:
             notes=list(folded.notes),
         )
         self.tensors = {}  # id(Value): Tensor
+        self.plains = {}  # id(Value): (Value, the same codes in a tensor whose scale is its step)
 
     # ---- tensors -------------------------------------------------------------------------------
 
@@ -87,14 +90,25 @@ class _Builder:
             self.tensors[id(step.output)] = tensor
         return self.tensors[id(step.output)]
 
-    def plain(self, value, step):
+    def placeholder(self, step):
+        """Gives a step that cannot be lowered an output, so that the others can be checked."""
+        if step.output.grid is None:
+            islands.float_output(self, step)
+        else:
+            self.tensor_for(step)
+
+    def plain(self, value):
         """Returns a tensor whose scale is its step, for operations without a scale of their own."""
         tensor = self.tensor(value)
-        if tensor.scale != tensor.step:
-            raise CannotExport(
-                f"it reads '{value.name}' at a width below 8 bits with negative values"
-            )
-        return tensor
+        if tensor.scale == tensor.step:
+            return tensor
+        if id(value) not in self.plains:
+            made = self.network.add_tensor(_unclipped(f"{value.name}/plain", tensor.shape, tensor))
+            factor = np.float64(tensor.step) / np.float64(tensor.scale) / np.float64(made.scale)
+            one = self.constant(f"{value.name}/one", 127, np.float32(factor / 127))
+            # The value is kept, so that its id stays its own.
+            self.plains[id(value)] = (value, self.add("mul", [tensor.name, one.name], made))
+        return self.plains[id(value)][1]
 
     def constant(self, name, code, scale):
         data = np.array([code], "int8")
@@ -164,16 +178,8 @@ class _Builder:
         if has_scale:
             inner = self.like(output, f"{step.name}/clipped", output.shape)
         else:
-            inner = self.network.add_tensor(
-                Tensor(
-                    name=f"{step.name}/unclipped",
-                    shape=output.shape,
-                    scale=encoding.step,
-                    step=encoding.step,
-                    low=-128,
-                    high=127,
-                )
-            )
+            name = f"{step.name}/unclipped"
+            inner = self.network.add_tensor(_unclipped(name, output.shape, output))
         first = fused if has_scale else step.activation if kind != "mean" else "none"
         second = after if has_scale else fused
         self.add(kind, inputs, inner, activation=first, options=options, layer=step.name)
@@ -231,7 +237,7 @@ class _Builder:
     def quantize(self, step):
         """Makes codes of an input: from floats, from uint8, or they come as they are."""
         outside = self.tensor(step.inputs[0])
-        if self.io == "float32":
+        if self.io == "float32" or outside.name not in self.network.inputs:
             return self.emit(step, "quantize", [outside.name])
         output = self.tensor_for(step)
         if self.io == "int8":
@@ -250,7 +256,7 @@ class _Builder:
 
     def output(self, value):
         tensor = self.tensor(value)
-        if self.io == "int8":
+        if self.io == "int8" or value.grid is None:
             self.network.outputs.append(tensor.name)
             return
         made = self.network.add_tensor(
@@ -260,3 +266,11 @@ class _Builder:
             self.make_uint8(made, tensor)
         self.add("dequantize" if self.io == "float32" else "quantize", [tensor.name], made)
         self.network.outputs.append(made.name)
+
+
+def _unclipped(name, shape, like):
+    """Returns a tensor for the codes of `like` around a zero point of 0, not clipped to its grid.
+
+    Signed codes of fewer than 8 bits fit whatever their offset is.
+    """
+    return Tensor(name=name, shape=tuple(shape), scale=np.float32(like.step), step=like.step)

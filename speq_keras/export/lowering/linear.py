@@ -1,5 +1,7 @@
 """Convolutions, dense layers and slopes per channel as integer operations."""
 
+import dataclasses
+
 import numpy as np
 from keras import layers
 
@@ -11,60 +13,81 @@ from speq_keras.export.network import Tensor
 _LARGEST = 127
 
 
-def linear(builder, step):
-    """Lowers a step with a weighted layer; chosen by the layer's class."""
-    layer = step.nodes[0].operation.layer
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a layer is written: node kind, kernel in the file's order, its channel axis, options.
+
+    `rank` is 4 where the kernel reads height and width whatever the layer reads.
+    """
+
+    kind: str
+    kernel: np.ndarray
+    axis: int
+    options: dict
+    rank: int | None = None
+
+
+def plan_of(step, layer, kernel, container="int8"):
+    """Returns the `Plan` of a weighted layer; chosen by the layer's class.
+
+    Args:
+        step: The step; its output's shape and absorbed padding are read.
+        layer: The Keras layer.
+        kernel: Codes or floats in the layer's own layout.
+        container: Of the codes.
+    """
     for classes, row in _ROWS:
         if isinstance(layer, classes):
-            return row(builder, step, layer)
-    raise CannotExport(f"there is no integer kernel for {type(layer).__name__}")
+            return row(step, layer, kernel, container)
+    raise CannotExport(f"there is no kernel for {type(layer).__name__}")
 
 
-def _dense(builder, step, layer):
-    codes = step.weights.codes.reshape(step.weights.codes.shape[0], -1)
+def linear(builder, step):
+    """Lowers a step with a weighted layer."""
+    layer, weights = step.nodes[0].operation.layer, step.weights
+    _emit(builder, step, plan_of(step, layer, weights.codes, weights.container))
+
+
+def _dense(step, layer, kernel, container):
+    kernel = kernel.reshape(kernel.shape[0], -1).T
     rank = len(step.inputs[0].shape)
-    options = {"keep_num_dims": rank > 2}
-    _emit(builder, step, "fully_connected", codes.T, 0, options)
+    return Plan("fully_connected", kernel, 0, {"keep_num_dims": rank > 2})
 
 
-def _convolution(builder, step, layer):
-    codes = step.weights.codes
-    if codes.ndim == 3:  # one dimension: a row of height one
-        codes = codes[None]
-    kernel = np.transpose(codes, (3, 0, 1, 2))
+def _convolution(step, layer, kernel, container):
+    kernel = kernel[None] if kernel.ndim == 3 else kernel  # one dimension: height one
+    kernel = np.transpose(kernel, (3, 0, 1, 2))
     options = _window(step, layer)
     pointwise = kernel.shape[1:3] == (1, 1) and options["strides"] == (1, 1)
-    if step.weights.container != "int8" and pointwise and getattr(layer, "groups", 1) == 1:
+    if container != "int8" and pointwise and layer.groups == 1:
         # The kernel that reads narrow weights at full speed.
         matrix = kernel.reshape(kernel.shape[0], -1)
-        return _emit(builder, step, "fully_connected", matrix, 0, {"keep_num_dims": True})
-    return _emit(builder, step, "conv_2d", kernel, 0, options, rank=4)
+        return Plan("fully_connected", matrix, 0, {"keep_num_dims": True})
+    return Plan("conv_2d", kernel, 0, options, rank=4)
 
 
-def _depthwise(builder, step, layer):
-    codes = step.weights.codes
-    if codes.ndim == 3:
-        codes = codes[None]
-    height, width, channels, multiplier = codes.shape
-    kernel = codes.reshape(1, height, width, channels * multiplier)
+def _depthwise(step, layer, kernel, container):
+    kernel = kernel[None] if kernel.ndim == 3 else kernel
+    height, width, channels, multiplier = kernel.shape
+    kernel = kernel.reshape(1, height, width, channels * multiplier)
     options = {**_window(step, layer), "multiplier": multiplier}
-    return _emit(builder, step, "depthwise_conv_2d", kernel, 3, options, rank=4)
+    return Plan("depthwise_conv_2d", kernel, 3, options, rank=4)
 
 
-def _transposed(builder, step, layer):
-    codes = step.weights.codes
-    if codes.ndim == 3:
-        codes = codes[None]
-    if layer.output_padding is not None or any(n != 1 for n in _pair(layer.dilation_rate)):
-        raise CannotExport("output_padding and dilation of a transposed convolution")
-    kernel = np.transpose(codes, (2, 0, 1, 3))
-    size = step.output.shape[1:-1]
+def _transposed(step, layer, kernel, container):
+    kernel = kernel[None] if kernel.ndim == 3 else kernel
+    padding = layer.output_padding
+    if padding is not None and any(n is not None for n in _tuple(padding)):
+        raise CannotExport("output_padding of a transposed convolution has no kernel")
+    if any(n != 1 for n in _pair(layer.dilation_rate)):
+        raise CannotExport("dilation of a transposed convolution has no kernel")
+    size = tuple(step.output.shape[1:-1])
     options = {
         "strides": _pair(layer.strides),
         "padding": layer.padding,
-        "output_size": (1, *size) if len(size) == 1 else tuple(size),
+        "output_size": (1, *size) if len(size) == 1 else size,
     }
-    return _emit(builder, step, "transpose_conv", kernel, 0, options, rank=4)
+    return Plan("transpose_conv", np.transpose(kernel, (2, 0, 1, 3)), 0, options, rank=4)
 
 
 _ROWS = (
@@ -75,8 +98,12 @@ _ROWS = (
 )
 
 
+def _tuple(values):
+    return tuple(values) if isinstance(values, tuple | list) else (values,)
+
+
 def _pair(values):
-    values = tuple(values) if isinstance(values, tuple | list) else (values,)
+    values = _tuple(values)
     return (1, *values) if len(values) == 1 else values
 
 
@@ -89,26 +116,31 @@ def _window(step, layer):
     }
 
 
-def _emit(builder, step, kind, kernel, axis, options, rank=None):
-    """Adds filter, bias and node. `kernel`: codes in the order of the file, channels on `axis`."""
-    weights = step.weights
-    x = builder.tensor(step.inputs[0])
-    layer = step.nodes[0].operation.layer if step.kind == "linear" else None
-    if layer is not None and getattr(layer, "padding", None) == "causal":
+def prepared_input(builder, x, layer, rank, name):
+    """Returns the tensor that a kernel reads: padded if causal, with a height if it has none."""
+    if getattr(layer, "padding", None) == "causal":
         reach = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
-        x = builder.pad(x, ((0, 0), (reach, 0), (0, 0)), step.name)
+        x = builder.pad(x, ((0, 0), (reach, 0), (0, 0)), name)
     if rank is not None and len(x.shape) == 3:
-        x = builder.reshape(x, (x.shape[0], 1, *x.shape[1:]), step.name)
+        x = builder.reshape(x, (x.shape[0], 1, *x.shape[1:]), name)
+    return x
+
+
+def _emit(builder, step, plan):
+    """Adds filter, bias and node."""
+    weights, kernel = step.weights, plan.kernel
+    layer = step.nodes[0].operation.layer if step.kind == "linear" else None
+    x = prepared_input(builder, builder.tensor(step.inputs[0]), layer, plan.rank, step.name)
     encoding = encoding_of(step.output.grid)
     scale = weights.unit / encoding.factor / np.float64(x.scale)
-    multiplier = _along(weights.multiplier, kernel.ndim, axis)
+    multiplier = _along(weights.multiplier, kernel.ndim, plan.axis)
     filter_tensor = builder.network.add_tensor(
         Tensor(
             name=f"{step.name}/weights",
             shape=kernel.shape,
-            dtype=weights.container if kind != "transpose_conv" else "int8",
+            dtype=weights.container if plan.kind != "transpose_conv" else "int8",
             scale=scale.astype("float32"),
-            axis=axis,
+            axis=plan.axis,
             data=(kernel * multiplier).astype("int8"),
             multiplier=int(weights.multiplier.max()),
             low=-127,
@@ -116,7 +148,8 @@ def _emit(builder, step, kind, kernel, axis, options, rank=None):
     )
     builder.check_scales(step, filter_tensor.scale, x.scale, encoding.scale)
     bias = ""
-    if weights.bias_codes.any() or kind != "fully_connected":  # only that kernel can do without
+    # Only that kernel can do without a bias.
+    if weights.bias_codes.any() or plan.kind != "fully_connected":
         bias = builder.network.add_tensor(
             Tensor(
                 name=f"{step.name}/bias",
@@ -128,7 +161,7 @@ def _emit(builder, step, kind, kernel, axis, options, rank=None):
             )
         ).name
     inputs = [x.name, filter_tensor.name, bias]
-    builder.rounded(step, kind, inputs, options, flattened=rank is not None)
+    builder.rounded(step, plan.kind, inputs, plan.options, flattened=plan.rank is not None)
 
 
 def _along(vector, rank, axis):
@@ -145,13 +178,14 @@ def affine(builder, step):
     channels = x.shape[-1]
     kernel = weights.codes.reshape(1, 1, 1, channels)
     options = {"strides": (1, 1), "dilations": (1, 1), "padding": "valid", "multiplier": 1}
+    plan = Plan("depthwise_conv_2d", kernel, 3, options, rank=4)
     if len(x.shape) == 4:
-        return _emit(builder, step, "depthwise_conv_2d", kernel, 3, options)
+        return _emit(builder, step, plan)
     # Kernels want height and width; the values do not care.
     spatial = int(np.prod([1, *x.shape[1:-1]]))
     flat = builder.reshape(x, (x.shape[0], 1, spatial, channels), step.name)
     inner = builder.renamed(step, flat)
-    return _emit(builder, inner, "depthwise_conv_2d", kernel, 3, options, rank=4)
+    return _emit(builder, inner, plan)
 
 
 def slope(builder, step, factor):

@@ -15,7 +15,7 @@ def pair(kind):
     """Returns the row of an operation on two tensors."""
 
     def row(builder, step):
-        inputs = [builder.plain(value, step) for value in step.inputs]
+        inputs = [builder.plain(value) for value in step.inputs]
         if kind != "mul":
             builder.check_sum(step, inputs)
         builder.rounded(step, kind, [tensor.name for tensor in inputs], {}, has_scale=False)
@@ -25,7 +25,7 @@ def pair(kind):
 
 def mean(builder, step):
     """A mean has a grid of its own."""
-    x = builder.plain(step.inputs[0], step)
+    x = builder.plain(step.inputs[0])
     options = {"axes": step.options["axes"], "keep_dims": step.options["keep_dims"]}
     builder.rounded(step, "mean", [x.name], options, has_scale=False)
 
@@ -141,7 +141,7 @@ def resize(kind):
 
 def table(builder, step):
     """A function of one value: the kernel of that name, or its 256 values written down."""
-    x = builder.plain(step.inputs[0], step)
+    x = builder.plain(step.inputs[0])
     operation = step.nodes[0].operation
     name = function_name(operation)
     if name == "softmax" and getattr(operation, "axis", -1) not in (-1, len(x.shape) - 1):
