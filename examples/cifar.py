@@ -1,4 +1,4 @@
-"""CIFAR-10 with ResNet-8 or ResNet-20: pretrain in float, retrain quantized, then SPEQ.
+"""CIFAR-10: pretrain in float, retrain quantized, then SPEQ, then integer TFLite files.
 
     python examples/cifar.py --short --download              # minutes on two cores
     python examples/cifar.py --model=resnet20 --weights=resnet20.npz --stages=retrain,train
@@ -7,12 +7,14 @@
 Three stages, each of which starts where the one before ended: `pretrain` (float), `retrain` (plain
 quantization-aware training, QAT) and `train`, in which every method of `--method` continues from
 the same retrained network for the same number of steps: `qat` (QAT goes on: the control), `speq`,
-`kd` (QAT with a float teacher) and `speq_kd` (both). Prints one table; writes `results.json`,
-`curves.png` and the trained models.
+`kd` (QAT with a float teacher) and `speq_kd` (both). What comes out of the last stage is exported,
+proven to be the trained network, and run on the test images in LiteRT. Prints one table; writes
+`results.json`, `curves.png`, the trained models and the TFLite files.
 
-Useful flags: `--w_bits`, `--a_bits`, `--epochs`, `--checkpoint_dir` (a killed run goes on where it
-was), `--seed` several times (mean and deviation), `--table1` (the paper's Table 1). The test images
-choose nothing: no training stops early and no checkpoint is picked by its accuracy.
+Useful flags: `--model`, `--w_bits`, `--a_bits`, `--activation_quantizer`, `--epochs`,
+`--checkpoint_dir` (a killed run goes on where it was), `--seed` several times (mean and deviation),
+`--table1` (the paper's Table 1). The test images choose nothing: no training stops early and no
+checkpoint is picked by its accuracy.
 """
 
 import json
@@ -44,6 +46,12 @@ TEACHER_PRECISIONS = {
 flags.DEFINE_enum("model", "resnet8", cifar_networks.NAMES, "The network.")
 flags.DEFINE_enum("w_bits", "2", WIDTHS, "Width of the weights, in bits.")
 flags.DEFINE_enum("a_bits", "2", WIDTHS, "Width of the activations, in bits.")
+flags.DEFINE_enum(
+    "activation_quantizer",
+    "pact",
+    ("pact", "lsq_plus", "dorefa"),
+    "How activations are quantized; lsq_plus shifts the codes of swish.",
+)
 flags.DEFINE_list("stages", list(STAGES), "The stages to run: some of pretrain, retrain, train.")
 flags.DEFINE_list("method", "qat,speq", "What stage train compares: qat, speq, kd, speq_kd.")
 flags.DEFINE_enum("distillation", "cosine", ("cosine", "dot", "kl"), "The loss of speq, speq_kd.")
@@ -68,6 +76,9 @@ flags.DEFINE_integer("probe_examples", 1_000, "Compare precisions on the first s
 flags.DEFINE_multi_integer("seed", [0], "Given several times, the table has mean ± deviation.")
 flags.DEFINE_bool("short", False, "A trial run: few images and epochs, unless flags say more.")
 
+flags.DEFINE_enum(
+    "storage", "int8", ("int8", "int4", "smallest"), "How the TFLite file stores weights."
+)
 flags.DEFINE_string("data_dir", None, "Folder that holds cifar10/; default ~/tensorflow_datasets.")
 flags.DEFINE_bool("download", False, "Download CIFAR-10 (170 MB) to --data_dir if not there.")
 flags.DEFINE_string("checkpoint_dir", None, "A killed run that is started again resumes from here.")
@@ -83,7 +94,7 @@ SHORT_RUN = {
 # The flags that change no figure of a stage that is already trained.
 FREE_FLAGS = (
     *("method", "table1", "seed", "short"),
-    *("data_dir", "download", "checkpoint_dir", "out_dir"),
+    *("storage", "data_dir", "download", "checkpoint_dir", "out_dir"),
 )
 
 
@@ -122,7 +133,7 @@ def main(_):
         out_dir / "results.json", lambda path: path.write_text(json.dumps(results, indent=1))
     )
     write_file(out_dir / "curves.png", curves(results["stages"]).savefig)
-    print(f"\nWrote results.json, curves.png and the models to {out_dir}")
+    print(f"\nWrote results.json, curves.png, models and TFLite files to {out_dir}")
 
 
 # Flags.
@@ -228,11 +239,14 @@ class Experiment:
                 a_bits=widths["a_bits"],
             )
             self.epochs_done += FLAGS.retrain_epochs
+            if "train" not in FLAGS.stages:
+                self.export(retrained)
         for method in trained_methods():
             model = self.wrap(**widths, **method_arguments(method))
             if retrained is not None:
                 model.set_weights(retrained.get_weights())
             self.fit(model, method, FLAGS.epochs, FLAGS.learning_rate, a_bits=widths["a_bits"])
+            self.export(model)
 
     def run_table1(self):
         """Trains with float weights, then with float activations; reads both at other widths.
@@ -256,7 +270,12 @@ class Experiment:
 
     def wrap(self, **arguments):
         """Returns a calibrated quantized copy of the float network."""
-        model = speq_keras.wrap(self.network, seed=self.seed, **arguments)
+        model = speq_keras.wrap(
+            self.network,
+            activation_quantizer=FLAGS.activation_quantizer,
+            seed=self.seed,
+            **arguments,
+        )
         model.calibrate(self.x_train[:512].astype("float32"), verbose=0)
         return model
 
@@ -314,6 +333,27 @@ class Experiment:
         )
         write_file(self.out_dir / f"seed{self.seed}_{stage}.keras", model.save)
 
+    def export(self, model):
+        """Writes the network of the last result as a TFLite file, and adds how that file does.
+
+        The export itself proves that the file computes the integers that were trained, or fails.
+        """
+        if "float" in (FLAGS.w_bits, FLAGS.a_bits):
+            return  # there are no integers
+        result = self.results[-1]
+        batches = (
+            (self.x_test[start : start + 500], self.y_test[start : start + 500])
+            for start in range(0, len(self.x_test), 500)
+        )
+        report = model.export_tflite(
+            self.out_dir / f"seed{self.seed}_{result['stage']}.tflite",
+            storage=FLAGS.storage,
+            data=batches,
+        )
+        print(f"\n{head(report)}", flush=True)
+        result["litert_accuracy"] = report.accuracy.file
+        result["tflite_bytes"] = report.bytes
+
     def compile(self, model, *, learning_rate, steps):
         """Compiles `model` with a learning rate that falls to zero along a cosine."""
         schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
@@ -331,6 +371,11 @@ class Experiment:
         """Returns the test accuracy of a compiled model."""
         logs = model.evaluate(self.x_test, self.y_test, batch_size=500, verbose=0, return_dict=True)
         return logs["accuracy"]
+
+
+def head(report):
+    """Returns the first lines of an export's report: all but its two tables."""
+    return str(report).split("\n\n")[0]
 
 
 def ends_in_logits():
@@ -449,8 +494,9 @@ def results_table(results):
         f"{FLAGS.train_examples} training and {FLAGS.test_examples} test images; teacher, distance "
         f"and agreement on {min(FLAGS.probe_examples, FLAGS.test_examples)} of these.",
         "",
-        "| stage | test, % | 8-bit teacher, % | distance | agreement, % | steps | seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| stage | test, % | in LiteRT, % | 8-bit teacher, % | distance | agreement, % | steps "
+        "| seconds |",
+        "| --- " * 8 + "|",
     ]
     for stage, group in group_by_stage(results).items():
         last_epochs = [result["epochs"][-1] for result in group if result["epochs"]]
@@ -461,6 +507,7 @@ def results_table(results):
         cells = (
             stage,
             describe([100 * result["test_accuracy"] for result in group]),
+            describe([100 * r["litert_accuracy"] for r in group if "litert_accuracy" in r]),
             last("teacher_accuracy", unit=0.01),
             last("distance", digits=4),
             last("agreement", unit=0.01),

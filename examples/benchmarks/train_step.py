@@ -27,7 +27,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder 
 import cifar_networks
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("models", list(cifar_networks.NAMES), "The networks to measure.")
+flags.DEFINE_list("models", ["resnet8", "resnet20"], "The networks to measure.")
 flags.DEFINE_integer("w_bits", 2, "Width of the weights, in bits.", 2, 8)
 flags.DEFINE_integer("a_bits", 2, "Width of the activations, in bits.", 2, 8)
 flags.DEFINE_integer("batch_size", 128, "Images per step.", 1)
