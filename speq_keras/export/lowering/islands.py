@@ -1,0 +1,198 @@
+"""Float islands: layers that were left in float, with the runtime's float kernels."""
+
+import keras
+import numpy as np
+from keras import layers
+
+from speq_keras.export.folding import affine as folding_affine
+from speq_keras.export.folding.carry import carry_of
+from speq_keras.export.lowering.linear import plan_of, prepared_input
+from speq_keras.export.network import Tensor
+from speq_keras.graph import Ref
+from speq_keras.layers import QuantizedLayer
+from speq_keras.wrapping.kinds import Kind, function_name, fused_function, kind_of
+
+_KERNELS = {
+    **{name: name for name in ("relu", "relu6", "tanh", "softmax", "gelu", "elu", "leaky_relu")},
+    "sigmoid": "logistic",
+    "hard_silu": "hard_swish",
+}
+_BINARY = {
+    "Add": "add",
+    "Subtract": "sub",
+    "Multiply": "mul",
+    "Divide": "div",
+    "TrueDivide": "div",
+}
+_CARRIES = {
+    "reshape": ("reshape", ("shape",)),
+    "transpose": ("transpose", ("permutation",)),
+    "pad": ("pad", ("paddings",)),
+    "max_pool": ("max_pool_2d", ("size", "strides", "padding")),
+    "average_pool": ("average_pool_2d", ("size", "strides", "padding")),
+}
+
+
+def dequantize(builder, step):
+    """Codes become floats."""
+    x = builder.plain(step.inputs[0])
+    builder.add("dequantize", [x.name], float_output(builder, step))
+
+
+def float_(builder, step):
+    """Lowers one node that computes in float."""
+    island = _Island(builder, step)
+    operation = step.nodes[0].operation
+    layer = operation.layer if isinstance(operation, QuantizedLayer) else operation
+    x = builder.tensor(step.inputs[0])
+    fused = fused_function(layer)
+    function = function_name(layer) if not hasattr(layer, "kernel") else None
+    if fused is not None or hasattr(layer, "kernel") or isinstance(operation, QuantizedLayer):
+        y = _weighted(island, operation, layer, x)
+        function = fused
+    else:
+        y = x if function is not None else _other(island, layer, x)
+    if function is not None:
+        y = _function(island, layer, function, y)
+    island.finish(y)
+
+
+def float_output(builder, step):
+    """Returns the float tensor of a step's output, made once."""
+    if id(step.output) not in builder.tensors:
+        tensor = Tensor(name=step.name, shape=tuple(step.output.shape), dtype="float32")
+        builder.tensors[id(step.output)] = builder.network.add_tensor(tensor)
+    return builder.tensors[id(step.output)]
+
+
+class _Island:
+    """Adds float nodes for one step; the last one makes the step's output."""
+
+    def __init__(self, builder, step):
+        self.builder, self.step = builder, step
+
+    def emit(self, kind, inputs, shape, **options):
+        name = f"{self.step.name}/{kind}"
+        tensor = Tensor(name=name, shape=tuple(shape), dtype="float32")
+        output = self.builder.network.add_tensor(tensor)
+        names = [tensor if isinstance(tensor, str) else tensor.name for tensor in inputs]
+        return self.builder.add(kind, names, output, options=options, layer=self.step.name)
+
+    def constant(self, what, values):
+        values = np.asarray(values, "float32")
+        tensor = Tensor(
+            name=f"{self.step.name}/{what}", shape=values.shape, dtype="float32", data=values
+        )
+        return self.builder.network.add_tensor(tensor)
+
+    def finish(self, tensor):
+        """Makes the last node write the step's output, with a reshape where ranks differ."""
+        output = float_output(self.builder, self.step)
+        if tuple(tensor.shape) != tuple(output.shape):
+            options = {"shape": output.shape}
+            return self.builder.add("reshape", [tensor.name], output, options=options)
+        node = self.builder.network.nodes[-1]
+        del self.builder.network.tensors[tensor.name]
+        node.outputs = [output.name]
+        return output
+
+
+def _weighted(island, operation, layer, x):
+    kernel = layer.kernel
+    if isinstance(operation, QuantizedLayer):
+        kernel = operation.quantizers["kernel"](kernel.value)
+    step = island.step
+    plan = plan_of(step, layer, keras.ops.convert_to_numpy(kernel))
+    x = prepared_input(island.builder, x, layer, plan.rank, step.name)
+    channels = step.output.shape[-1]
+    bias = np.zeros(channels) if layer.bias is None else keras.ops.convert_to_numpy(layer.bias)
+    inputs = [x, island.constant("weights", plan.kernel), island.constant("bias", bias.ravel())]
+    shape = step.output.shape
+    if plan.rank is not None and len(shape) == 3:
+        shape = (shape[0], 1, *shape[1:])
+    return island.emit(plan.kind, inputs, shape, **plan.options)
+
+
+def _function(island, layer, name, x):
+    if name == "silu":
+        return island.emit("mul", [x, island.emit("logistic", [x], x.shape)], x.shape)
+    options = {}
+    if name == "gelu":
+        options["approximate"] = bool(getattr(layer, "approximate", False))
+    if name == "leaky_relu":
+        options["alpha"] = float(getattr(layer, "negative_slope", 0.2))
+    return island.emit(_KERNELS[name], [x], x.shape, **options)
+
+
+def _other(island, layer, x):
+    kind = kind_of(layer)
+    class_name = type(layer).__name__
+    if isinstance(layer, layers.LayerNormalization):
+        return _layer_normalization(island, layer, x)
+    if kind is Kind.AFFINE:
+        slope, shift = folding_affine.of(layer, x.shape[-1])
+        y = island.emit("mul", [x, island.constant("slope", slope)], x.shape)
+        return island.emit("add", [y, island.constant("shift", shift)], x.shape)
+    if kind is Kind.CONCAT:
+        inputs = [island.builder.tensor(value) for value in island.step.inputs]
+        shape = island.step.output.shape
+        return island.emit("concatenation", inputs, shape, axis=layer.axis % len(shape))
+    if kind is Kind.MEAN:
+        axes = tuple(range(1, len(x.shape) - 1))
+        shape = island.step.output.shape
+        return island.emit("mean", [x], shape, axes=axes, keep_dims=len(shape) == len(x.shape))
+    if class_name == "Square":
+        return island.emit("square", [x], x.shape)
+    if class_name == "Negative":
+        return island.emit("neg", [x], x.shape)
+    if class_name in _BINARY:
+        return island.emit(_BINARY[class_name], _operands(island), island.step.output.shape)
+    return _carry(island, x)
+
+
+def _operands(island):
+    """Returns both operands of an operation; numbers become constants."""
+    node = island.step.nodes[0]
+    operands = node.args[0] if isinstance(node.args[0], list | tuple) else node.args
+    waiting = iter(island.builder.tensor(value) for value in island.step.inputs)
+    return [
+        next(waiting) if isinstance(x, Ref) else island.constant("operand", np.atleast_1d(x))
+        for x in operands
+    ]
+
+
+def _carry(island, x):
+    node, shape = island.step.nodes[0], island.step.output.shape
+    kind, options = carry_of(node, x.shape, shape)
+    if kind == "slice":
+        names = ("begin", "end", "strides")
+        sizes = [
+            None if end is None else -(-(end - begin) // stride)
+            for begin, end, stride in zip(*(options[n] for n in names), strict=True)
+        ]
+        return island.emit("strided_slice", [x], sizes, **{n: options[n] for n in names})
+    if kind in ("resize", "resize_nearest"):
+        kernel = "resize_bilinear" if kind == "resize" else "resize_nearest_neighbor"
+        return island.emit(kernel, [x], shape, size=options["size"], half_pixel_centers=True)
+    kernel, names = _CARRIES[kind]
+    return island.emit(kernel, [x], shape, **{name: options[name] for name in names})
+
+
+def _layer_normalization(island, layer, x):
+    axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+    axes = tuple(axis % len(x.shape) for axis in axes)
+    small = tuple(1 if axis in axes else size for axis, size in enumerate(x.shape))
+    mean = island.emit("mean", [x], small, axes=axes, keep_dims=True)
+    squares = island.emit("squared_difference", [x, mean], x.shape)
+    variance = island.emit("mean", [squares], small, axes=axes, keep_dims=True)
+    variance = island.emit("add", [variance, island.constant("epsilon", [layer.epsilon])], small)
+    factor = island.emit("rsqrt", [variance], small)
+    y = island.emit("sub", [x, mean], x.shape)
+    y = island.emit("mul", [y, factor], x.shape)
+    if layer.gamma is not None:
+        gamma = keras.ops.convert_to_numpy(layer.gamma)
+        y = island.emit("mul", [y, island.constant("gamma", gamma)], x.shape)
+    if layer.beta is not None:
+        beta = keras.ops.convert_to_numpy(layer.beta)
+        y = island.emit("add", [y, island.constant("beta", beta)], x.shape)
+    return y
