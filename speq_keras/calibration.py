@@ -113,6 +113,11 @@ def input_batches(data, batch_size, steps):
             "Data must be arrays, a tf.data.Dataset, a PyDataset or an iterable of batches. "
             f"{describe(data=data)}"
         )
+    if isinstance(data, tuple) and data and all(hasattr(part, "shape") for part in data):
+        raise TypeError(
+            f"Data must not be a tuple of arrays. Received: a tuple of {len(data)} arrays. Pass "
+            "`x` of `(x, y)`, several inputs as a dict by input name, several batches as a list."
+        )
     if isinstance(data, keras.utils.PyDataset):
         count = len(data) if steps is None else min(steps, len(data))
         for index in range(count):

@@ -163,7 +163,10 @@ def _check_model(model):
                 f"{describe(model=type(model).__name__)} Save it as .h5 or .keras, load it with "
                 "keras.saving.load_model, and unset TF_USE_LEGACY_KERAS."
             )
-        raise TypeError(f"`model` must be a Keras 3 model. {describe(model=model)}")
+        raise TypeError(
+            f"`model` must be a Keras 3 model. {describe(model=model)} A file is read with "
+            "keras.saving.load_model."
+        )
     if isinstance(model, keras.Sequential) and not model.built:
         raise ValueError(
             "`model` must be built: its layers need to know their input shapes. "

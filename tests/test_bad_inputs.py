@@ -210,7 +210,7 @@ MODELS = {
         "all layers of this model are quantized already",
     ),
     "a model without weights": (no_weights, ValueError, "must have a quantize config"),
-    "a path": (lambda: "resnet.keras", TypeError, "`model` must be a Keras 3 model"),
+    "a path": (lambda: "resnet.keras", TypeError, "A file is read with keras.saving.load_model"),
     "a layer": (lambda: layers.Dense(2), TypeError, "`model` must be a Keras 3 model"),
     "None": (lambda: None, TypeError, "`model` must be a Keras 3 model. Received: model=None"),
 }
@@ -325,6 +325,11 @@ CALLS = {
         "image",
     ),
     "calibrate on None": (lambda m: m.calibrate(None), TypeError, "Data must be arrays"),
+    "calibrate on a pair": (
+        lambda m: m.calibrate((np.zeros((4, 6)), np.zeros(4)), verbose=0),
+        TypeError,
+        "Data must not be a tuple of arrays. Received: a tuple of 2 arrays. Pass `x` of",
+    ),
     "calibrate on a path": (lambda m: m.calibrate("x.npy"), TypeError, "Data must be arrays"),
     "reestimate on nan": (
         lambda m: m.reestimate_batch_norm(np.full((4, 6), np.nan, "float32")),
