@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from speq_keras.export.folding import affine
+from speq_keras.export.folding import affine, ties
 from speq_keras.export.folding.carry import carry_of, changes_nothing
 from speq_keras.export.folding.floats import check_float
 from speq_keras.export.folding.steps import (
@@ -76,13 +76,28 @@ def fold_graph(model, storage="int8"):
     Raises:
         ValueError: If a layer cannot be computed with integers; names all such layers.
     """
-    return _Walker(model, storage).run()
+    grids = {}
+    while True:
+        try:
+            return _Walker(model, storage, grids).run()
+        except _Nudged as nudge:
+            # A grid may belong to several tensors, also to earlier ones: begin again.
+            grids[nudge.name] = nudge.grid
+
+
+class _Nudged(Exception):
+    """The quantizer `name` needs another grid."""
+
+    def __init__(self, name, grid):
+        super().__init__(name)
+        self.name, self.grid = name, grid
 
 
 class _Walker:
-    def __init__(self, model, storage):
+    def __init__(self, model, storage, grids):
         self.model = model
         self.storage = storage
+        self.grids = grids  # {name of a quantizer: its nudged grid}
         self.graph = read_graph(model)
         self.folded = FoldedNetwork(model.name)
         self.values = {}
@@ -118,6 +133,11 @@ class _Walker:
                 f"model={self.model.name!r} with {'; '.join(self.problems)}. Replace these "
                 "layers, or leave them out of the exported part."
             )
+        self.folded.notes += [
+            f"The scale of {name} was made larger by one part in 2048: the scales that meet there "
+            "put many results halfway between two codes."
+            for name in self.grids
+        ]
         if self.float_layers:
             self.folded.notes.append(
                 f"Computed in float: {', '.join(self.float_layers)}. What comes behind them equals "
@@ -244,7 +264,7 @@ class _Walker:
 
     def quantize(self, node, value):
         quantizer = node.operation
-        grid = grid_of(quantizer)
+        grid = self.grids.get(quantizer.name) or grid_of(quantizer)
         if isinstance(value, Pending):
             return self.round(value, node, grid, quantizer)
         if isinstance(value, Padded):
@@ -255,7 +275,15 @@ class _Walker:
             return self.rounded("quantize", node, [value], grid, quantizer)
         if value.grid == grid:
             return value
+        self.check_ties("requantize", [value], grid, quantizer)
         return self.rounded("requantize", node, [value], grid, quantizer)
+
+    def check_ties(self, kind, values, grid, quantizer):
+        if quantizer is None or quantizer.name in self.grids:
+            return
+        better = ties.nudged(kind, [value.grid for value in values], grid)
+        if better is not None:
+            raise _Nudged(quantizer.name, better)
 
     def rounded(self, kind, node, values, grid, quantizer):
         output = Value(self.unique(node.name), self.shape_of(node), grid, layer=node.name)
@@ -278,6 +306,8 @@ class _Walker:
         if pending.kind in ("average_pool", "resize"):
             if grid != pending.inputs[0].grid:
                 raise CannotExport("what it makes must have the grid of its input")
+        elif pending.kind in ("add", "subtract", "multiply"):
+            self.check_ties(pending.kind, pending.inputs, grid, quantizer)
         elif pending.kind in ("linear", "affine"):
             self.give_weights(step, pending)
         self.add(step)
