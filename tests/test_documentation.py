@@ -17,14 +17,16 @@ def marked_block(name):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 1
-    exec(compile(blocks[0], "README.md", "exec"), {})
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(block, "README.md", "exec"), names)
     assert (tmp_path / "model.keras").is_file()
+    assert (tmp_path / "model.tflite").is_file()
+    assert names["classes"].shape == (64,)
 
 
 def test_the_readme_has_at_most_twelve_lines_of_code():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
 
 
