@@ -264,8 +264,13 @@ def _leaky_relu(node, tensors, batch_size):
 
 
 def _lookup(node, tensors, batch_size):
-    """Any function of one code: a table of its 256 results, read at code + 128."""
+    """Any function of one code: a table of its 256 results, read at code + 128.
+
+    Where every channel has its own 256, they stand one after the other.
+    """
     code, table = node.inputs
+    channels = tensors[table].shape[0] // 256
+    offset = 128 if channels == 1 else 128 + 256 * np.arange(channels)
     wide, index = (
         Tensor(name=f"{node.output}/{what}", shape=tensors[code].shape, dtype="int32")
         for what in ("code", "index")
@@ -279,7 +284,7 @@ def _lookup(node, tensors, batch_size):
     )
     to_index = Operation(
         operator="ADD",
-        inputs=[wide, constant_of(node, "offset", 128)],
+        inputs=[wide, constant_of(node, "offset", offset)],
         outputs=[index],
         options_type="AddOptions",
     )

@@ -27,7 +27,7 @@
     prelu                     x, alpha                    -
     softmax                   x                           - (last axis, beta 1)
     lookup                    x, table of 256 int8        - (any function of one code; the writer
-                                                          expands it to CAST, ADD, GATHER)
+                              (of each channel)           expands it to CAST, ADD, GATHER)
 
 `padding` is "same" or "valid"; `strides`, `dilations` and `size` are (height, width). Nodes whose
 tensors are float32 compute in float; nodes of the kinds that the table does not name are float

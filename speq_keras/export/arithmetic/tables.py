@@ -82,9 +82,10 @@ def hard_swish(values, inputs, output):
 
 
 def lookup(values, inputs, output):
-    """Any function of one code: table[code + 128]."""
+    """Any function of one code: table[code + 128], or with 256 per channel table[c·256 + ...]."""
     x, table = values
-    return table[x.astype(np.int16) + 128]
+    channels = len(table) // 256
+    return table[x.astype(np.int32) + 128 + 256 * np.arange(channels)]
 
 
 def _codes(tensor):

@@ -152,7 +152,7 @@ def table(builder, step):
     values = codes.astype("float32") * np.float32(x.step)
     output = builder.tensor_for(step)
     values = _values_of(operation, values, x.shape[-1])
-    stored = step.output.grid.round(values) + output.zero_point
+    stored = step.output.grid.round(values).reshape(-1) + output.zero_point
     data = builder.network.add_tensor(
         Tensor(
             name=f"{step.name}/table",
