@@ -25,6 +25,7 @@ from single_operation import (
 )
 
 from speq_keras.export.runtimes import partitions
+from speq_keras.export.simulate import simulate
 from speq_keras.export.write import write
 
 # All pairs of codes, one row each.
@@ -597,6 +598,26 @@ def test_pooling_clamps_to_its_activation(kind):
     options = {"size": (1, 1), "strides": (1, 1), "padding": "valid"}
     network = single(kind, [x], output, "relu6", **options)
     np.testing.assert_array_equal(run(network, array), np.clip(array, 4, 4 + 86))
+
+
+@pytest.mark.parametrize(("zero_point", "ends"), [(3, (2, 4)), (4, (4, 4))])
+def test_xnnpack_rounds_the_bounds_of_an_activation_with_the_zero_point(zero_point, ends):
+    # ±1 is ±0.5 codes of scale 2: ties of 3 ± 0.5 and 4 ± 0.5 go to even.
+    a, output = codes((256,), 2.0, 0), codes((256,), 2.0, zero_point, name="y")
+    b = constant("b", np.zeros(1, np.int8), 2.0)
+    network = single("add", [a, b], output, "relu_n1_to_1")
+    expected = np.clip(ALL_CODES.astype(int) + zero_point, *ends)
+    np.testing.assert_array_equal(run(network, ALL_CODES[None])[0], expected)
+    np.testing.assert_array_equal(simulate(network, ALL_CODES[None])[0][0], expected)
+
+
+def test_builtin_kernels_round_the_bounds_of_an_activation_away_from_zero():
+    array = ALL_CODES.reshape(1, 16, 16, 1)
+    x, output = codes((16, 16, 1), 2.0, 4), codes((16, 16, 1), 2.0, 4, name="y")
+    options = {"size": (1, 1), "strides": (1, 1), "padding": "valid"}
+    network = single("average_pool_2d", [x], output, "relu_n1_to_1", **options)
+    np.testing.assert_array_equal(run(network, array), np.clip(array, 3, 5))
+    np.testing.assert_array_equal(simulate(network, array)[0], np.clip(array, 3, 5))
 
 
 @pytest.mark.parametrize("keep_dims", [True, False])
