@@ -9,6 +9,8 @@ from speq_keras.wrapping.kinds import function_name
 
 # Functions whose kernel rounds the exact value to a grid that it prescribes.
 _PRESCRIBED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
+# The largest window for which XNNPACK has a depthwise kernel that reads it at once.
+_FAST_WINDOW = 25
 
 
 def pair(kind):
@@ -51,10 +53,16 @@ def average_pool(builder, step):
     AVERAGE_POOL_2D rounds halves away from zero, which in codes is up here and down there, and
     leaves the fast delegate. The bias is less than half the distance between two sums, so it moves
     nothing but the halves, which it sends up, as training does.
+
+    Large windows take the depthwise kernel longer than a whole convolution. One that is the whole
+    image is a mean, which is fast, though kernels outside of the fast delegate round it worse.
     """
     x = builder.tensor(step.inputs[0])
     options = step.options
     size = options["size"]
+    if tuple(x.shape[1:-1]) == tuple(size) and np.prod(size) > _FAST_WINDOW:
+        axes = tuple(range(1, len(x.shape) - 1))
+        return builder.emit(step, "mean", [x.name], {"axes": axes, "keep_dims": True})
     if options["padding"] != "valid" or len(x.shape) != 4:
         return pool("average_pool_2d")(builder, step)
     channels, count = x.shape[-1], int(np.prod(size))
