@@ -49,6 +49,12 @@ def test_a_pooling_has_its_options():
     assert found.fusedActivationFunction == schema.ActivationFunctionType.RELU
 
 
+def test_an_open_end_of_a_slice_is_a_bit_of_the_mask():
+    options = {"begin": (0, 1, 0, 0), "end": (None, 7, None, 4), "strides": (1, 1, 1, 1)}
+    network = one("strided_slice", quantized("y", (None, 6, 8, 4)), **options)
+    assert operators_of(parsed(network))[0][2].endMask == 0b0101
+
+
 def test_softmax_has_a_beta_of_1():
     output = quantized("y", (None, 4), scale=1 / 256, zero_point=-128)
     network = one("softmax", output, x=quantized("x", (None, 4)))
@@ -78,9 +84,10 @@ def test_operators_have_the_version_that_brought_their_kernel(network, expected)
     assert versions(network) == expected
 
 
-def test_a_product_that_grows_needs_version_3_of_mul():
+def test_codes_that_are_multiplied_by_1_or_more_need_version_3_of_mul():
     network = two_inputs("mul")
-    network.tensors["y"].scale = np.float32(0.05 * 0.05)
+    for name, scale in {"x": 0.25, "b": 0.5, "y": 0.125}.items():
+        network.tensors[name].scale = np.float32(scale)
     assert versions(network) == {"MUL": 3}
 
 
@@ -89,6 +96,7 @@ def test_a_product_that_grows_needs_version_3_of_mul():
 )
 def test_versions_of_transposed_convolutions(bias, activation, version):
     network = transposed(bias=bias, activation=activation)
+    network.nodes[0].inputs += [] if bias else [""]
     assert versions(network) == {"TRANSPOSE_CONV": version}
 
 
