@@ -127,7 +127,10 @@ def _batches(data):
 def _arrays(inputs, model):
     """Returns float inputs in the order of the model's inputs, after a check of their shapes."""
     if isinstance(inputs, dict):
-        inputs = [inputs[key] for key in sorted(inputs)]
+        names = [tensor.name for tensor in model.inputs]
+        # Keras sorts the inputs of a model that was made with a dict, whose keys are no names then.
+        keys = names if set(names) == set(inputs) else sorted(inputs)
+        inputs = [inputs[key] for key in keys]
     arrays = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
     arrays = [np.asarray(keras.ops.convert_to_numpy(x), "float32") for x in arrays]
     shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]

@@ -244,18 +244,30 @@ def _allowed(network, name):
     """Returns the largest distance between a code and its float value that rounding explains.
 
     Kernels outside of XNNPACK round twice, first to a fraction of a step that is as fine as the
-    accumulator: only convolutions with weights below 8 bits run there.
+    accumulator: only convolutions with weights below 8 bits run there. XNNPACK interpolates with
+    weights that are multiples of 1/2048, each of both axes off by up to half of that.
     """
-    for node in network.nodes:
-        if name not in node.outputs or len(node.inputs) < 2:
-            continue
-        weights = network.tensors[node.inputs[1]]
-        is_fast = node.kind == "fully_connected" and weights.dtype == "int4"
-        if weights.dtype in ("int4", "int2") and not is_fast:
-            x, output = network.tensors[node.inputs[0]], network.tensors[name]
-            ratio = np.max(np.float64(x.scale) * weights.scale / np.float64(output.scale))
-            return ALLOWED_STEPS + float(ratio)
-    return ALLOWED_STEPS
+    node = _maker(network, name)
+    if node is None:
+        return ALLOWED_STEPS
+    if node.kind == "resize_bilinear":
+        output = network.tensors[node.output]
+        return ALLOWED_STEPS + (output.high - output.low) * 2.0**-11
+    weights = network.tensors[node.inputs[1]] if len(node.inputs) > 1 else None
+    is_fast = weights is None or node.kind == "fully_connected" and weights.dtype == "int4"
+    if is_fast or weights.dtype not in ("int4", "int2"):
+        return ALLOWED_STEPS
+    x, output = network.tensors[node.inputs[0]], network.tensors[node.output]
+    ratio = np.max(np.float64(x.scale) * weights.scale / np.float64(output.scale))
+    return ALLOWED_STEPS + float(ratio)
+
+
+def _maker(network, name):
+    """Returns the node that computes a tensor: not the one that gives it another shape."""
+    makers = {output: node for node in network.nodes for output in node.outputs}
+    while name in makers and makers[name].kind == "reshape":
+        name = makers[name].inputs[0]
+    return makers.get(name)
 
 
 def _agreement(folded, network, arrays, outputs):

@@ -16,7 +16,13 @@ from speq_keras.export.folding.steps import (
     Value,
     Weights,
 )
-from speq_keras.export.folding.weights import NotOnGridError, codes_of, finish, make_scales_positive
+from speq_keras.export.folding.weights import (
+    NotOnGridError,
+    check_is_dense,
+    codes_of,
+    finish,
+    make_scales_positive,
+)
 from speq_keras.export.storage import container_of
 from speq_keras.graph import read_graph
 from speq_keras.wrapping.kinds import Kind, fixed_range, function_name, kind_of
@@ -181,6 +187,8 @@ class _Walker:
             raise CannotExport("there is no integer kernel for it")
         if getattr(operation.layer, "data_format", None) == "channels_first":
             raise CannotExport("integer kernels read channels last")
+        if isinstance(operation.layer, keras.layers.EinsumDense):
+            check_is_dense(operation.layer)
         return self.pending("linear", node, [self.codes(arguments[0], node, padded=True)])
 
     def begin_affine(self, node, arguments):
@@ -415,7 +423,10 @@ class _Walker:
         self.folded.steps.append(step)
 
     def shape_of(self, node):
-        return self.graph.tensors[node.outputs[0]].shape
+        shape = self.graph.tensors[node.outputs[0]].shape
+        if any(size is None for size in shape[1:]):
+            raise CannotExport(f"it makes the shape {tuple(shape)}, and only the batch may be open")
+        return shape
 
     def unique(self, name):
         candidate, number = name, 0

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.storage import largest_multiplier
 
 # A quantized weight is a float32 product: off its multiple by a few last bits of the largest code.
@@ -70,9 +71,18 @@ def _step_of(unique, likely):
     raise NotOnGridError
 
 
-def fold_affine(scale, bias, slope, shift):
-    """Returns scale and bias of (w·x·scale + bias)·slope + shift."""
-    return scale * slope, bias * slope + shift
+def check_is_dense(layer):
+    """Raises `CannotExport` for an EinsumDense that is no Dense on the last axis.
+
+    A Dense is "ab...x,xy->ab...y", with a bias for y or without.
+    """
+    inputs, kernel, output = layer.equation.replace(" ", "").replace("->", ",").split(",")
+    is_dense = len(kernel) == 2 and inputs[-1] == kernel[0] and output == inputs[:-1] + kernel[1]
+    if not is_dense or layer.bias_axes not in (None, "", kernel[1]):
+        raise CannotExport(
+            f"its equation {layer.equation!r} with bias_axes={layer.bias_axes!r} is not a Dense "
+            "layer on the last axis"
+        )
 
 
 def make_scales_positive(weights):
