@@ -82,9 +82,12 @@ def _transposed(step, layer, kernel, container):
     if any(n != 1 for n in _pair(layer.dilation_rate)):
         raise CannotExport("dilation of a transposed convolution has no kernel")
     size = tuple(step.output.shape[1:-1])
+    strides, sizes = _pair(layer.strides), kernel.shape[:2]
+    # Where windows do not overlap both paddings are the same, and the delegate takes one.
+    apart = any(size < stride for size, stride in zip(sizes, strides, strict=True))
     options = {
-        "strides": _pair(layer.strides),
-        "padding": layer.padding,
+        "strides": strides,
+        "padding": "valid" if apart else layer.padding,
         "output_size": (1, *size) if len(size) == 1 else size,
     }
     return Plan("transpose_conv", np.transpose(kernel, (2, 0, 1, 3)), 0, options, rank=4)
