@@ -140,9 +140,7 @@ def _entry(tensor, buffers):
         data = _unpacked(np.asarray(data, np.uint8), kind, tuple(tensor.shape))
     else:
         data = None
-    return Entry(
-        tensor.name.decode(), kind, tuple(tensor.shape), scale, zero_point, axis, data
-    )
+    return Entry(tensor.name.decode(), kind, tuple(tensor.shape), scale, zero_point, axis, data)
 
 
 def _unpacked(data, kind, shape):
@@ -234,11 +232,15 @@ def _taps(x, kernel, strides, dilations):
     for row in range(kernel[0]):
         for column in range(kernel[1]):
             top, left = row * dilations[0], column * dilations[1]
-            yield row, column, x[
-                :,
-                top : top + (counts[0] - 1) * strides[0] + 1 : strides[0],
-                left : left + (counts[1] - 1) * strides[1] + 1 : strides[1],
-            ]
+            yield (
+                row,
+                column,
+                x[
+                    :,
+                    top : top + (counts[0] - 1) * strides[0] + 1 : strides[0],
+                    left : left + (counts[1] - 1) * strides[1] + 1 : strides[1],
+                ],
+            )
 
 
 def _conv_2d(op, arrays, tensors, output):
@@ -286,7 +288,11 @@ def _transpose_conv(op, arrays, tensors, output):
         rows = zip(shape[1:3], kernel, strides, strict=True)
         pads = [same_padding(*row) for row in rows]
     full = np.zeros(
-        (len(x), *(n + sum(p) + k for n, p, k in zip(shape[1:3], pads, kernel, strict=True)), shape[3])
+        (
+            len(x),
+            *(n + sum(p) + k for n, p, k in zip(shape[1:3], pads, kernel, strict=True)),
+            shape[3],
+        )
     )
     for row in range(x.shape[1]):
         for column in range(x.shape[2]):
@@ -335,8 +341,10 @@ def _max_pool_2d(op, arrays, tensors, output):
 
 def _sampled(position, size):
     low = np.floor(position)
-    return np.clip(low, 0, size - 1).astype(int), np.clip(low + 1, 0, size - 1).astype(int), (
-        position - low
+    return (
+        np.clip(low, 0, size - 1).astype(int),
+        np.clip(low + 1, 0, size - 1).astype(int),
+        (position - low),
     )
 
 
@@ -442,4 +450,3 @@ _COMPUTE = {
     "TRANSPOSE": _copy(_transpose),
     "CONCATENATION": _copy(_concatenation),
 }
-

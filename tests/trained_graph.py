@@ -110,9 +110,9 @@ def _changes_nothing(operation):
 
 def _call(node, known):
     args, kwargs = tree.map_structure(
-        lambda leaf: keras.ops.convert_to_tensor(known[leaf.index])
-        if isinstance(leaf, Ref)
-        else leaf,
+        lambda leaf: (
+            keras.ops.convert_to_tensor(known[leaf.index]) if isinstance(leaf, Ref) else leaf
+        ),
         (node.args, node.kwargs),
     )
     outputs = tree.flatten(node.operation(*args, **kwargs))

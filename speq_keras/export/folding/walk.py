@@ -294,7 +294,7 @@ class _Walker:
             raise _Nudged(quantizer.name, better)
 
     def rounded(self, kind, node, values, grid, quantizer):
-        output = Value(self.unique(node.name), self.shape_of(node), grid, layer=node.name)
+        output = Value(self.unique(node.name), values[0].shape, grid, layer=node.name)
         self.add(Step(kind, values, output, [node], quantizer=quantizer))
         return output
 
@@ -455,7 +455,7 @@ def fixed_grid(operation):
 
 def is_same_padding(layer, padded):
     """Whether a convolution without padding on padded codes is one with padding "same"."""
-    if layer.padding != "valid" or not hasattr(layer, "kernel_size"):
+    if getattr(layer, "padding", None) != "valid" or not hasattr(layer, "kernel_size"):
         return False
     if "Transpose" in type(layer).__name__:
         return False

@@ -63,8 +63,12 @@ def average_pool(builder, step):
     if tuple(x.shape[1:-1]) == tuple(size) and np.prod(size) > _FAST_WINDOW:
         axes = tuple(range(1, len(x.shape) - 1))
         return builder.emit(step, "mean", [x.name], {"axes": axes, "keep_dims": True})
-    if options["padding"] != "valid" or len(x.shape) != 4:
+    if options["padding"] != "valid":
         return pool("average_pool_2d")(builder, step)
+    strides = options["strides"]
+    if len(x.shape) == 3:
+        x = builder.reshape(x, (x.shape[0], 1, *x.shape[1:]), step.name)
+        size, strides = (1, *size), (1, *strides)
     channels, count = x.shape[-1], int(np.prod(size))
     code = 127
     filter_tensor = builder.network.add_tensor(
@@ -88,13 +92,13 @@ def average_pool(builder, step):
         )
     )
     window = {
-        "strides": options["strides"],
+        "strides": strides,
         "dilations": (1, 1),
         "padding": "valid",
         "multiplier": 1,
     }
     names = [x.name, filter_tensor.name, bias.name]
-    return builder.emit(step, "depthwise_conv_2d", names, window)
+    return builder.emit(step, "depthwise_conv_2d", names, window, flattened=True)
 
 
 def concatenate(builder, step):
