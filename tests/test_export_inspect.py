@@ -295,7 +295,7 @@ DAMAGES = {
     "signature": lambda m, g: setattr(m.signatureDefs[0].inputs[0], "tensorIndex", 4),
     "graph of the signature": lambda m, g: setattr(m.signatureDefs[0], "subgraphIndex", 1),
     "metadata": lambda m, g: setattr(m.metadata[0], "buffer", 99),
-    "no graph": lambda m, g: setattr(m, "subgraphs", []),
+    "no graph": lambda m, g: (setattr(m, "subgraphs", []), setattr(m, "signatureDefs", [])),
     "no buffers": lambda m, g: setattr(m, "buffers", []),
     "name": lambda m, g: setattr(g.tensors[0], "name", b"\xff\xfe"),
 }
@@ -306,6 +306,15 @@ def test_a_number_that_points_to_nothing_is_refused(name):
     content = repacked(DAMAGES[name])
     with refused(content):
         inspect(content)
+
+
+def test_a_name_that_ends_behind_the_file_is_refused():
+    content = bytearray(write(conv()))
+    place = content.index(b"net\0") - 4  # where its length stands
+    assert content[place] == 3
+    content[place : place + 4] = (len(content) - place - 3).to_bytes(4, "little")
+    with refused(content):
+        inspect(bytes(content))
 
 
 def test_nonsensical_scales_do_no_harm():

