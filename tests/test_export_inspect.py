@@ -77,7 +77,7 @@ def test_a_constants_width_is_that_of_the_codes_that_occur(codes, bits):
 
 def test_packed_codes_are_counted_one_by_one():
     network = dense("int4")
-    network.tensors["w"].data = np.resize(np.array([-7, 0, 7], np.int8), (6, 8))
+    network.tensors["w"].data = np.resize(np.array([-7, 0, 7, 7], np.int8), (6, 8))
     assert row_of(network, "w").codes == 3
 
 
@@ -267,7 +267,7 @@ def repacked(change):
     """Returns a file in which `change` has changed the model."""
     import flatbuffers
 
-    model = schema.ModelT.InitFromPackedBuf(write(conv()))
+    model = schema.ModelT.InitFromPackedBuf(write(conv(activation="relu")))
     change(model, model.subgraphs[0])
     builder = flatbuffers.Builder()
     builder.Finish(model.Pack(builder), b"TFL3")
