@@ -5,6 +5,7 @@ import numpy as np
 from keras import layers, ops
 
 from speq_keras.calibration import check_finite
+from speq_keras.processes import from_first_process, local_values
 
 
 def reestimate(model, batches):
@@ -35,7 +36,7 @@ def reestimate(model, batches):
             layer.momentum = 0.0  # the "moving" statistics of one batch are the batch's
         for batch in batches:
             check_finite(batch)
-            with keras.StatelessScope() as scope:
+            with keras.StatelessScope(local_values(model.variables)) as scope:
                 model(batch, training=True)
             values = [
                 ops.convert_to_numpy(scope.get_current_value(variable)).astype("float64")
@@ -51,7 +52,7 @@ def reestimate(model, batches):
         raise ValueError(
             "At least one batch is needed to estimate statistics. Received: an empty data set."
         )
-    means = iter(np.asarray(total / count, "float32") for total in sums)
+    means = iter(from_first_process(np.asarray(total / count, "float32")) for total in sums)
     for layer in norms:
         layer.moving_mean.assign(next(means))
         layer.moving_variance.assign(next(means))

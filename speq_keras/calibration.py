@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops, tree
 
 from speq_keras._checks import check_count, describe
+from speq_keras.processes import from_first_process, local_values
 from speq_keras.quantizers import ActivationQuantizer
 from speq_keras.quantizers.histogram import Histogram
 
@@ -20,6 +21,8 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
     The batches run through the float network: weights and activations are not rounded, so each
     range is that of the values themselves, whatever the other ranges are. Of every tensor about
     65,536 evenly spaced values a batch and its two ends are kept; there is nothing random in it.
+    Where several processes train one model, all get the ranges that the first one finds in its
+    data.
 
     Args:
         model: The wrapped model.
@@ -48,7 +51,8 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
         for batch in batches:
             check_finite(batch)
             # The scope drops whatever the pass updates; float widths for the weights.
-            with keras.StatelessScope([(width, 0.0) for width in model.weight_widths()]):
+            widths = [(width, 0.0) for width in model.weight_widths()]
+            with keras.StatelessScope([*local_values(model.variables), *widths]):
                 model(batch, training=training)
             count += 1
             if progress is not None:
@@ -64,7 +68,7 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
             "batches of inputs."
         )
     for quantizer in quantizers:
-        values = np.concatenate(seen[id(quantizer)])
+        values = from_first_process(np.concatenate(seen[id(quantizer)]))
         if not np.isfinite(values).all():
             raise ValueError(
                 f"Quantizer '{quantizer.name}' saw values that are not finite. The float network "

@@ -74,6 +74,7 @@ def test_import_on_jax_brings_no_tensorflow():
 STAIRCASE = [
     "_version",
     "_checks",
+    "processes",
     "ops",
     "losses",
     "precision",
@@ -169,8 +170,8 @@ def test_tensorflow_is_imported_where_it_is_the_backend_only():
     }
 
 
-def test_jax_is_imported_by_its_training_step_only():
-    assert set(files_that_import("jax")) <= {"training/jax.py"}
+def test_jax_is_imported_where_it_is_the_backend_only():
+    assert files_that_import("jax") == {"processes.py": True, "training/jax.py": False}
 
 
 def test_the_runtime_is_imported_at_the_first_export_only():

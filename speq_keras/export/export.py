@@ -18,6 +18,7 @@ from speq_keras.export.runtimes import partitions, run_file
 from speq_keras.export.self_test import self_test_files
 from speq_keras.export.storage import STORAGES
 from speq_keras.export.write import write
+from speq_keras.processes import is_first_process
 
 
 def export_tflite(
@@ -65,6 +66,8 @@ def export_tflite(
         notes=tuple(network.notes),
         seconds=time.monotonic() - start,
     )
+    if not is_first_process():
+        return report
     if self_test is not None:
         inputs = as_network_inputs(steps, network, examples)
         for name, made in self_test_files(path, self_test, content, inputs):
@@ -140,6 +143,8 @@ def _arrays(inputs, model):
             f"`data` must have inputs of the shapes {shapes}, batch first. "
             + describe(shapes=received)
         )
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError("`data` must be finite. Received: NaN or infinity. Clean the data first.")
     return arrays
 
 

@@ -23,7 +23,12 @@ import numpy as np
 
 
 class CannotExport(Exception):
-    """One layer cannot be written; `str()` says why."""
+    """One layer cannot be written; `str()` says why.
+
+    `node`: the layer's node where that is not the one that was visited.
+    """
+
+    node = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,8 +126,9 @@ class _Walker:
                 try:
                     outputs = self.visit(node, arguments)
                 except CannotExport as error:
-                    operation = getattr(node.operation, "layer", node.operation)
-                    self.problems.append(f"'{node.name}' ({type(operation).__name__}): {error}")
+                    at = error.node or node
+                    operation = getattr(at.operation, "layer", at.operation)
+                    self.problems.append(f"'{at.name}' ({type(operation).__name__}): {error}")
                     outputs = [None] * len(node.outputs)
             self.values.update(zip(node.outputs, outputs, strict=True))
         for index in self.graph.output_indices:
@@ -317,7 +318,11 @@ class _Walker:
         elif pending.kind in ("add", "subtract", "multiply"):
             self.check_ties(pending.kind, pending.inputs, grid, quantizer)
         elif pending.kind in ("linear", "affine"):
-            self.give_weights(step, pending)
+            try:
+                self.give_weights(step, pending)
+            except CannotExport as error:
+                error.node = pending.nodes[0]
+                raise
         self.add(step)
         return output
 

@@ -1,5 +1,7 @@
 """One small function for every step without weights."""
 
+import copy
+
 import keras
 import numpy as np
 
@@ -36,13 +38,18 @@ def pool(kind):
     """Returns the row of a pooling operation; its output has the grid of its input."""
 
     def row(builder, step):
+        if kind == "max_pool_2d" and set(step.options["size"]) == {1}:
+            # Every other pixel: the fast delegate has a convolution for that, and no pooling.
+            step = copy.copy(step)
+            step.options = {**step.options, "padding": "valid"}
+            return average_pool(builder, step)
         x = builder.tensor(step.inputs[0])
         names = ("size", "strides", "padding")
         options = {name: step.options[name] for name in names}
         if len(x.shape) == 3:
             x = builder.reshape(x, (x.shape[0], 1, *x.shape[1:]), step.name)
             options.update({name: (1, *options[name]) for name in ("size", "strides")})
-        builder.emit(step, kind, [x.name], options, flattened=True)
+        return builder.emit(step, kind, [x.name], options, flattened=True)
 
     return row
 
