@@ -210,6 +210,7 @@ CASES = {
     "MaxPooling1D": sequence(lambda x: L.MaxPooling1D(2)(x)),
     "MaxPooling2D": image(lambda x: L.MaxPooling2D(2)(x)),
     "MaxPooling2D same": image(lambda x: L.MaxPooling2D(3, strides=2, padding="same")(x)),
+    "MaxPooling2D, every other pixel": image(lambda x: L.MaxPooling2D(1, strides=2)(x)),
     "AveragePooling1D": sequence(lambda x: L.AveragePooling1D(2)(x)),
     "AveragePooling2D": image(lambda x: L.AveragePooling2D(2)(x)),
     "AveragePooling2D signed": table(L.AveragePooling2D((2, 3), strides=1)),

@@ -12,6 +12,7 @@ import numpy as np
 from exact_arithmetic import INTERPOLATED, rounds_twice
 from keras import tree
 
+from speq_keras.export.reference import compute
 from speq_keras.graph import Ref, read_graph
 from speq_keras.quantizers import ActivationQuantizer
 
@@ -27,20 +28,18 @@ class Comparison:
         distances: How far every code of the file is from what training would round, in steps.
         allowed: Half a step, plus half a step of the bias, plus noise.
         codes: The file's codes.
+        folded: The part of the codes that the folded network in float, its bias not yet rounded,
+            makes another code of; ties apart.
     """
 
     distances: np.ndarray
     allowed: float
     codes: np.ndarray
+    folded: float
 
     @property
     def largest(self):
         return float(np.max(self.distances, initial=0.0))
-
-    @property
-    def differing(self):
-        """The part of the codes that training would round to another one, ties apart."""
-        return float(np.mean(self.distances > 0.5 + NOISE_STEPS))
 
 
 def compare(model, folded, file, values, arrays):
@@ -59,7 +58,7 @@ def compare(model, folded, file, values, arrays):
         for step in folded.steps.steps
         if step.quantizer is not None
     }
-    folded_grids = {step.output.name: step.output.grid for step in folded.steps.steps}
+    steps = {step.output.name: step for step in folded.steps.steps}
     known = dict(zip(graph.input_indices, map(np.asarray, arrays), strict=True))
     makers = {node.outputs[0]: node for node in graph.nodes}
     found = {}
@@ -71,7 +70,7 @@ def compare(model, folded, file, values, arrays):
         if name is None:
             continue
         number = file.numbers[name]
-        grid = folded_grids[name]
+        grid = steps[name].output.grid
         scale, low, high = node.operation.grid()
         # Where results would often lie halfway between two codes, the export changes a scale.
         if np.float32(scale) != grid.scale:
@@ -83,9 +82,36 @@ def compare(model, folded, file, values, arrays):
             codes = np.pad(codes, _paddings(makers[node.inputs[0]], codes.ndim))
         wanted = np.clip(wanted / np.float64(np.float32(scale)), low, high)
         allowed = 0.5 + NOISE_STEPS + _operation_steps(file, number)
-        found[name] = Comparison(np.abs(codes - wanted), allowed, codes)
+        in_float = _in_float(steps[name], file, values)
+        found[name] = Comparison(
+            np.abs(codes - wanted), allowed, codes, _differing(wanted, in_float, scale, low, high)
+        )
         known[index] = (codes * np.float64(np.float32(scale))).astype("float32")
     return found, [known[index] for index in graph.output_indices]
+
+
+def _in_float(step, file, values):
+    """Returns what the folded network computes in float of the file's codes; None: of floats."""
+    arrays = []
+    for value in step.inputs:
+        if value.grid is None:
+            return None
+        number = file.numbers[value.name]
+        codes = values[number].astype("float64") - file.tensors[number].zero_point
+        arrays.append((codes * np.float64(value.grid.scale)).astype("float32"))
+    step = dataclasses.replace(step)
+    if step.weights is not None:
+        exact = step.weights.bias / step.weights.unit
+        step.weights = dataclasses.replace(step.weights, bias_codes=exact)
+    return compute(step, arrays, rounds=False).astype("float64")
+
+
+def _differing(wanted, in_float, scale, low, high):
+    if in_float is None or in_float.shape != wanted.shape:
+        return 0.0
+    in_float = np.clip(in_float / np.float64(np.float32(scale)), low, high)
+    tie = np.abs(np.abs(wanted - np.rint(wanted)) - 0.5) < NOISE_STEPS
+    return float(np.mean((np.rint(in_float) != np.rint(wanted)) & ~tie))
 
 
 def _name_of(node, names, makers):
