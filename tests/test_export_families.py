@@ -75,16 +75,37 @@ def make_lively(network, rng):
             layer.bias.assign(rng.normal(0, 0.1, layer.bias.shape))
 
 
+def spread_gates(network, x):
+    """Gives the layers of squeeze-excite blocks outputs of mean 0 and deviation 1.
+
+    Nothing normalizes them, and gates that are all 0 or all 1 would be dead.
+    """
+    gates = [
+        layer
+        for layer in network.layers
+        if ("se_" in layer.name or "squeeze_excite" in layer.name) and hasattr(layer, "kernel")
+    ]
+    for _ in range(2 if gates else 0):
+        inputs = keras.Model(network.inputs, [layer.input for layer in gates])(x, training=True)
+        for layer, read in zip(gates, inputs, strict=True):  # all of them are 1×1 convolutions
+            output = np.asarray(read) @ np.asarray(layer.kernel)[0, 0] + np.asarray(layer.bias)
+            factor = 1 / max(output.std(), 1e-3)
+            layer.kernel.assign(layer.kernel * factor)
+            layer.bias.assign((layer.bias - output.mean()) * factor)
+
+
 def spread_classes(model, x):
     """Takes what all images have in common out of the logits, and gives them a spread of 1.5.
 
     Random networks see the same class everywhere, and a softmax of large logits is 0 nearly always.
     """
-    logits = np.log(np.maximum(model.predict(x, verbose=0), 1e-30))
     layer = next(node for node in reversed(model.layers) if hasattr(node, "quantizers")).layer
-    factor = 1.5 / (logits - logits.mean(axis=0)).std()
-    layer.kernel.assign(layer.kernel * factor)
-    layer.bias.assign((layer.bias - logits.mean(axis=0)) * factor)
+    for _ in range(2):  # at first most of them may be beyond float32's smallest number
+        logits = np.log(np.maximum(model.predict(x, verbose=0), 1e-30))
+        factor = 1.5 / (logits - logits.mean(axis=0)).std()
+        layer.kernel.assign(layer.kernel * factor)
+        layer.bias.assign((layer.bias - logits.mean(axis=0)) * factor)
+        model.calibrate(x, verbose=0)
 
 
 def build(name):
@@ -95,14 +116,13 @@ def build(name):
         input_shape=(side, side, 3), weights=None, classes=CLASSES
     )
     make_lively(network, rng)
-    model = speq_keras.wrap(network, 3, 3, activation_quantizer=quantizer, seed=0)
     x = images(rng, SEEN, side)
+    spread_gates(network, x[:8])
+    model = speq_keras.wrap(network, 3, 3, activation_quantizer=quantizer, seed=0)
     model.calibrate(x[:16], training=True, verbose=0)
     if any(isinstance(layer, keras.layers.BatchNormalization) for layer in network.layers):
         model.reestimate_batch_norm(x[:16])
-    model.calibrate(x[:16], verbose=0)
     spread_classes(model, x[:16])
-    model.calibrate(x[:16], verbose=0)
     return model, x
 
 

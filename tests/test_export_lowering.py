@@ -1,0 +1,252 @@
+"""Lowering: fewer than 8 bits in stock int8 kernels, and what stands in the file for each step.
+
+How a stored value is clipped is worked here from the definition of the kernels: the exact value is
+clamped by the fused activation, in real numbers of the file, rounded, and saturated to int8.
+"""
+
+import keras
+import numpy as np
+import pytest
+from exact_arithmetic import TFLiteFile, distances
+from keras import layers
+from trained_graph import compare
+
+import speq_keras
+from speq_keras.export.folding import Grid
+from speq_keras.export.lowering.encoding import encoding_of, fused_activation
+
+# ---- encodings ---------------------------------------------------------------------------------
+
+STEP = np.float32(0.37)
+
+
+def grids(bits):
+    """Returns all grids of a width that contain zero."""
+    levels = 2**bits - 1
+    zeros = range(0, levels + 1, max(1, levels // 16))
+    return [Grid(STEP, -zero, levels - zero) for zero in zeros]
+
+
+GRIDS = [grid for bits in range(2, 9) for grid in grids(bits)]
+BOUNDS = {"none": (-np.inf, np.inf), "relu": (0, np.inf), "relu6": (0, 6), "relu_n1_to_1": (-1, 1)}
+
+
+def kernel(real, scale, zero_point, activation):
+    """Returns what a kernel stores for real values in units of the file's scale."""
+    clamped = np.clip(real, *BOUNDS[activation])
+    return np.clip(np.rint(clamped / np.float64(scale)) + zero_point, -128, 127)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_a_kernel_that_clips_as_told_makes_the_codes_of_the_grid(grid):
+    encoding = encoding_of(grid)
+    fused, after = fused_activation("none", grid)
+    assert after is None
+    codes = np.arange(-700, 700) / 2 + 0.2  # no ties, far beyond both ends
+    # In the file the number is code · scale; what the model means is code · step.
+    stored = kernel(codes * np.float64(encoding.scale), encoding.scale, encoding.zero_point, fused)
+    expected = np.clip(np.rint(codes), grid.low, grid.high)
+    np.testing.assert_array_equal(stored - encoding.zero_point, expected)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_stored_values_fit_8_bits_and_mean_code_times_step(grid):
+    encoding = encoding_of(grid)
+    assert -128 <= encoding.low <= encoding.high <= 127
+    codes = np.arange(grid.low, grid.high + 1)
+    stored = codes + encoding.zero_point
+    assert (stored[0], stored[-1]) == (encoding.low, encoding.high)
+    real = (stored - encoding.zero_point) * np.float64(encoding.scale) * encoding.factor
+    np.testing.assert_allclose(real, codes * np.float64(STEP), rtol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [g for g in GRIDS if g.low == 0], ids=str)
+def test_grids_without_negative_codes_keep_their_step_as_scale(grid):
+    assert encoding_of(grid).scale == STEP
+
+
+@pytest.mark.parametrize("grid", [Grid(STEP, 0, 7), Grid(STEP, 0, 255)], ids=str)
+def test_relu_costs_nothing_where_no_code_is_negative(grid):
+    fused, after = fused_activation("relu", grid)
+    assert (fused, after) == ("relu", None)
+
+
+@pytest.mark.parametrize(
+    ("scale", "fused"), [(0.5, "relu"), (6 / 7, "relu"), (0.9, "relu"), (1.0, "relu6")]
+)
+def test_relu6_is_left_out_where_the_grid_ends_before_6(scale, fused):
+    assert fused_activation("relu6", Grid(np.float32(scale), 0, 7)) == (fused, None)
+
+
+def test_relu_on_a_signed_grid_below_8_bits_takes_a_second_operation():
+    assert fused_activation("relu", Grid(STEP, -4, 3)) == ("relu_n1_to_1", "relu")
+
+
+# ---- models ------------------------------------------------------------------------------------
+
+SHAPE = (6, 6, 3)
+
+
+def features(x):
+    return layers.Conv2D(4, 3, padding="same", name="first")(x)
+
+
+def built(body, bits=3, quantizer="pact", last=True):
+    keras.utils.set_random_seed(1)
+    rng = np.random.default_rng(2)
+    x = keras.Input(SHAPE)
+    y = body(features(x))
+    y = layers.Dense(3, name="last")(y) if last else y
+    model = speq_keras.wrap(keras.Model(x, y), bits, bits, seed=0, activation_quantizer=quantizer)
+    for variable in model.weights:
+        if variable.name in ("bias", "alpha") and variable.shape:
+            variable.assign(rng.normal(0, 0.3, variable.shape))
+    data = rng.uniform(-1, 2, (8, *SHAPE)).astype("float32")
+    model.calibrate(data, verbose=0)
+    return model, data
+
+
+def nodes_of(model, **kwargs):
+    network = speq_keras.fold(model, **kwargs).network
+    return [(node.kind, node.activation) for node in network.nodes]
+
+
+def file_of(model, data, tmp_path, **kwargs):
+    model.export_tflite(tmp_path / "m.tflite", data=data, batch_size=len(data), **kwargs)
+    return TFLiteFile((tmp_path / "m.tflite").read_bytes())
+
+
+def check(model, data, tmp_path):
+    """The file's codes are the nearest ones to the training graph and to exact arithmetic."""
+    file = file_of(model, data, tmp_path)
+    values = file.run_all(data)
+    compared, _ = compare(model, speq_keras.fold(model), file, values, [data])
+    assert len(compared) >= 3
+    assert not {n: c.largest for n, c in compared.items() if c.largest > c.allowed}
+    assert not {n: d for n, d in distances(file, values).items() if d[0] > d[1]}
+
+
+MERGES = {
+    "Add": lambda x: layers.Add()([layers.Conv2D(4, 1)(x), layers.Conv2D(4, 1)(x)]),
+    "Subtract": lambda x: layers.Subtract()([layers.Conv2D(4, 1)(x), layers.Conv2D(4, 1)(x)]),
+    "Multiply": lambda x: layers.Multiply()([layers.Conv2D(4, 1)(x), layers.Conv2D(4, 1)(x)]),
+}
+
+
+@pytest.mark.parametrize("quantizer", ["pact", "lsq_plus"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("merge", MERGES)
+def test_a_signed_sum_or_product_below_8_bits_takes_a_second_operation(
+    merge, bits, quantizer, tmp_path
+):
+    body = MERGES[merge]
+    model, data = built(
+        lambda x: layers.Conv2D(4, 1, name="reader")(body(x)), bits=bits, quantizer=quantizer
+    )
+    folded = speq_keras.fold(model)
+    (step,) = [s for s in folded.steps.steps if s.kind == merge.lower()]
+    kinds = [(node.kind, node.activation) for node in folded.network.nodes]
+    if bits == 8:
+        clips = [(merge.lower()[:3], "none")]
+    elif step.output.grid.low == 0:  # LSQ+ may find that negative values pay no code
+        clips = [(merge.lower()[:3], "relu")]
+    else:
+        clips = [(merge.lower()[:3], "none"), ("mul", "relu_n1_to_1")]
+    place = kinds.index(clips[0])
+    assert kinds[place : place + len(clips)] == clips
+    check(model, data, tmp_path)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_narrower_reader_requantizes_by_a_product_with_a_constant(bits, tmp_path):
+    def body(x):
+        y = layers.Conv2D(4, 1, activation="relu")(x)
+        return layers.Add()([layers.Conv2D(4, 1)(y), y])
+
+    model, data = built(body, bits=bits)
+    network = speq_keras.fold(model).network
+    (node,) = [n for n in network.nodes if n.kind == "mul"]
+    constant = network.tensors[node.inputs[1]]
+    assert constant.data.tolist() == [127]
+    check(model, data, tmp_path)
+
+
+@pytest.mark.parametrize("function", ["gelu", "elu", "selu", "softplus", "hard_sigmoid"])
+def test_a_table_holds_the_rounded_function_of_every_code(function):
+    model, _ = built(layers.Activation(function))
+    network = speq_keras.fold(model).network
+    (node,) = [n for n in network.nodes if n.kind == "lookup"]
+    source, table = (network.tensors[name] for name in node.inputs)
+    output = network.tensors[node.output]
+    x = (np.arange(-128, 128) - source.zero_point) * np.float64(source.scale)
+    y = np.asarray(getattr(keras.activations, function)(x.astype("float32")), "float64")
+    exact = np.clip(y / np.float64(output.scale) + output.zero_point, -128, 127)
+    assert np.max(np.abs(table.data - exact)) <= 0.5 + 1e-4
+
+
+def test_slopes_of_prelu_per_channel_are_tables_one_after_the_other():
+    model, _ = built(layers.PReLU(shared_axes=(1, 2), name="prelu"))
+    network = speq_keras.fold(model).network
+    (node,) = [n for n in network.nodes if n.kind == "lookup"]
+    source, table = (network.tensors[name] for name in node.inputs)
+    output = network.tensors[node.output]
+    x = (np.arange(-128, 128) - source.zero_point) * np.float64(source.scale)
+    alpha = np.asarray(model.get_layer("prelu").alpha, "float64").reshape(-1, 1)
+    exact = np.where(x > 0, x, alpha * x) / np.float64(output.scale) + output.zero_point
+    distance = np.abs(table.data.reshape(4, 256) - np.clip(exact, -128, 127))
+    assert np.max(distance) <= 0.5 + 1e-4
+
+
+def test_average_pooling_is_a_convolution_that_rounds_halves_up(tmp_path):
+    model, data = built(lambda x: layers.AveragePooling2D(2)(x))
+    network = speq_keras.fold(model).network
+    (node,) = [n for n in network.nodes if n.kind == "depthwise_conv_2d"]
+    x, weights, bias = (network.tensors[name] for name in node.inputs)
+    sums = np.arange(-4 * 128, 4 * 127 + 1)
+    factor = np.float64(x.scale) * np.float64(weights.scale[0]) / network.tensors[node.output].scale
+    stored = np.rint((127 * sums + bias.data[0]) * factor)
+    assert set(np.unique(weights.data)) == {127}
+    np.testing.assert_array_equal(stored, np.floor(sums / 4 + 0.5))
+
+
+# ---- ends --------------------------------------------------------------------------------------
+
+
+def classifier(x):
+    return layers.Dense(5, activation="softmax", name="classes")(
+        layers.GlobalAveragePooling2D()(layers.ReLU()(x))
+    )
+
+
+@pytest.mark.parametrize(("io", "shift"), [("int8", 0), ("uint8", 128)])
+def test_integer_ends_hold_the_codes_of_the_float_file(io, shift, tmp_path):
+    model, data = built(classifier, last=False)
+    plain = file_of(model, data, tmp_path)
+    values = plain.run_all(data)
+    codes = {  # behind the first operation, before the last
+        "input": values[plain.operations[0].outputs[0]],
+        "output": values[plain.operations[-1].inputs[0]],
+    }
+    file = file_of(model, data, tmp_path, io=io)
+    (source,), (sink,) = file.inputs, file.outputs
+    assert {file.tensors[source].type, file.tensors[sink].type} == {io}
+    (found,) = file.run((codes["input"].astype("int16") + shift).astype(io))
+    np.testing.assert_array_equal(found.astype("int16") - shift, codes["output"])
+    float_scale = plain.tensors[plain.operations[-1].inputs[0]].scale
+    assert file.tensors[sink].scale == float_scale
+
+
+def test_without_softmax_the_outputs_are_the_logits(tmp_path):
+    model, data = built(classifier, last=False)
+    file = file_of(model, data, tmp_path, softmax=False)
+    assert "SOFTMAX" not in [op.name for op in file.operations]
+    full = file_of(model, data, tmp_path)
+    (softmax,) = [op for op in full.operations if op.name == "SOFTMAX"]
+    number = softmax.inputs[0]
+    logits = full.tensors[number].real(full.run_all(data)[number])
+    np.testing.assert_allclose(file.run(data)[0], logits, rtol=1e-6)
+
+
+def test_softmax_in_the_middle_stays(tmp_path):
+    model, _ = built(lambda x: layers.Softmax()(x))
+    assert ("softmax", "none") in nodes_of(model, softmax=False)
