@@ -13,8 +13,10 @@ proven to be the trained network, and run on the test images in LiteRT. Prints o
 
 Useful flags: `--model`, `--w_bits`, `--a_bits`, `--activation_quantizer`, `--epochs`,
 `--checkpoint_dir` (a killed run goes on where it was), `--seed` several times (mean and deviation),
-`--table1` (the paper's Table 1). The test images choose nothing: no training stops early and no
-checkpoint is picked by its accuracy.
+`--table1` (the paper's Table 1). `KERAS_BACKEND=jax` before the command trains on JAX, with the
+images on the device and many steps per call; there `--num_processes`, `--process_id` and
+`--coordinator` train in several processes, which see the batches of one. The test images choose
+nothing: no training stops early and no checkpoint is picked by its accuracy.
 """
 
 import json
@@ -79,9 +81,17 @@ flags.DEFINE_bool("short", False, "A trial run: few images and epochs, unless fl
 flags.DEFINE_enum(
     "storage", "int8", ("int8", "int4", "smallest"), "How the TFLite file stores weights."
 )
-flags.DEFINE_string("data_dir", None, "Folder that holds cifar10/; default ~/tensorflow_datasets.")
+flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Folder that holds cifar10/, default ~/tensorflow_datasets; or an .npz file with x_train, "
+    "y_train, x_test, y_test, which needs no TensorFlow.",
+)
 flags.DEFINE_bool("download", False, "Download CIFAR-10 (170 MB) to --data_dir if not there.")
 flags.DEFINE_string("checkpoint_dir", None, "A killed run that is started again resumes from here.")
+flags.DEFINE_integer("num_processes", 1, "Processes that train together, on JAX.", 1)
+flags.DEFINE_integer("process_id", 0, "Which of them this is; the first writes the files.", 0)
+flags.DEFINE_string("coordinator", "127.0.0.1:12345", "Address and port of the first process.")
 flags.DEFINE_string("out_dir", "out/cifar", "Folder for the files this program writes.")
 
 SHORT_RUN = {
@@ -95,6 +105,7 @@ SHORT_RUN = {
 FREE_FLAGS = (
     *("method", "table1", "seed", "short"),
     *("storage", "data_dir", "download", "checkpoint_dir", "out_dir"),
+    *("num_processes", "process_id", "coordinator"),
 )
 
 
@@ -106,6 +117,8 @@ def main(_):
         for name, value in SHORT_RUN.items():
             FLAGS.set_default(name, value)  # a flag that was given keeps its value
     check_flags()
+    if FLAGS.num_processes > 1:
+        join_processes()
     out_dir = pathlib.Path(FLAGS.out_dir).expanduser()
     out_dir.mkdir(parents=True, exist_ok=True)
     try:
@@ -145,6 +158,15 @@ def check_flags():
         unknown = sorted(set(FLAGS[name].value) - set(known))
         if unknown:
             raise SystemExit(f"--{name} takes {', '.join(known)}. Received: {', '.join(unknown)}.")
+    if FLAGS.num_processes > 1 and keras.backend.backend() != "jax":
+        raise SystemExit(
+            "--num_processes needs the JAX backend: set KERAS_BACKEND=jax. Received: "
+            f"{keras.backend.backend()}."
+        )
+    if FLAGS.process_id >= FLAGS.num_processes:
+        raise SystemExit(
+            f"--process_id must be below --num_processes. Received: {FLAGS.process_id}."
+        )
     needs_teacher = any(uses_float_teacher(method) for method in trained_methods())
     if needs_teacher and not FLAGS.teacher_weights:
         raise SystemExit("The methods kd and speq_kd need a float teacher: pass --teacher_weights.")
@@ -177,6 +199,40 @@ def check_checkpoints(path):
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, lambda temporary: temporary.write_text(json.dumps(binding, indent=1)))
+
+
+def training_stream():
+    """Returns the class that makes the batches: on JAX they are made on the device itself."""
+    # Either needs its own backend's packages.
+    if keras.backend.backend() == "jax":
+        import cifar_device
+
+        return cifar_device.DeviceStream
+    import cifar_stream
+
+    return cifar_stream.TrainingStream
+
+
+def join_processes():
+    """Makes this process one of several that train one network."""
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    keras.distribution.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(
+            devices=keras.distribution.list_devices(), auto_shard_dataset=False
+        )
+    )
+
+
+def own_part(array):
+    """Returns what this process has of data that all processes evaluate together."""
+    return array[FLAGS.process_id :: FLAGS.num_processes]
+
+
+def is_first_process():
+    return FLAGS.process_id == 0
 
 
 def own_flags():
@@ -289,7 +345,7 @@ class Experiment:
             f"\nSeed {self.seed}, {stage}: {epochs} epochs of {self.steps_per_epoch} steps",
             flush=True,
         )
-        stream = cifar_data.TrainingStream(
+        stream = training_stream()(
             self.x_train,
             self.y_train,
             seed=self.seed,
@@ -298,7 +354,7 @@ class Experiment:
             first_epoch=self.epochs_done,  # all methods of the train stage see the same images
         )
         callbacks = [stream.callback]
-        if a_bits:
+        if a_bits and FLAGS.num_processes == 1:
             probe = slice(FLAGS.probe_examples)
             callbacks.append(PrecisionProbe(self.x_test[probe], self.y_test[probe], a_bits=a_bits))
         folder = FLAGS.checkpoint_dir
@@ -309,17 +365,16 @@ class Experiment:
         if folder:
             # After the log: an epoch that is backed up is then always in the log.
             callbacks.append(
-                keras.callbacks.BackupAndRestore(
-                    str(folder / "backup"), double_checkpoint=True, delete_checkpoint=False
-                )
+                Backup(str(folder / "backup"), double_checkpoint=True, delete_checkpoint=False)
             )
         self.compile(model, learning_rate=learning_rate, steps=epochs * self.steps_per_epoch)
+        stream.attach(model)
         model.fit(
             stream.dataset,
             epochs=epochs,
             shuffle=False,  # the stream is
-            validation_data=(self.x_test, self.y_test),
-            validation_batch_size=500,
+            validation_data=(own_part(self.x_test), own_part(self.y_test)),
+            validation_batch_size=500 // FLAGS.num_processes,
             callbacks=callbacks,
             verbose=2,
         )
@@ -369,7 +424,13 @@ class Experiment:
 
     def accuracy(self, model):
         """Returns the test accuracy of a compiled model."""
-        logs = model.evaluate(self.x_test, self.y_test, batch_size=500, verbose=0, return_dict=True)
+        logs = model.evaluate(
+            own_part(self.x_test),
+            own_part(self.y_test),
+            batch_size=500 // FLAGS.num_processes,
+            verbose=0,
+            return_dict=True,
+        )
         return logs["accuracy"]
 
 
@@ -437,6 +498,14 @@ class PrecisionProbe(keras.callbacks.Callback):
         return outputs
 
 
+class Backup(keras.callbacks.BackupAndRestore):
+    """Every process goes on from the backup; the first one writes it."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        if is_first_process():
+            super().on_epoch_end(epoch, logs)
+
+
 class EpochLog(keras.callbacks.Callback):
     """Keeps a row of figures per epoch, in a file if `path` is given: they outlive a killed run."""
 
@@ -447,18 +516,22 @@ class EpochLog(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.start_s = time.perf_counter()
+        self.start_steps = self.steps_done()
+
+    def steps_done(self):
+        return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
 
     def on_train_batch_end(self, batch, logs=None):
         # Those of the last batch stay: the time without validation and probe.
         self.end_s = time.perf_counter()
-        self.steps = batch + 1
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = self.end_s - self.start_s
-        row = {"epoch": epoch + 1, "steps": self.steps, "seconds": seconds, **logs}
+        steps = self.steps_done() - self.start_steps
+        row = {"epoch": epoch + 1, "steps": steps, "seconds": seconds, **logs}
         # An epoch that was killed before its backup is trained a second time: its row is replaced.
         self.rows = [*self.rows[:epoch], row]
-        if self.path:
+        if self.path and is_first_process():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_file(self.path, lambda path: path.write_text(json.dumps(self.rows, indent=1)))
 
@@ -557,7 +630,12 @@ def curves(results):
 
 
 def write_file(path, write):
-    """Calls `write` with a temporary name and moves the file into place: never half a file."""
+    """Calls `write` with a temporary name and moves the file into place: never half a file.
+
+    Where several processes train, the first one writes.
+    """
+    if not is_first_process():
+        return
     temporary = path.with_name(f"{os.getpid()}_{path.name}")
     write(temporary)
     temporary.replace(path)

@@ -1,15 +1,19 @@
-"""CIFAR-10 in memory, and training batches that are the same in a resumed run."""
+"""CIFAR-10 in memory, from TensorFlow Datasets or from an .npz file."""
 
-import keras
-import tensorflow as tf
-import tensorflow_datasets as tfds
+import pathlib
+
+import numpy as np
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 def load(data_dir, *, download, train_examples, test_examples):
-    """Loads the first so many training and test images through TensorFlow Datasets.
+    """Loads the first so many training and test images.
 
     Args:
-        data_dir: Folder that holds `cifar10/`, or None for TensorFlow Datasets' own default.
+        data_dir: Folder that holds `cifar10/` of TensorFlow Datasets, or None for its own default;
+            or an .npz file with the arrays x_train, y_train, x_test and y_test, which needs no
+            TensorFlow.
         download: Whether to download CIFAR-10 (170 MB) if it is not there.
         train_examples: Number of training images, up to 50,000.
         test_examples: Number of test images, up to 10,000.
@@ -20,6 +24,10 @@ def load(data_dir, *, download, train_examples, test_examples):
     Raises:
         FileNotFoundError: If CIFAR-10 is not there and `download` is False.
     """
+    if data_dir and pathlib.Path(data_dir).suffix == ".npz":
+        return load_npz(data_dir, train_examples, test_examples)
+    import tensorflow_datasets as tfds  # needs TensorFlow, on every backend
+
     builder = tfds.builder("cifar10", data_dir=data_dir)
     if download:
         builder.download_and_prepare()
@@ -33,50 +41,16 @@ def load(data_dir, *, download, train_examples, test_examples):
     return train["image"], train["label"], test["image"], test["label"]
 
 
-class TrainingStream:
-    """Shuffled, augmented batches: each image follows from the seed and its position in the stream.
-
-    No random state is kept that would be lost when a run is killed: a resumed run, which begins at
-    a later epoch, sees what the unbroken run sees. Keras does not tell a `tf.data` pipeline the
-    epoch, so `callback` keeps it in a variable, and the pipeline reads that.
-
-    Args:
-        images, labels: Arrays; images of any integer type, from 0 to 255.
-        seed: Non-negative integer.
-        batch_size: Images per step.
-        steps_per_epoch: Batches in one pass over `dataset`.
-        first_epoch: Where in the stream the first epoch begins, in epochs.
-    """
-
-    def __init__(self, images, labels, *, seed, batch_size, steps_per_epoch, first_epoch=0):
-        images, labels = tf.constant(images), tf.constant(labels)
-        image_count = images.shape[0]
-        examples_per_epoch = steps_per_epoch * batch_size
-        epoch = tf.Variable(0, dtype="int64", trainable=False)
-
-        def example(index):
-            position = (first_epoch + epoch) * examples_per_epoch + index
-            # Every pass over the images has a permutation of its own.
-            row = tf.random.experimental.index_shuffle(
-                position % image_count, [seed, position // image_count], image_count - 1
+def load_npz(path, train_examples, test_examples):
+    """Returns the four arrays of an .npz file, cut to so many images."""
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"--data_dir names no file. Received: {path}")
+    with np.load(path) as arrays:
+        missing = [name for name in ARRAYS if name not in arrays]
+        if missing:
+            raise FileNotFoundError(
+                f"{path} must hold the arrays {', '.join(ARRAYS)}. Missing: {', '.join(missing)}."
             )
-            return pad_crop_flip(images[row], [seed, position]), labels[row]
-
-        self.dataset = (
-            tf.data.Dataset.range(examples_per_epoch)
-            .map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .batch(batch_size, drop_remainder=True)
-            .prefetch(tf.data.AUTOTUNE)
-        )
-        self.callback = keras.callbacks.LambdaCallback(
-            on_epoch_begin=lambda number, logs: epoch.assign(number)
-        )
-
-
-def pad_crop_flip(image, seed):
-    """Shifts an image by up to four pixels in each direction and mirrors every second one."""
-    crop_seed, flip_seed = tf.unstack(tf.random.split(seed))
-    padded = tf.pad(image, ((4, 4), (4, 4), (0, 0)))
-    image = tf.image.stateless_random_crop(padded, image.shape, crop_seed)
-    image = tf.image.stateless_random_flip_left_right(image, flip_seed)
-    return tf.cast(image, "float32")
+        x_train, y_train, x_test, y_test = (arrays[name] for name in ARRAYS)
+    train, test = slice(train_examples), slice(test_examples)
+    return x_train[train], y_train.ravel()[train], x_test[test], y_test.ravel()[test]

@@ -18,7 +18,7 @@ from speq_keras.export.runtimes import partitions, run_file
 from speq_keras.export.self_test import self_test_files
 from speq_keras.export.storage import STORAGES
 from speq_keras.export.write import write
-from speq_keras.processes import is_first_process
+from speq_keras.processes import is_first_process, local_values, process_count
 
 
 def export_tflite(
@@ -153,7 +153,7 @@ def _accuracy(model, folded, content, batches):
     right, count = np.zeros(3), 0
     for arrays, labels in batches:
         inputs = as_network_inputs(folded.steps, folded.network, arrays)
-        trained = model.predict_on_batch(arrays if len(arrays) > 1 else arrays[0])
+        trained = _predict(model, arrays if len(arrays) > 1 else arrays[0])
         outputs = (
             keras.ops.convert_to_numpy(trained),
             simulate.simulate(folded.network, inputs)[0],
@@ -167,6 +167,14 @@ def _accuracy(model, folded, content, batches):
     return Accuracy(
         examples=count, trained=float(trained), folded=float(in_python), file=float(file)
     )
+
+
+def _predict(model, inputs):
+    """Returns what the training graph makes of a batch; several processes each ask on their own."""
+    if process_count() == 1:
+        return model.predict_on_batch(inputs)
+    with keras.StatelessScope(local_values(model.variables)):
+        return model(inputs, training=False)
 
 
 def _weight_rows(steps):

@@ -1,0 +1,128 @@
+"""CIFAR-10 on the device itself, for JAX: images stay there, and one call runs many steps.
+
+A step of a small network takes a GPU less time than Python needs to ask for the next one. Here the
+batches are drawn, cropped and flipped inside the compiled program, and `steps_per_call` steps are
+one call of it. With several devices or processes each works on its part of the very same batches.
+`fit`, its callbacks and its checkpoints stay as they are: Keras' train function is
+replaced, which `keras.Model` keeps in an attribute for that purpose.
+"""
+
+import functools
+
+import jax
+import keras
+import numpy as np
+
+# Enough to hide the time of a call, little enough for a progress bar that moves.
+MOST_STEPS_PER_CALL = 100
+
+
+class DeviceStream:
+    """Shuffled, augmented batches that follow from the seed and the number of the step.
+
+    The optimizer counts the steps, and checkpoints keep that count: a resumed run sees what the
+    unbroken run sees.
+
+    Args:
+        images, labels: Arrays; images of any integer type, from 0 to 255.
+        seed: Non-negative integer.
+        batch_size: Images per step.
+        steps_per_epoch: Steps in one pass over `dataset`.
+        first_epoch: Where in the stream the first epoch begins, in epochs.
+    """
+
+    def __init__(self, images, labels, *, seed, batch_size, steps_per_epoch, first_epoch=0):
+        self.everywhere, self.split = _shardings()
+        self.images = jax.device_put(np.asarray(images), self.everywhere)
+        self.labels = jax.device_put(np.asarray(labels), self.everywhere)
+        self.seed = seed
+        self.batch_size = batch_size
+        self.first_step = first_epoch * steps_per_epoch
+        self.steps_per_call = max(
+            n for n in range(1, MOST_STEPS_PER_CALL + 1) if steps_per_epoch % n == 0
+        )
+        example = (np.asarray(images[:batch_size], "float32"), np.asarray(labels[:batch_size]))
+        self.dataset = _Ticks(example, steps_per_epoch // self.steps_per_call)
+        self.callback = keras.callbacks.Callback()  # nothing to do between epochs
+
+    def attach(self, model):
+        """Makes a compiled model train on this stream."""
+        iterations = next(
+            number
+            for number, variable in enumerate(model.optimizer.variables)
+            if variable is model.optimizer.iterations
+        )
+
+        @functools.partial(jax.jit, out_shardings=self.everywhere)
+        def steps(state, images, labels):
+            def step(state, _):
+                batch = self.batch(state[2][iterations], images, labels)
+                logs, state = model.train_step(state, batch)
+                return tuple(state), logs
+
+            state, logs = jax.lax.scan(step, state, length=self.steps_per_call)
+            # Metrics are running means: those after the last step.
+            return jax.tree.map(lambda values: values[-1], logs), state
+
+        def train_function(state, iterator):
+            next(iterator)
+            return steps(tuple(state), self.images, self.labels)
+
+        model.train_function = train_function
+
+    def batch(self, iteration, images, labels):
+        """Returns the images and labels of one step."""
+        key = jax.random.key(self.seed)
+        number = self.first_step + iteration
+        per_pass = max(1, len(images) // self.batch_size)
+        # Every pass over the images has a permutation of its own.
+        pass_key = jax.random.fold_in(jax.random.fold_in(key, 0), number // per_pass)
+        order = jax.random.permutation(pass_key, len(images))
+        start = (number % per_pass) * self.batch_size
+        rows = jax.lax.dynamic_slice_in_dim(order, start, min(self.batch_size, len(order)))
+        step_key = jax.random.fold_in(jax.random.fold_in(key, 1), number)
+        batch = pad_crop_flip(images[rows], step_key), labels[rows]
+        if self.split is None:
+            return batch
+        # Every device works on its part of the same batch.
+        return jax.lax.with_sharding_constraint(batch, self.split)
+
+
+def _shardings():
+    """Returns how to lay an array on all devices whole, and in parts; None for one device."""
+    if keras.distribution.distribution() is None:
+        return None, None
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+    parts = (jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch"))
+    return tuple(jax.sharding.NamedSharding(mesh, part) for part in parts)
+
+
+def pad_crop_flip(images, key):
+    """Shifts images by up to four pixels in each direction and mirrors every second one."""
+    crop_key, flip_key = jax.random.split(key)
+    count, height, width, channels = images.shape
+    padded = keras.ops.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    offsets = jax.random.randint(crop_key, (count, 2), 0, 9)
+
+    def crop(padded_and_offset):
+        image, offset = padded_and_offset
+        return keras.ops.slice(image, (offset[0], offset[1], 0), (height, width, channels))
+
+    cropped = keras.ops.vectorized_map(crop, (padded, offsets))
+    mirrored = jax.random.bernoulli(flip_key, shape=(count, 1, 1, 1))
+    images = keras.ops.where(mirrored, keras.ops.flip(cropped, axis=2), cropped)
+    return keras.ops.cast(images, "float32")
+
+
+class _Ticks(keras.utils.PyDataset):
+    """As many items as there are calls; Keras reads shapes off the first, and nobody the rest."""
+
+    def __init__(self, example, length):
+        super().__init__()
+        self.example, self.length = example, length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return self.example
