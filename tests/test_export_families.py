@@ -45,9 +45,9 @@ FAMILIES = {
     "ResNet50V2": (32, "pact"),
     "MobileNet": (32, "pact"),
     "MobileNetV2": (32, "lsq_plus"),
-    "MobileNetV3Small": (32, "lsq_plus"),
+    "MobileNetV3Small": (64, "lsq_plus"),
     "EfficientNetB0": (32, "lsq_plus"),
-    "EfficientNetV2B0": (32, "pact"),
+    "EfficientNetV2B0": (64, "lsq_plus"),
     "DenseNet121": (32, "pact"),
     "InceptionV3": (75, "pact"),
     "InceptionResNetV2": (75, "pact"),
@@ -95,17 +95,16 @@ def spread_gates(network, x):
 
 
 def spread_classes(model, x):
-    """Takes what all images have in common out of the logits, and gives them a spread of 1.5.
+    """Takes what all images have in common out of the logits, and gives them a deviation of 1.5.
 
     Random networks see the same class everywhere, and a softmax of large logits is 0 nearly always.
     """
+    logits = np.asarray(keras.Model(model.inputs, model.layers[-1].input)(x))
     layer = next(node for node in reversed(model.layers) if hasattr(node, "quantizers")).layer
-    for _ in range(2):  # at first most of them may be beyond float32's smallest number
-        logits = np.log(np.maximum(model.predict(x, verbose=0), 1e-30))
-        factor = 1.5 / (logits - logits.mean(axis=0)).std()
-        layer.kernel.assign(layer.kernel * factor)
-        layer.bias.assign((layer.bias - logits.mean(axis=0)) * factor)
-        model.calibrate(x, verbose=0)
+    factor = 1.5 / (logits - logits.mean(axis=0)).std()
+    layer.kernel.assign(layer.kernel * factor)
+    layer.bias.assign((layer.bias - logits.mean(axis=0)) * factor)
+    model.calibrate(x, verbose=0)
 
 
 def build(name):

@@ -2,11 +2,14 @@
 
     python examples/benchmarks/applications.py
     python examples/benchmarks/applications.py --only='MobileNet*' --out_dir=/tmp/applications
+    python examples/benchmarks/applications.py --export
 
 Each network runs in a process of its own, so that its peak memory is its own and a failure is one
 row. Weights are random and images small: time and memory are those of building, wrapping and the
 first training step, compilation included. Prints a Markdown table; rows are added to
-`applications.json` as they come, and a network that has one there is not run again.
+`applications.json` as they come, and a network that has one there is not run again. With --export
+every network is exported as a TFLite file too, on generated inputs, and a second table has what the
+proof found.
 """
 
 import fnmatch
@@ -16,6 +19,7 @@ import pathlib
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 
 import keras
@@ -32,6 +36,7 @@ flags.DEFINE_integer("side_px", 64, "Height and width of the images, in pixels."
 flags.DEFINE_integer("batch_size", 2, "Images in the training step.", 1)
 flags.DEFINE_integer("timeout_s", 1800, "After so many seconds a network is given up.", 1)
 flags.DEFINE_bool("cpu_time", False, "Count processor instead of wall seconds: on a busy machine.")
+flags.DEFINE_bool("export", False, "Export each network to TFLite, with the proof.")
 flags.DEFINE_bool("retry", False, "Run networks again whose row is an error.")
 flags.DEFINE_string("out_dir", "out/benchmarks", "Folder for applications.json.")
 flags.DEFINE_string("run_one", None, "Run this network here and print its row as JSON.")
@@ -56,7 +61,7 @@ def main(_):
     path = out_dir / "applications.json"
     rows = json.loads(path.read_text()) if path.exists() else {}
     for number, name in enumerate(names, start=1):
-        if name in rows and (rows[name]["result"] == OK or not FLAGS.retry):
+        if name in rows and is_done(rows[name]):
             continue
         print(f"{number} of {len(names)}: {name}", flush=True)
         rows[name] = run_in_a_process(name)
@@ -66,6 +71,13 @@ def main(_):
     print(f"\n{markdown_table({name: rows[name] for name in names})}")
 
 
+def is_done(row):
+    """Whether a row of an earlier run is what this one asks for."""
+    if row["result"] != OK:
+        return not FLAGS.retry
+    return "export" in row or not FLAGS.export
+
+
 def classifiers():
     """Returns the names of the networks in `keras.applications`; modules there are lower case."""
     return sorted(name for name in dir(keras.applications) if name[0].isupper())
@@ -73,7 +85,7 @@ def classifiers():
 
 def run_in_a_process(name):
     """Runs this program for one network and returns its row, whatever happens there."""
-    arguments = ["w_bits", "a_bits", "side_px", "batch_size", "cpu_time"]
+    arguments = ["w_bits", "a_bits", "side_px", "batch_size", "cpu_time", "export"]
     command = [sys.executable, __file__, f"--run_one={name}"]
     command += [f"--{argument}={FLAGS[argument].value}" for argument in arguments]
     start_s = time.perf_counter()
@@ -123,6 +135,8 @@ def run_one(name):
 
     loss = history["loss"][-1]
     float_layers = model.plan().float_layers
+    seconds = round(clock_s[-1] - clock_s[0], 1)
+    export = export_row(model, images, lap) if FLAGS.export else {}
     peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "result": OK if np.isfinite(loss) else f"the loss is {loss}",
@@ -133,10 +147,37 @@ def run_one(name):
         "wrap_s": wrap_s,
         "calibrate_s": calibrate_s,
         "step_s": step_s,
-        "seconds": round(clock_s[-1] - clock_s[0], 1),
+        "seconds": seconds,
         # In bytes on macOS, in kB elsewhere.
         "peak_memory_mb": round(peak_memory / (1e6 if sys.platform == "darwin" else 1e3)),
         "float_layers": float_layers,
+        **export,
+    }
+
+
+def export_row(model, images, lap):
+    """Exports a network whose statistics and ranges are made those of `images` first."""
+    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers):
+        model.reestimate_batch_norm(images)
+    model.calibrate(images, verbose=0)
+    lap()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            report = model.export_tflite(f"{folder}/{model.name}.tflite", data=images, strict=False)
+        except (ValueError, RuntimeError) as error:
+            return {"export": {"result": str(error)}}
+    proof = report.proof
+    return {
+        "export": {
+            "result": OK if proof.holds else proof.first_failure(),
+            "export_s": lap(),
+            "file_bytes": report.bytes,
+            "codes": proof.compared,
+            "mismatches": proof.mismatches,
+            "outside": proof.outside,
+            "partitions": report.partitions.partitions,
+            "others": report.partitions.others,
+        }
     }
 
 
@@ -166,7 +207,32 @@ def markdown_table(rows):
     if reasons:
         lines += ["", "Layers stay in float because:"]
         lines += [f"- {reason} ({', '.join(sorted(names))})" for reason, names in reasons.items()]
-    return "\n".join(lines)
+    exports = {name: row["export"] for name, row in rows.items() if "export" in row}
+    return "\n".join([*lines, *export_table(exports)])
+
+
+def export_table(exports):
+    """Returns the lines of the table of exports; none without any."""
+    if not exports:
+        return []
+    lines = [
+        "",
+        "| network | export, s | int8, kB | codes compared | differ from the simulation "
+        "| no nearest code | XNNPACK partitions | outside of XNNPACK | result |",
+        "| --- " * 9 + "|",
+    ]
+    for name, row in exports.items():
+        result = row["result"].replace("|", "/")
+        if "export_s" not in row:
+            lines.append(f"| {name} {'| - ' * 7}| {result} |")
+            continue
+        others = ", ".join(f"{count} {kind}" for kind, count in sorted(row["others"].items()))
+        lines.append(
+            f"| {name} | {row['export_s']:.1f} | {row['file_bytes'] / 1e3:,.0f} "
+            f"| {row['codes']:,} | {row['mismatches']:,} | {row['outside']:,} "
+            f"| {row['partitions']} | {others or '-'} | {result} |"
+        )
+    return lines
 
 
 if __name__ == "__main__":
