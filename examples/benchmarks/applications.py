@@ -36,6 +36,7 @@ flags.DEFINE_integer("side_px", 64, "Height and width of the images, in pixels."
 flags.DEFINE_integer("batch_size", 2, "Images in the training step.", 1)
 flags.DEFINE_integer("timeout_s", 1800, "After so many seconds a network is given up.", 1)
 flags.DEFINE_bool("cpu_time", False, "Count processor instead of wall seconds: on a busy machine.")
+flags.DEFINE_bool("train", True, "Take the training step; --notrain --export only exports.")
 flags.DEFINE_bool("export", False, "Export each network to TFLite, with the proof.")
 flags.DEFINE_bool("retry", False, "Run networks again whose row is an error.")
 flags.DEFINE_string("out_dir", "out/benchmarks", "Folder for applications.json.")
@@ -85,7 +86,7 @@ def classifiers():
 
 def run_in_a_process(name):
     """Runs this program for one network and returns its row, whatever happens there."""
-    arguments = ["w_bits", "a_bits", "side_px", "batch_size", "cpu_time", "export"]
+    arguments = ["w_bits", "a_bits", "side_px", "batch_size", "cpu_time", "train", "export"]
     command = [sys.executable, __file__, f"--run_one={name}"]
     command += [f"--{argument}={FLAGS[argument].value}" for argument in arguments]
     start_s = time.perf_counter()
@@ -129,11 +130,13 @@ def run_one(name):
     # Random weights have no moving statistics worth the name: use those of the batch.
     model.calibrate(images, training=True, verbose=0)
     calibrate_s = lap()
-    model.compile(keras.optimizers.SGD(1e-3), "sparse_categorical_crossentropy")
-    history = model.fit(images, labels, batch_size=FLAGS.batch_size, verbose=0).history
+    loss = 0.0
+    if FLAGS.train:
+        model.compile(keras.optimizers.SGD(1e-3), "sparse_categorical_crossentropy")
+        history = model.fit(images, labels, batch_size=FLAGS.batch_size, verbose=0).history
+        loss = history["loss"][-1]
     step_s = lap()
 
-    loss = history["loss"][-1]
     float_layers = model.plan().float_layers
     seconds = round(clock_s[-1] - clock_s[0], 1)
     export = export_row(model, images, lap) if FLAGS.export else {}
