@@ -168,7 +168,7 @@ def compare(model, data, path):
         "simulated": accuracy(simulated),
         "file": accuracy(file),
         "equal_simulation": float(np.mean(np.all(file == simulated, axis=-1))),
-        "equal_float": float(np.mean(np.all(file == in_float, axis=-1))),
+        "equal_float": float(np.mean(np.all(np.isclose(file, in_float, rtol=1e-5), axis=-1))),
         "agreement_float": float(1 - np.mean(different)),
         "agreement_trained": float(np.mean(file.argmax(-1) == trained.argmax(-1))),
         # Where file and float do not agree: how far the two classes are apart in the file.

@@ -46,15 +46,38 @@ def compute(step, arrays, *, rounds=True):
         y = _activated(y, step.activation)
     elif step.kind in ("quantize", "requantize", "dequantize"):
         y = x[0]
+    elif step.kind == "average_pool" and step.activation == "none":
+        return _average_pool(step, arrays[0], rounds)
     else:
         y = call(step.nodes[0], x)
         y = _activated(y, step.activation)
-    if rounds and step.quantizer is not None:
+    own_grid = rounds and _has_own_grid(step)
+    if rounds and step.quantizer is not None and not own_grid:
         y = step.quantizer(y)
     y = keras.ops.convert_to_numpy(keras.ops.cast(y, "float32"))
-    if rounds and step.kind == "table" and step.quantizer is None:  # the end of the model
+    if own_grid:
         y = step.output.grid.round(y) * step.output.grid.scale
     return y
+
+
+def _has_own_grid(step):
+    """Whether the grid of a step's output is not what its trained quantizer, if any, rounds to."""
+    if step.quantizer is None:
+        return step.kind == "table"  # the end of the model
+    return np.float32(step.quantizer.grid()[0]) != step.output.grid.scale  # nudged
+
+
+def _average_pool(step, array, rounds):
+    """Averages codes, not values: their sums are exact, so that halves are halves, and go up.
+
+    One average in four of 2×2 codes is halfway between two codes. In units of the output the last
+    bits of the scale would send it up or down, differently on every machine.
+    """
+    scale = step.output.grid.scale
+    codes = np.rint(array / np.float64(scale)).astype("float32")
+    y = call(step.nodes[0], [keras.ops.convert_to_tensor(codes)])
+    y = keras.ops.convert_to_numpy(keras.ops.cast(y, "float32"))
+    return (np.floor(y + 0.5) if rounds else y) * scale
 
 
 def _linear(step, x):

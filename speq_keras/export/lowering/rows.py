@@ -62,12 +62,13 @@ def average_pool(builder, step):
     nothing but the halves, which it sends up, as training does.
 
     Large windows take the depthwise kernel longer than a whole convolution. One that is the whole
-    image is a mean, which is fast, though kernels outside of the fast delegate round it worse.
+    image is a mean, which is fast, but sends halves to even: only an odd number of codes has none.
     """
     x = builder.tensor(step.inputs[0])
     options = step.options
     size = options["size"]
-    if tuple(x.shape[1:-1]) == tuple(size) and np.prod(size) > _FAST_WINDOW:
+    is_image = tuple(x.shape[1:-1]) == tuple(size)
+    if is_image and np.prod(size) > _FAST_WINDOW and np.prod(size) % 2:
         axes = tuple(range(1, len(x.shape) - 1))
         return builder.emit(step, "mean", [x.name], {"axes": axes, "keep_dims": True})
     if options["padding"] != "valid":
