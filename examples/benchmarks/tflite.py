@@ -7,8 +7,9 @@ Weights are random: time and size do not depend on what they are. The stock conv
 files of the float network (float32, dynamic range, int8 after calibration); `export_tflite` makes
 one per storage and choice of widths. All files of a network take turns on one thread, and the
 shortest run of each counts. Time is that of the thread: other programs on the machine are not in
-it. Prints a Markdown table; writes `tflite.json`. Files of the stock converter stay in `--out_dir`
-and are not made again.
+it, nor in that of the export, which is processor time. Prints a Markdown table; writes
+`tflite_pact.json` or `tflite_lsq_plus.json`. Files of the stock converter stay in `--out_dir` and
+are not made again.
 """
 
 import json
@@ -68,7 +69,7 @@ def main(_):
         rows[name] = measure(name, out_dir)
         print(f"\n{markdown_table({name: rows[name]})}\n", flush=True)
     print(f"\n{markdown_table(rows)}")
-    path = out_dir / "tflite.json"
+    path = out_dir / f"tflite_{FLAGS.activation_quantizer}.json"
     temporary = path.with_name(f"{os.getpid()}_{path.name}")
     temporary.write_text(json.dumps(rows, indent=1))
     temporary.replace(path)
@@ -92,7 +93,8 @@ def measure(name, out_dir):
         if "squeeze-excite" in wide and not squeeze_excite_layers(network):
             continue
         print(f"{name}: {label}", flush=True)
-        path = out_dir / f"{name}_{label.replace(', ', '_').replace(' ', '_')}.tflite"
+        kind = label.replace(", ", "_").replace(" ", "_")
+        path = out_dir / f"{name}_{FLAGS.activation_quantizer}_{kind}.tflite"
         model = wrap(network, wide)
         model.calibrate(images, verbose=0)
         start_s = time.process_time()
@@ -240,7 +242,7 @@ def markdown_table(rows):
         f"{FLAGS.rounds * FLAGS.runs} runs; ratios to {STOCK_INT8}.",
         "",
         "| network | file | ms | ratio | kB | ratio | XNNPACK partitions | operations outside "
-        "| names kept | export, s |",
+        "| names kept | export, CPU s |",
         "| --- " * 10 + "|",
     ]
     for name, files in rows.items():
@@ -256,7 +258,7 @@ def markdown_table(rows):
                 str(row["partitions"]),
                 others or "none",
                 "yes" if row["keeps_names"] else "no",
-                f"{row['export_s']:.1f}" if "export_s" in row else "-",
+                f"{row['export_cpu_s']:.1f}" if "export_cpu_s" in row else "-",
             )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
