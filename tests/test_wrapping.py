@@ -545,8 +545,8 @@ def test_what_an_integer_layer_makes_reaches_a_skipped_layer_at_8_bits():
 
 
 def test_what_a_float_layer_makes_reaches_a_skipped_layer_as_floats():
-    model = standard(chain, skip=["second", "third"])
-    assert reads(model, "third") == ["second_relu"]
+    model = standard(chain, skip=("second", "third"))
+    assert reads(model, "third") == ["second"]
 
 
 def test_what_a_skipped_layer_makes_is_rounded_to_8_bits_first():
