@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import pytest
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
@@ -33,7 +34,12 @@ def test_quickstart_prints_a_table_and_writes_its_files(tmp_path):
     assert status == 0, text
     assert "SPEQ" in text
     files = {path.name for path in (tmp_path / "out" / "quickstart").iterdir()}
-    assert files >= {"results.json", "curves.png", "speq.keras"}
+    assert files >= {"results.json", "curves.png", "speq.keras", "speq.tflite"}
+    results = json.loads((tmp_path / "out" / "quickstart" / "results.json").read_text())
+    assert results["export"]["proof"]["mismatches"] == 0
+    accuracy = results["export"]["accuracy"]
+    assert accuracy["file"] == accuracy["folded"]
+    assert accuracy["trained"] == pytest.approx(results["runs"][0]["stages"][-1]["test_accuracy"])
 
 
 # A stand-in for TensorFlow Datasets, which has no CIFAR-10 on a machine without a network: the
@@ -49,24 +55,15 @@ def noise(count):
     return images, random.integers(0, 10, count)
 cifar_data.load = lambda *args, **kwargs: (*noise(64), *noise(32))
 import runpy
-sys.argv = ["cifar.py", *{arguments!r}]
+sys.argv = [{program!r}, *{arguments!r}]
 runpy.run_path({program!r}, run_name="__main__")
 """
 
 
-@pytest.mark.slow
-def test_cifar_runs_all_stages_and_both_methods(tmp_path):
-    arguments = [
-        "--pretrain_epochs=1",
-        "--retrain_epochs=1",
-        "--epochs=1",
-        "--steps=1",
-        "--batch_size=16",
-        "--probe_examples=32",
-        f"--out_dir={tmp_path}/out",
-    ]
+def run_on_noise(program, *arguments):
+    """Runs a program of the CIFAR examples on noise and returns what it prints."""
     code = CIFAR_ON_NOISE.format(
-        examples=str(EXAMPLES), program=str(EXAMPLES / "cifar.py"), arguments=arguments
+        examples=str(EXAMPLES), program=str(EXAMPLES / program), arguments=arguments
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -77,8 +74,74 @@ def test_cifar_runs_all_stages_and_both_methods(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+ONE_STEP = ("--pretrain_epochs=1", "--retrain_epochs=1", "--epochs=1", "--steps=1")
+
+
+@pytest.mark.slow
+def test_cifar_runs_all_stages_and_both_methods_and_exports_what_they_trained(tmp_path):
+    text = run_on_noise(
+        "cifar.py",
+        *ONE_STEP,
+        "--batch_size=16",
+        "--probe_examples=32",
+        f"--out_dir={tmp_path}/out",
+    )
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [stage["stage"] for stage in results["stages"]] == ["pretrain", "retrain", "qat", "speq"]
+    exported = [stage["stage"] for stage in results["stages"] if "litert_accuracy" in stage]
+    assert exported == ["qat", "speq"]
+    assert {"seed0_qat.tflite", "seed0_speq.tflite"} <= {
+        x.name for x in (tmp_path / "out").iterdir()
+    }
+    assert "in LiteRT, %" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["swish", "dense"])
+def test_cifar_trains_and_exports_networks_with_signed_activations_and_concatenations(
+    tmp_path, network
+):
+    text = run_on_noise(
+        "cifar.py",
+        *ONE_STEP,
+        f"--model={network}",
+        "--activation_quantizer=lsq_plus",
+        "--stages=pretrain,retrain",
+        "--w_bits=4",
+        "--a_bits=4",
+        "--batch_size=16",
+        "--storage=int4",
+        f"--out_dir={tmp_path}/out",
+    )
+    assert (tmp_path / "out" / "seed0_retrain.tflite").is_file()
+    assert " 0 differ from the simulation" in text
+
+
+@pytest.mark.slow
+def test_the_export_benchmark_finds_no_code_of_a_file_that_differs_from_its_simulation(tmp_path):
+    keras.utils.set_random_seed(0)
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import cifar_networks
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    cifar_networks.build("resnet8").save(tmp_path / "resnet8.keras")
+    run_on_noise(
+        "benchmarks/export_cifar.py",
+        "--only=resnet8_w4a4_pact",
+        "--steps=1",
+        "--batch_size=16",
+        f"--model_dir={tmp_path}",
+        f"--out_dir={tmp_path}/out",
+    )
+    rows = json.loads((tmp_path / "out" / "export_cifar.json").read_text())
+    row = rows["resnet8_w4a4_pact"]
+    assert row["codes_compared"] > 1e6
+    assert row["codes_different"] == 0
+    assert row["equal_simulation"] == 1
 
 
 def test_cifar_says_in_one_sentence_that_the_data_folder_is_missing(tmp_path):
