@@ -368,6 +368,7 @@ def test_other_widths_and_offset_grids_are_computed_as_trained(name, width):
 WEIGHTED = [name for name in CASES if any(kind in name for kind in ("Dense", "Conv"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in WEIGHTED if "same" not in name])
 def test_weights_in_4_and_2_bits_are_computed_as_trained(name):
     result = exported(name, "2 bits", "smallest")
