@@ -11,11 +11,11 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "speq_keras" / "_version.py").read_text(), re.MULTILINE
 )[1]
 
-# The lower bounds are one set that runs together; TensorFlow 2.20 itself asks for Keras 3.10.
+# The lower bounds are one set that runs together; older Keras cannot name an operation.
 REQUIREMENTS = [
     "absl-py>=1.0",
     "ai-edge-litert>=2.1",  # the first with wheels for Python 3.13
-    "keras>=3.10",
+    "keras>=3.11.3",
     "numpy>=1.26",
     "tensorflow>=2.20",
 ]

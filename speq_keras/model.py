@@ -54,11 +54,12 @@ class SPEQModel(keras.Model):
     Reference: Boo et al., "Stochastic Precision Ensemble" (AAAI 2021).
     """
 
-    # The signature is that of a Functional model, because `keras.models.clone_model` builds the
-    # clone from (inputs, outputs, name) alone. So that it keeps its settings, they ride on a
-    # quantizer.
-    def __init__(self, inputs, outputs, name=None, *, settings=None, **kwargs):
-        super().__init__(inputs, outputs, name=name, **kwargs)
+    # Arguments are those of a Functional model, because `keras.models.clone_model` builds the clone
+    # from (inputs, outputs, name) alone: so that it keeps its settings, they ride on a quantizer.
+    # They are not spelled out, because Keras before 3.15 takes a class that spells them out, and
+    # adds one, for no Functional model, and cannot load it.
+    def __init__(self, *args, settings=None, **kwargs):
+        super().__init__(*args, **kwargs)
         quantizers = list(self._all_quantizers())
         if not quantizers:
             raise ValueError(
@@ -203,10 +204,9 @@ class SPEQModel(keras.Model):
             check_bits(name, bits)
             if not quantizers:
                 raise ValueError(
-                    f"`{name}` can be set where a quantizer has the target width, and no "
-                    f"quantizer of "
-                    f"the {name} has. {describe(**{name: bits})} Wrap the float model with a "
-                    f"width for that side."
+                    f"`{name}` can be set where a quantizer has the target width, and no quantizer "
+                    f"of the {name} has. {describe(**{name: bits})} Wrap the float model with a "
+                    "width for that side."
                 )
         for _, bits, quantizers in sides:
             for quantizer in quantizers:
@@ -313,9 +313,8 @@ class SPEQModel(keras.Model):
             if not found:
                 raise ValueError(
                     "At least one output must be a softmax or sigmoid, or have a cross-entropy "
-                    "with "
-                    f"from_logits=True. Received: outputs {others}. Pass distillation=None and no "
-                    "teacher to train without distillation."
+                    f"with from_logits=True. Received: outputs {others}. Pass distillation=None "
+                    "and no teacher to train without distillation."
                 )
         if others:
             self._say_once(f"Outputs {others} have no logits and are trained without distillation.")
@@ -456,7 +455,7 @@ class SPEQModel(keras.Model):
         for mine, theirs in self._weight_pairs(model):
             if tuple(mine.shape) != tuple(theirs.shape):
                 raise ValueError(
-                    f"The float weights must have the shapes of this model's. Received: "
+                    "The float weights must have the shapes of this model's. Received: "
                     f"{theirs.path} with shape {tuple(theirs.shape)} for shape {tuple(mine.shape)}."
                 )
         for mine, theirs in self._weight_pairs(model):
@@ -517,7 +516,7 @@ class SPEQModel(keras.Model):
             return self.export_tflite(filepath, **kwargs)
         warnings.warn(
             f"format={format!r} exports the fake-quantized graph: float arithmetic on quantized "
-            f"values, not integers.",
+            "values, not integers.",
             stacklevel=2,
         )
         return super().export(filepath, format=format, **kwargs)

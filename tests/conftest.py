@@ -1,6 +1,24 @@
 """Has to run before anything imports Keras: `pytest` without `tests/run` sees the same settings."""
 
+import inspect
 import os
+import re
+
+import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # whatever ~/.keras/keras.json says
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# What a test on another backend than TensorFlow cannot say in its own lines.
+_TENSORFLOW = re.compile(r"\btf\.|\.numpy\(\)|tensorflow")
+
+
+def pytest_collection_modifyitems(items):
+    """On another backend, skips the tests that are marked or written for TensorFlow."""
+    if os.environ["KERAS_BACKEND"] == "tensorflow":
+        return
+    for item in items:
+        written = getattr(item, "cls", None) or getattr(item, "function", None)
+        source = inspect.getsource(written) if written else ""
+        if item.get_closest_marker("tensorflow") or _TENSORFLOW.search(source):
+            item.add_marker(pytest.mark.skip(reason="is about TensorFlow"))

@@ -17,13 +17,14 @@ COUNT = 20_000
 def draws(rule, target_bits, steps=1, seed=0, jit_compile=False):
     """The widths drawn in so many steps of one compiled function: (steps, rows, quantizers)."""
     generator = keras.random.SeedGenerator(seed)
-    target = tf.constant(target_bits, "float32")
+    target = keras.ops.convert_to_tensor(target_bits, dtype="float32")
 
-    @tf.function(jit_compile=jit_compile)
     def step():
         return rule.candidates(target, generator)
 
-    return np.stack([step().numpy() for _ in range(steps)])
+    if keras.config.backend() == "tensorflow":
+        step = tf.function(step, jit_compile=jit_compile)
+    return np.stack([keras.ops.convert_to_numpy(step()) for _ in range(steps)])
 
 
 def within(frequency, probability, count):

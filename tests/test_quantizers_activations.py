@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from gradients import gradients_of, tensor
+from keras import ops
 
 from speq_keras.quantizers import (
     ACTIVATION_QUANTIZERS,
@@ -27,7 +29,7 @@ def built(quantizer, shape=(None, 1)):
 
 
 def quantized(quantizer, x):
-    return quantizer(tf.constant(x, "float32")).numpy()
+    return ops.convert_to_numpy(quantizer(tensor(x)))
 
 
 def upstream(shape):
@@ -36,11 +38,11 @@ def upstream(shape):
 
 def gradients(quantizer, x):
     """Gradients to x and the trainable variables; outputs weighted with `upstream`."""
-    x = tf.constant(x, "float32")
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        total = tf.reduce_sum(quantizer(x) * upstream(x.shape))
-    return [g.numpy() for g in tape.gradient(total, [x, *quantizer.trainable_variables])]
+
+    def total(x):
+        return ops.sum(quantizer(x) * upstream(x.shape))
+
+    return gradients_of(total, [x], quantizer.trainable_variables)
 
 
 def values_away_from_ties(scale, low, high, count=400):

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from gradients import gradients_of, tensor
+from keras import ops
 
 from speq_keras import quantizers
 from speq_keras.quantizers import (
@@ -38,12 +40,12 @@ def weights_of(shape=(30, 8), kind="normal", seed=0):
 def started(quantizer, weights):
     """The quantizer as `QuantizedLayer` prepares it."""
     quantizer.build(weights.shape)
-    quantizer.start_from(tf.constant(weights))
+    quantizer.start_from(tensor(weights))
     return quantizer
 
 
 def quantized(quantizer, weights):
-    return started(quantizer, weights)(tf.constant(weights)).numpy()
+    return ops.convert_to_numpy(started(quantizer, weights)(tensor(weights)))
 
 
 def upstream(shape):
@@ -52,11 +54,11 @@ def upstream(shape):
 
 def gradients(quantizer, weights):
     """Gradients to the weights and the trainable variables; outputs weighted with `upstream`."""
-    w = tf.constant(weights)
-    with tf.GradientTape() as tape:
-        tape.watch(w)
-        total = tf.reduce_sum(quantizer(w) * upstream(weights.shape))
-    return [g.numpy() for g in tape.gradient(total, [w, *quantizer.trainable_variables])]
+
+    def total(w):
+        return ops.sum(quantizer(w) * upstream(weights.shape))
+
+    return gradients_of(total, [weights], quantizer.trainable_variables)
 
 
 def largest_code(bits):
