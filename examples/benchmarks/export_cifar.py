@@ -29,6 +29,7 @@ from speq_keras.export.runtimes import run_file
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder of the next imports
 import cifar_data
 import cifar_networks
+import cifar_stream
 
 # Network, width of weights and activations in bits, activation quantizer.
 CASES = (
@@ -120,7 +121,7 @@ def trained_network(name, bits, activation_quantizer, data, path):
         ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=cifar_networks.FROM_LOGITS[name]),
     )
-    stream = cifar_data.TrainingStream(
+    stream = cifar_stream.TrainingStream(
         images, labels, seed=FLAGS.seed, batch_size=FLAGS.batch_size, steps_per_epoch=FLAGS.steps
     )
     model.fit(stream.dataset, shuffle=False, verbose=2)
