@@ -647,6 +647,7 @@ def test_a_copy_of_lsq_plus_at_another_width_is_made_with_it(bits):
     assert copied.scale.numpy() == made.scale.numpy()
 
 
+@pytest.mark.tensorflow
 def test_an_offset_above_zero_recovers():
     x = np.linspace(-1, 4, 251)[:, None]
     quantizer = lsq_plus(0.5, 50.0, bits=3, signed=True)
