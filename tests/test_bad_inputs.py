@@ -349,8 +349,8 @@ CALLS = {
     "quantize": (lambda m: m.quantize("int8"), RuntimeError, "is quantized already"),
     "export": (
         lambda m: m.export("x.tflite", format="litert"),
-        NotImplementedError,
-        "not part of this version",
+        RuntimeError,
+        "must be calibrated or trained before it is exported",
     ),
     "a layer of the plan": (
         lambda m: m.plan().row("hiden"),

@@ -16,7 +16,7 @@ from speq_keras.export.inspect import inspect
 def float_model():
     keras.utils.set_random_seed(0)
     x = keras.Input((6, 6, 2), name="image")
-    y = keras.layers.Conv2D(3, 3, activation="relu")(x)
+    y = keras.layers.Conv2D(4, 3, activation="relu")(x)  # 4 bits go in pairs of channels
     y = keras.layers.Conv2D(4, 1, activation="relu")(y)
     y = keras.layers.Flatten()(y)
     return keras.Model(x, keras.layers.Dense(3, activation="softmax", name="label")(y))
