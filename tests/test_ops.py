@@ -300,6 +300,7 @@ def test_under_xla_values_stay_on_the_grid(compiled, bits, signed, clip):
     np.testing.assert_allclose(q, quantized(x, scale, low, high), atol=STEP_TOLERANCE * scale)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("bits", WIDTHS)
 class TestGradientsUnderXLA:
