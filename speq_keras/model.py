@@ -260,6 +260,9 @@ class SPEQModel(keras.Model):
     def reestimate_batch_norm(self, data, *, batch_size=32, steps=None):
         """Computes the moving statistics of BatchNormalization again, at the current widths.
 
+        Calibrate before, not after: calibration measures the network without rounding, and to that
+        one these statistics do not belong.
+
         Args:
             data: As in `calibrate`.
             batch_size: As in `calibrate`.
