@@ -28,7 +28,7 @@ SMALLEST = {
 # What stays in float, by class.
 FLOAT_TYPES = {
     "ConvNeXtTiny": {"LayerNormalization", "LayerScale"},
-    "InceptionResNetV2": {"CustomScaleLayer"},
+    "InceptionResNetV2": set(),
 }
 
 pytestmark = pytest.mark.slow
