@@ -32,6 +32,9 @@ TEST = [
     "pytest-timeout>=2.3.1",
     "pytest-xdist>=3.5",
     "ruff==0.17.5",
+    # Only pre-releases exist; the bound names one, so that pip takes them.
+    "tflite-micro>=0.dev20251001; sys_platform == 'linux' and platform_machine == 'x86_64' "
+    "and python_version < '3.14'",
 ]
 
 setup(

@@ -10,6 +10,7 @@ from speq_keras._checks import describe
 from speq_keras.export.files import check_path
 from speq_keras.export.fold import IO_TYPES
 from speq_keras.export.inspect import inspect
+from speq_keras.export.runtimes import RUNTIMES
 from speq_keras.export.storage import STORAGES
 from speq_keras.model import SPEQModel
 
@@ -43,6 +44,7 @@ def _export(options):
         io=options.io,
         batch_size=options.batch_size,
         softmax=not options.logits,
+        runtimes=options.runtime,
     )
 
 
@@ -84,6 +86,13 @@ def _parser():
         "--batch_size", type=int, default=1, metavar="N", help="examples that the file takes"
     )
     export.add_argument("--logits", action="store_true", help="leave out the softmax at the end")
+    export.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        action="append",
+        default=[],
+        help="compare with this runtime too; may be given several times",
+    )
     export.set_defaults(command=_export, program=export.prog)
     look = commands.add_parser("inspect", help="list the tensors of a TFLite file, and sum up")
     look.add_argument("file", metavar="FILE.tflite", help="file to read")

@@ -281,6 +281,19 @@ def _config_of(model):
         raise
 
 
+class Names(set):
+    """The names that a graph has; new ones are made different."""
+
+    def unique(self, name):
+        """Returns `name`, or `name_1`, `name_2`, ... where it is taken, and takes it."""
+        candidate, number = name, 0
+        while candidate in self:
+            number += 1
+            candidate = f"{name}_{number}"
+        self.add(candidate)
+        return candidate
+
+
 def copy_operation(operation, **changes):
     """Returns a fresh layer or operation with the same config but for `changes`, without weights.
 

@@ -534,6 +534,7 @@ class SPEQModel(keras.Model):
         softmax=True,
         data=None,
         self_test=None,
+        runtimes=(),
         strict=True,
     ):
         """Writes the trained integers as a TFLite file, runs it, and proves that it is the network.
@@ -554,6 +555,9 @@ class SPEQModel(keras.Model):
                 inputs that fill the trained input range.
             self_test: Path of an .npz file with inputs and expected outputs, for the same proof on
                 the device; the program that runs it is written beside it.
+            runtimes: Other runtimes to run the file on, for the report: "builtin" and "reference"
+                (LiteRT's own kernels), "micro" (TensorFlow Lite Micro). They round twice, so a few
+                codes differ; the report says how many.
             strict: Whether a file that does not compute the trained network is an error.
 
         Returns:
@@ -562,7 +566,8 @@ class SPEQModel(keras.Model):
         Raises:
             ValueError, TypeError: If an argument is not allowed or layers cannot be computed with
                 integers; nothing is written.
-            RuntimeError: If the model is not calibrated, or the proof fails; nothing is written.
+            RuntimeError: If the model is not calibrated, a runtime is not installed, or the proof
+                fails; nothing is written.
         """
         # Who trains needs neither the writer nor the runtime.
         from speq_keras.export.export import export_tflite
@@ -576,6 +581,7 @@ class SPEQModel(keras.Model):
             softmax=softmax,
             data=data,
             self_test=self_test,
+            runtimes=runtimes,
             strict=strict,
         )
 

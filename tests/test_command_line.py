@@ -74,6 +74,13 @@ def test_export_passes_its_options_on(folder, tmp_path, call):
     assert (details["dtype"], tuple(details["shape"])) == (np.int8, (3, 6, 6, 2))
 
 
+def test_another_runtime_is_compared_on_request(folder, tmp_path, call):
+    out = tmp_path / "m.tflite"
+    code, printed, _ = call("export", folder / "m.keras", out, "--runtime", "builtin")
+    assert code == 0
+    assert "builtin kernels, which round twice: " in printed
+
+
 def test_the_defaults_are_those_of_export_tflite(folder, tmp_path, call):
     out = tmp_path / "m.tflite"
     call("export", folder / "m.keras", out)

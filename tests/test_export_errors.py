@@ -75,6 +75,7 @@ ARGUMENTS = {
     "data without a batch axis": ({"data": examples()[0]}, r"batch first.*\[\(6, 3\)\]"),
     "data that is not finite": ({"data": np.full((2, *SHAPE), np.nan, "float32")}, "finite"),
     "two inputs for one": ({"data": [examples(), examples()]}, r"shapes \[\(6, 6, 3\)\]"),
+    "an unknown runtime": ({"runtimes": ["gpu"]}, "`runtimes` must be one of 'default', .*'gpu'"),
     "self test of another type": ({"self_test": "t.json"}, "`self_test` must be .*ends in .npz"),
     "self test in a missing folder": ({"self_test": "no_folder/t.npz"}, "Create 'no_folder' first"),
 }
@@ -85,6 +86,17 @@ def test_an_argument_that_is_not_allowed_is_named(model, path, name):
     arguments, sentence = ARGUMENTS[name]
     with pytest.raises(ValueError, match=f"(?s){sentence}"):
         model.export_tflite(path, **arguments)
+
+
+def test_runtimes_are_a_list(model, path):
+    with pytest.raises(TypeError, match=r"must be a list of names.*Pass runtimes=\['builtin'\]"):
+        model.export_tflite(path, runtimes="builtin")
+
+
+def test_a_runtime_that_is_not_installed_is_named_before_any_work(path, monkeypatch):
+    monkeypatch.setattr(export_module, "missing_reason", lambda runtime: f"no {runtime} here")
+    with pytest.raises(RuntimeError, match="no micro here"):
+        small_model().export_tflite(path, runtimes=["micro"])  # not calibrated either
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,13 @@ from speq_keras.export.fold import IO_TYPES, fold
 from speq_keras.export.network import CODES
 from speq_keras.export.proof import MOST_EXAMPLES, as_network_inputs, generate_inputs, prove
 from speq_keras.export.report import Accuracy, ExportReport, WeightRow
-from speq_keras.export.runtimes import partitions, run_file
+from speq_keras.export.runtimes import (
+    RUNTIMES,
+    deviation,
+    missing_reason,
+    partitions,
+    run_file,
+)
 from speq_keras.export.self_test import self_test_files
 from speq_keras.export.storage import STORAGES
 from speq_keras.export.write import write
@@ -31,6 +37,7 @@ def export_tflite(
     softmax=True,
     data=None,
     self_test=None,
+    runtimes=(),
     strict=True,
 ):
     """Writes a model as an integer TFLite file; see `SPEQModel.export_tflite`."""
@@ -41,6 +48,7 @@ def export_tflite(
     check_choice("storage", storage, STORAGES)
     check_choice("io", io, IO_TYPES)
     _check_batch_size(batch_size)
+    _check_runtimes(runtimes)
     folded = fold(model, storage=storage, io=io, softmax=softmax)
     steps, network = folded.steps, folded.network
     network.metadata.update(_metadata(model, storage))
@@ -53,6 +61,7 @@ def export_tflite(
             f"{describe(path=str(path))} Nothing was written. This is a defect of the export or "
             "of the runtime: please report it; `strict=False` writes the file all the same."
         )
+    inputs = as_network_inputs(steps, network, examples)
     report = ExportReport(
         path=str(path),
         storage=storage,
@@ -62,6 +71,7 @@ def export_tflite(
         proof=proof,
         partitions=partitions(content),
         accuracy=_accuracy(model, folded, content, labelled) if labelled else None,
+        elsewhere=tuple(deviation(content, inputs, runtime) for runtime in runtimes),
         weights=tuple(_weight_rows(steps)),
         notes=tuple(network.notes),
         seconds=time.monotonic() - start,
@@ -69,7 +79,6 @@ def export_tflite(
     if not is_first_process():
         return report
     if self_test is not None:
-        inputs = as_network_inputs(steps, network, examples)
         for name, made in self_test_files(path, self_test, content, inputs):
             write_safely(name, made)
     write_safely(path, content)
@@ -82,6 +91,19 @@ def _check_batch_size(batch_size):
             "`batch_size` must be a whole number from 1; most runtimes can resize it later. "
             + describe(batch_size=batch_size)
         )
+
+
+def _check_runtimes(runtimes):
+    if isinstance(runtimes, str):
+        raise TypeError(
+            f"`runtimes` must be a list of names. {describe(runtimes=runtimes)} "
+            f"Pass runtimes=[{runtimes!r}]."
+        )
+    for runtime in runtimes:
+        check_choice("runtimes", runtime, RUNTIMES)
+        reason = missing_reason(runtime)
+        if reason:
+            raise RuntimeError(reason)
 
 
 def _metadata(model, storage):

@@ -147,18 +147,21 @@ def prove(folded, network, content, arrays, *, batch_size=1):
     ):
         differing[name] = differing.get(name, 0) + int(np.sum(probed != plain))
     deviations = _deviations(folded, network, file_codes)
-    rows = tuple(
-        _row(network, name, file_codes[name], differing[name], deviations.get(name))
-        for name in names
-    )
+    makers = {output: node for node in network.nodes for output in node.outputs}
+    allowed = {name: _allowed(network, makers, name) for name in [*names, *deviations]}
+    rows = []
+    for name in names:
+        tensor, kind = network.tensors[name], makers[name].kind
+        found = (file_codes[name], differing[name], deviations.get(name), allowed[name])
+        rows.append(_row(tensor, kind, *found))
     return Proof(
         examples=len(arrays[0]),
         compared=sum(file_codes[name].size for name in names),
         mismatches=sum(differing.values()),
-        deviation=max((d.max() for d in deviations.values() if d.size), default=0.0),
-        outside=sum(int(np.sum(d > _allowed(network, n))) for n, d in deviations.items()),
+        deviation=max((float(d.max()) for d in deviations.values() if d.size), default=0.0),
+        outside=sum(int(np.sum(d > allowed[name])) for name, d in deviations.items()),
         agreement=_agreement(folded, network, arrays, outputs),
-        tensors=rows,
+        tensors=tuple(rows),
     )
 
 
@@ -223,32 +226,32 @@ def _decoded(network, value, stored):
     return (stored.astype("int32") - tensor.zero_point).astype("float32") * step
 
 
-def _row(network, name, stored, mismatches, deviation):
-    tensor = network.tensors[name]
-    maker = next(node for node in network.nodes if name in node.outputs)
+def _row(tensor, kind, stored, mismatches, deviation, allowed):
     counts = np.bincount(stored.reshape(-1).astype("int16") + 128)  # np.unique would sort
     counts = counts[counts > 0]
     return TensorRow(
-        name=name,
-        kind=maker.kind,
+        name=tensor.name,
+        kind=kind,
         shape=tuple(tensor.shape),
         codes=tensor.high - tensor.low + 1,
         used=len(counts),
         largest_share=float(counts.max() / stored.size) if stored.size else 0.0,
         mismatches=mismatches,
         deviation=None if deviation is None or not deviation.size else float(deviation.max()),
-        allowed=_allowed(network, name),
+        allowed=allowed,
     )
 
 
-def _allowed(network, name):
+def _allowed(network, makers, name):
     """Returns the largest distance between a code and its float value that rounding explains.
 
     Kernels outside of XNNPACK round twice, first to a fraction of a step that is as fine as the
     accumulator: only convolutions with weights below 8 bits run there. XNNPACK interpolates with
     weights that are multiples of 1/2048, each of both axes off by up to half of that.
     """
-    node = _maker(network, name)
+    while name in makers and makers[name].kind == "reshape":  # copies what another node made
+        name = makers[name].inputs[0]
+    node = makers.get(name)
     if node is None:
         return ALLOWED_STEPS
     if node.kind == "resize_bilinear":
@@ -261,14 +264,6 @@ def _allowed(network, name):
     x, output = network.tensors[node.inputs[0]], network.tensors[node.output]
     ratio = np.max(np.float64(x.scale) * weights.scale / np.float64(output.scale))
     return ALLOWED_STEPS + float(ratio)
-
-
-def _maker(network, name):
-    """Returns the node that computes a tensor: not the one that gives it another shape."""
-    makers = {output: node for node in network.nodes for output in node.outputs}
-    while name in makers and makers[name].kind == "reshape":
-        name = makers[name].inputs[0]
-    return makers.get(name)
 
 
 def _agreement(folded, network, arrays, outputs):

@@ -48,6 +48,7 @@ class ExportReport:
         proof: A `Proof`.
         partitions: A `Partitions`: what the default runtime hands to its fast delegate.
         accuracy: An `Accuracy`, or None: no labelled data given.
+        elsewhere: A `Deviation` for each of the other runtimes that were asked for.
         weights: A `WeightRow` per layer.
         notes: Sentences about what folding had to do.
         seconds: How long the export took, proof included.
@@ -61,6 +62,7 @@ class ExportReport:
     proof: Proof
     partitions: Partitions
     accuracy: Accuracy | None
+    elsewhere: tuple
     weights: tuple
     notes: tuple
     seconds: float
@@ -68,9 +70,11 @@ class ExportReport:
     def to_dict(self):
         """Returns the report as plain dicts, lists, numbers and strings."""
         plain = dataclasses.asdict(self)
-        for name in ("weights", "notes"):
+        for name in ("elsewhere", "weights", "notes"):
             plain[name] = list(plain[name])
-        plain["proof"]["tensors"] = list(plain["proof"]["tensors"])
+        plain["proof"]["tensors"] = [
+            {**row, "shape": list(row["shape"])} for row in plain["proof"]["tensors"]
+        ]
         return plain
 
     def __str__(self):
@@ -93,8 +97,17 @@ class ExportReport:
                 f"  accuracy on {a.examples:,} examples: training graph {a.trained:.2%}, folded "
                 f"{a.folded:.2%}, file {a.file:.2%}"
             )
+        lines += [f"  {_sentence(row)}" for row in self.elsewhere]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join([*lines, "", *_weight_table(self.weights), "", *_code_table(proof)])
+
+
+def _sentence(row):
+    agreement = "" if row.agreement is None else f", top-1 agreement {row.agreement:.1%}"
+    return (
+        f"{row.runtime} kernels, which round twice: {row.differing:.2%} of the output values are "
+        f"others than on the default runtime, by up to {row.largest:.3g}{agreement}"
+    )
 
 
 def _weight_table(rows):

@@ -130,6 +130,50 @@ def partitions(content):
     return Partitions(partitions=len(delegates), delegated=dict(counts[0]), others=dict(counts[1]))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """How far another runtime's outputs are from those of the default one.
+
+    The other kernels round twice where XNNPACK rounds the exact result once, so that a code now and
+    then is a neighbour of the right one.
+
+    Attributes:
+        runtime: One of `RUNTIMES`.
+        differing: Share of the output values that differ, 0 to 1.
+        largest: Largest difference, in units of the outputs.
+        agreement: Share of the top-1 classes that are the same, 0 to 1; None: not a classifier.
+    """
+
+    runtime: str
+    differing: float
+    largest: float
+    agreement: float | None
+
+
+def deviation(content, inputs, runtime):
+    """Runs a file on the default runtime and on another one, and returns the `Deviation`.
+
+    Args:
+        content, inputs, runtime: As in `run_file`.
+    """
+    expected = run_file(content, inputs)
+    got = run_file(content, inputs, runtime=runtime)
+    distances = [
+        np.abs(a.astype("float64") - b).reshape(-1) for a, b in zip(got, expected, strict=True)
+    ]
+    distances = np.concatenate(distances)
+    agreement = None
+    if len(expected) == 1 and expected[0].ndim == 2 and expected[0].shape[-1] > 1:
+        same = np.argmax(got[0], axis=-1) == np.argmax(expected[0], axis=-1)
+        agreement = float(np.mean(same))
+    return Deviation(
+        runtime=runtime,
+        differing=float(np.mean(distances > 0)),
+        largest=float(distances.max()),
+        agreement=agreement,
+    )
+
+
 class _LiteRT:
     """A file loaded in LiteRT."""
 

@@ -16,7 +16,7 @@ import dataclasses
 
 from keras import layers, tree
 
-from speq_keras.graph import Graph, Ref, copy_operation, output_specs
+from speq_keras.graph import Graph, Names, Ref, copy_operation, output_specs
 from speq_keras.layers import QuantizedLayer
 from speq_keras.quantizers import Quantizer
 from speq_keras.wrapping.kinds import function_name, fused_function
@@ -71,7 +71,7 @@ class _Rewriter:
         self.new = Graph(name=graph.name)
         self.origins, self.originals = {}, {}
         self.copies = {}
-        self.names = {node.name for node in graph.nodes}
+        self.names = Names(node.name for node in graph.nodes)
 
     def run(self):
         refs = {}
@@ -106,10 +106,10 @@ class _Rewriter:
             return self.activation(operation, name, self.call(copy, name, args, kwargs))
         if function_name(operation) == "silu" and self.splits_swish:
             (x,) = _refs_in(args, kwargs)
-            return self.swish(self.unique(name) if again else name, x, operation)
+            return self.swish(self.names.unique(name) if again else name, x, operation)
         if function_name(operation) is not None and again:
             # A function has no weights to share; with one call per layer its input is unambiguous.
-            fresh = self.unique(name)
+            fresh = self.names.unique(name)
             return self.call(copy_operation(operation, name=fresh), fresh, args, kwargs)
         return self.call(self.copy(operation, name), name, args, kwargs)
 
@@ -139,7 +139,7 @@ class _Rewriter:
         function = fused_function(operation)
         if function is None:
             return outputs
-        name = self.unique(f"{name}_{function if function.isidentifier() else 'activation'}")
+        name = self.names.unique(f"{name}_{function if function.isidentifier() else 'activation'}")
         if function == "silu" and self.splits_swish:
             return self.swish(name, outputs[0], operation)
         layer = layers.Activation(
@@ -152,7 +152,8 @@ class _Rewriter:
 
     def swish(self, name, x, operation):
         dtype = getattr(operation, "dtype_policy", None)
-        sigmoid = layers.Activation("sigmoid", dtype=dtype, name=self.unique(f"{name}_sigmoid"))
+        sigmoid_name = self.names.unique(f"{name}_sigmoid")
+        sigmoid = layers.Activation("sigmoid", dtype=dtype, name=sigmoid_name)
         regularizer = getattr(operation, "activity_regularizer", None)
         multiply = layers.Multiply(activity_regularizer=regularizer, dtype=dtype, name=name)
         (gate,) = self.call(sigmoid, sigmoid.name, [x], {})
@@ -160,18 +161,18 @@ class _Rewriter:
 
     def merge(self, operation, name, refs, again):
         """Appends a sum, mean or product of any number of tensors as operations on two."""
-        name = self.unique(name) if again else name
+        name = self.names.unique(name) if again else name
         dtype, last = operation.dtype_policy, type(operation)
         regularizer = {"activity_regularizer": operation.activity_regularizer}
         if _is_scaled_sum(operation):
             scaled = layers.Rescaling(
-                operation.scale, dtype=dtype, name=self.unique(f"{name}_rescaling")
+                operation.scale, dtype=dtype, name=self.names.unique(f"{name}_rescaling")
             )
             refs = [refs[0], *self.call(scaled, scaled.name, [refs[1]], {})]
             last = layers.Add
         if last is layers.Average:
             rescaling = layers.Rescaling(1 / len(refs), dtype=dtype, name=name, **regularizer)
-            (total,) = self.pairs(layers.Add, self.unique(f"{name}_sum"), refs, dtype, {})
+            (total,) = self.pairs(layers.Add, self.names.unique(f"{name}_sum"), refs, dtype, {})
             return self.call(rescaling, name, [total], {})
         return self.pairs(last, name, refs, dtype, regularizer)
 
@@ -179,7 +180,7 @@ class _Rewriter:
         total = refs[0]
         for number, ref in enumerate(refs[1:], 1):
             is_last = number == len(refs) - 1
-            own_name = name if is_last else self.unique(f"{name}_{number}")
+            own_name = name if is_last else self.names.unique(f"{name}_{number}")
             layer = layer_class(dtype=dtype, name=own_name, **(regularizer if is_last else {}))
             (total,) = self.call(layer, own_name, [[total, ref]], {})
         return [total]
@@ -207,7 +208,7 @@ class _Rewriter:
             use_bias=False,
             depthwise_regularizer=operation.depthwise_regularizer,
             depthwise_constraint=operation.depthwise_constraint,
-            name=self.unique(f"{name}_depthwise"),
+            name=self.names.unique(f"{name}_depthwise"),
             **shared,
         )
         pointwise = pointwise_class(
@@ -228,14 +229,6 @@ class _Rewriter:
         count = len(operation.weights)
         self.remember(pointwise, operation, Origin(name, tuple(range(1, count))))
         return depthwise, pointwise
-
-    def unique(self, name):
-        candidate, number = name, 0
-        while candidate in self.names:
-            number += 1
-            candidate = f"{name}_{number}"
-        self.names.add(candidate)
-        return candidate
 
 
 def _is_scaled_sum(operation):

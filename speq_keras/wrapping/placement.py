@@ -21,7 +21,7 @@ from typing import Any
 
 from keras import tree
 
-from speq_keras.graph import Ref
+from speq_keras.graph import Names, Ref
 from speq_keras.quantizers import PACT, FixedRange
 from speq_keras.wrapping.kinds import (
     AFFINE_FOLDS_INTO,
@@ -162,7 +162,7 @@ class _Placer:
         self.floats = float_tensors(graph)
         self.outputs = set(graph.output_indices)
         self.placement = Placement(at={}, between={}, demands={})
-        self.names = {node.name for node in graph.nodes}
+        self.names = Names(node.name for node in graph.nodes)
 
     def run(self):
         nonnegative = self.find_nonnegative()
@@ -326,7 +326,7 @@ class _Placer:
                     signed=signed,
                     nonnegative_input=not signed,
                 )
-                spec = Spec(quantizer, self.unique(f"{self.base_name(index)}_requantizer"))
+                spec = Spec(quantizer, self.names.unique(f"{self.base_name(index)}_requantizer"))
                 self.placement.between[index, demand] = spec
 
     @staticmethod
@@ -348,15 +348,7 @@ class _Placer:
         return tensor.producer.name.removesuffix("_quantizer")
 
     def name_at(self, index):
-        return self.unique(f"{self.base_name(index)}_quantizer")
-
-    def unique(self, name):
-        candidate, number = name, 0
-        while candidate in self.names:
-            number += 1
-            candidate = f"{name}_{number}"
-        self.names.add(candidate)
-        return candidate
+        return self.names.unique(f"{self.base_name(index)}_quantizer")
 
 
 def fill_in(structure, value):

@@ -16,7 +16,8 @@ from speq_keras.export.network import CODES
 
 def logistic(values, inputs, output):
     """Sigmoid, 1 / (1 + e^−x)."""
-    return _look_up(values, _table(inputs[0], output, lambda x: 1 / (1 + np.exp(-x))))
+    with np.errstate(over="ignore"):  # 1 / inf is the 0 that is meant
+        return _look_up(values, _table(inputs[0], output, lambda x: 1 / (1 + np.exp(-x))))
 
 
 def tanh(values, inputs, output):

@@ -110,6 +110,12 @@ def _get_item(operation, node, shape):
     return "slice", {"begin": tuple(begin), "end": tuple(end), "strides": tuple(strides)}
 
 
+def slice_sizes(options):
+    """Returns the sizes that a "slice" leaves, per axis; None where an axis is open."""
+    ends = zip(options["begin"], options["end"], options["strides"], strict=True)
+    return [None if end is None else -(-(end - begin) // stride) for begin, end, stride in ends]
+
+
 def _zero_padding(operation, node, shape):
     padding = operation.padding
     pairs = [padding] if isinstance(padding[0], int) else padding

@@ -24,7 +24,7 @@ from speq_keras.export.folding.weights import (
     make_scales_positive,
 )
 from speq_keras.export.storage import container_of
-from speq_keras.graph import read_graph
+from speq_keras.graph import Names, read_graph
 from speq_keras.wrapping.kinds import Kind, fixed_range, function_name, kind_of
 
 # Layers that an integer kernel computes; a subclass may do something else.
@@ -107,7 +107,7 @@ class _Walker:
         self.graph = read_graph(model)
         self.folded = FoldedNetwork(model.name)
         self.values = {}
-        self.names = set()
+        self.names = Names()
         self.problems = []
         self.floats = {}  # id(value): (value, the same in float)
         self.float_layers = []
@@ -115,7 +115,7 @@ class _Walker:
     def run(self):
         for index in self.graph.input_indices:
             tensor = self.graph.tensors[index]
-            value = Value(self.unique(tensor.name), tensor.shape, None)
+            value = Value(self.names.unique(tensor.name), tensor.shape, None)
             self.values[index] = value
             self.folded.inputs.append(value)
         for node in self.graph.nodes:
@@ -254,7 +254,7 @@ class _Walker:
         source = self.codes(arguments[0], node)
         if kind == "pad":
             return [Padded(source, options["paddings"], node, self.shape_of(node))]
-        output = Value(self.unique(node.name), self.shape_of(node), source.grid)
+        output = Value(self.names.unique(node.name), self.shape_of(node), source.grid)
         self.add(Step(kind, [source], output, [node], options=options))
         return [output]
 
@@ -265,7 +265,7 @@ class _Walker:
         axis = getattr(node.operation, "axis", -1) % rank
         if type(node.operation).__name__ == "Stack":
             raise CannotExport("there is no integer kernel for it")
-        output = Value(self.unique(node.name), self.shape_of(node), values[0].grid)
+        output = Value(self.names.unique(node.name), self.shape_of(node), values[0].grid)
         self.add(Step("concatenate", values, output, [node], options={"axis": axis}))
         return output
 
@@ -295,14 +295,14 @@ class _Walker:
             raise _Nudged(quantizer.name, better)
 
     def rounded(self, kind, node, values, grid, quantizer):
-        output = Value(self.unique(node.name), values[0].shape, grid, layer=node.name)
+        output = Value(self.names.unique(node.name), values[0].shape, grid, layer=node.name)
         self.add(Step(kind, values, output, [node], quantizer=quantizer))
         return output
 
     def round(self, pending, node, grid, quantizer=None):
         """Makes the step that computes `pending` and rounds it to `grid`."""
         layer = node.name if quantizer is not None else ""
-        output = Value(self.unique(node.name), pending.shape, grid, layer=layer)
+        output = Value(self.names.unique(node.name), pending.shape, grid, layer=layer)
         step = Step(
             pending.kind,
             pending.inputs,
@@ -352,7 +352,7 @@ class _Walker:
 
     def write_padding(self, value):
         if value.written is None:
-            output = Value(self.unique(value.node.name), value.shape, value.source.grid)
+            output = Value(self.names.unique(value.node.name), value.shape, value.source.grid)
             options = {"paddings": value.paddings}
             self.add(Step("pad", [value.source], output, [value.node], options=options))
             value.written = output
@@ -377,7 +377,7 @@ class _Walker:
     def in_float(self, node, values):
         """Adds a step that computes one node in float."""
         check_float(node)
-        output = Value(self.unique(node.name), self.shape_of(node), None)
+        output = Value(self.names.unique(node.name), self.shape_of(node), None)
         self.add(Step("float", values, output, [node]))
         if node.name not in self.float_layers:
             self.float_layers.append(node.name)
@@ -396,7 +396,7 @@ class _Walker:
 
     def make_float(self, value):
         if isinstance(value, Value):
-            output = Value(self.unique(f"{value.name}_float"), value.shape, None)
+            output = Value(self.names.unique(f"{value.name}_float"), value.shape, None)
             self.add(Step("dequantize", [value], output))
             return output
         # Nothing rounds what was computed: it is computed in float from its inputs on.
@@ -432,14 +432,6 @@ class _Walker:
         if any(size is None for size in shape[1:]):
             raise CannotExport(f"it makes the shape {tuple(shape)}, and only the batch may be open")
         return shape
-
-    def unique(self, name):
-        candidate, number = name, 0
-        while candidate in self.names:
-            number += 1
-            candidate = f"{name}_{number}"
-        self.names.add(candidate)
-        return candidate
 
 
 def grid_of(quantizer):

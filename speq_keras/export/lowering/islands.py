@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers
 
 from speq_keras.export.folding import affine as folding_affine
-from speq_keras.export.folding.carry import carry_of
+from speq_keras.export.folding.carry import carry_of, slice_sizes
 from speq_keras.export.lowering.linear import plan_of, prepared_input
 from speq_keras.export.network import Tensor
 from speq_keras.graph import Ref
@@ -166,11 +166,8 @@ def _carry(island, x):
     kind, options = carry_of(node, x.shape, shape)
     if kind == "slice":
         names = ("begin", "end", "strides")
-        sizes = [
-            None if end is None else -(-(end - begin) // stride)
-            for begin, end, stride in zip(*(options[n] for n in names), strict=True)
-        ]
-        return island.emit("strided_slice", [x], sizes, **{n: options[n] for n in names})
+        kept = {name: options[name] for name in names}
+        return island.emit("strided_slice", [x], slice_sizes(options), **kept)
     if kind in ("resize", "resize_nearest"):
         kernel = "resize_bilinear" if kind == "resize" else "resize_nearest_neighbor"
         return island.emit(kernel, [x], shape, size=options["size"], half_pixel_centers=True)

@@ -5,6 +5,7 @@ import copy
 import keras
 import numpy as np
 
+from speq_keras.export.folding.carry import slice_sizes
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.network import Tensor
 from speq_keras.wrapping.kinds import function_name
@@ -137,11 +138,8 @@ def slice_(builder, step):
     """Codes are copied; an axis that an index took away goes by a reshape."""
     x = builder.tensor(step.inputs[0])
     options = {name: step.options[name] for name in ("begin", "end", "strides")}
-    sizes = [
-        None if end is None else -(-(end - begin) // stride)
-        for begin, end, stride in zip(*options.values(), strict=True)
-    ]
-    builder.emit(step, "strided_slice", [x.name], options, shape=(None, *sizes[1:]))
+    shape = (None, *slice_sizes(options)[1:])
+    builder.emit(step, "strided_slice", [x.name], options, shape=shape)
 
 
 def resize(kind):
