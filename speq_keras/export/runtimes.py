@@ -154,7 +154,9 @@ def deviation(content, inputs, runtime):
     """Runs a file on the default runtime and on another one, and returns the `Deviation`.
 
     Args:
-        content, inputs, runtime: As in `run_file`.
+        content: The file as bytes.
+        inputs: As in `run_file`.
+        runtime: The other one of `RUNTIMES`.
     """
     expected = run_file(content, inputs)
     got = run_file(content, inputs, runtime=runtime)
