@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import pathlib
+import tempfile
 import time
 
 import keras
@@ -504,6 +505,10 @@ class Backup(keras.callbacks.BackupAndRestore):
     def on_epoch_end(self, epoch, logs=None):
         if is_first_process():
             super().on_epoch_end(epoch, logs)
+            return
+        # The weights lie on all processes, and it takes all of them to read them.
+        with tempfile.TemporaryDirectory() as folder:
+            self.model.save_weights(pathlib.Path(folder, "weights.weights.h5"))
 
 
 class EpochLog(keras.callbacks.Callback):
@@ -632,13 +637,14 @@ def curves(results):
 def write_file(path, write):
     """Calls `write` with a temporary name and moves the file into place: never half a file.
 
-    Where several processes train, the first one writes.
+    Where several processes train, it takes all of them to read a model; the first one's file stays.
     """
-    if not is_first_process():
-        return
-    temporary = path.with_name(f"{os.getpid()}_{path.name}")
+    temporary = path.with_name(f"{FLAGS.process_id}_{os.getpid()}_{path.name}")
     write(temporary)
-    temporary.replace(path)
+    if is_first_process():
+        temporary.replace(path)
+    else:
+        temporary.unlink()
 
 
 if __name__ == "__main__":

@@ -5,13 +5,17 @@ graph. `keras.models.clone_model` hides which tensors a layer reads, cannot flat
 and adds nodes to the layers that it walks over.
 """
 
+import contextlib
 import dataclasses
 import inspect
+import sys
 
 import keras
 from keras import tree
 
 from speq_keras._checks import describe
+
+MOST_OPERATIONS_IN_A_ROW = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +109,30 @@ def is_functional(operation):
         return False
 
 
+@contextlib.contextmanager
+def deep_graphs():
+    """Lets Keras make models with thousands of operations in a row.
+
+    It calls itself once for each when it makes a Functional model; Python stops it at a thousand.
+    """
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, MOST_OPERATIONS_IN_A_ROW))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 def plain_functional(model):
     """Returns a plain Functional model with the same graph and the same layers.
 
     Subclasses of Functional have constructors and configs of their own, and a Sequential model that
     was never called has no `input`.
     """
-    if isinstance(model, keras.Sequential):
-        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    return keras.Model(model.input, model.output, name=model.name)
+    with deep_graphs():
+        if isinstance(model, keras.Sequential):
+            return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+        return keras.Model(model.input, model.output, name=model.name)
 
 
 def read_graph(model):

@@ -13,7 +13,7 @@ from keras import ops, tree
 
 from speq_keras import batch_norm, calibration, reporting, training
 from speq_keras._checks import check_bits, describe
-from speq_keras.graph import is_functional, read_graph, weights_changed
+from speq_keras.graph import deep_graphs, is_functional, read_graph, weights_changed
 from speq_keras.layers import QuantizedLayer, weight_quantizers
 from speq_keras.quantizers import ActivationQuantizer, Quantizer
 from speq_keras.settings import Settings
@@ -59,7 +59,8 @@ class SPEQModel(keras.Model):
     # They are not spelled out, because Keras before 3.15 takes a class that spells them out, and
     # adds one, for no Functional model, and cannot load it.
     def __init__(self, *args, settings=None, **kwargs):
-        super().__init__(*args, **kwargs)
+        with deep_graphs():
+            super().__init__(*args, **kwargs)
         quantizers = list(self._all_quantizers())
         if not quantizers:
             raise ValueError(
@@ -334,7 +335,8 @@ class SPEQModel(keras.Model):
         gives_logits = ()
         if self.teacher is not None:
             gives_logits = tuple(not p for p in heads.gives_probabilities(self.teacher, found))
-        network = keras.Model(self.input, [self.output, [head.logits for head in found]])
+        with deep_graphs():
+            network = keras.Model(self.input, [self.output, [head.logits for head in found]])
         return TrainingPlan(network, tuple(found), quantizers, len(self.outputs), gives_logits)
 
     def _say_once(self, message):
