@@ -573,8 +573,8 @@ def results_table(results):
         f"and agreement on {min(FLAGS.probe_examples, FLAGS.test_examples)} of these.",
         "",
         "| stage | test, % | in LiteRT, % | 8-bit teacher, % | distance | agreement, % | steps "
-        "| seconds |",
-        "| --- " * 8 + "|",
+        "| seconds | steps/s, last epoch |",
+        "| --- " * 9 + "|",
     ]
     for stage, group in group_by_stage(results).items():
         last_epochs = [result["epochs"][-1] for result in group if result["epochs"]]
@@ -591,6 +591,7 @@ def results_table(results):
             last("agreement", unit=0.01),
             describe([total(result, "steps") for result in group[:1]], digits=0),
             describe([total(result, "seconds") for result in group], digits=0),
+            describe([row["steps"] / row["seconds"] for row in last_epochs], digits=1),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -2,8 +2,8 @@
 
 A step of a small network takes a GPU less time than Python needs to ask for the next one. Here the
 batches are drawn, cropped and flipped inside the compiled program, and on a GPU `steps_per_call`
-steps are one call of it. With several devices or processes each works on its part of the very same batches.
-`fit`, its callbacks and its checkpoints stay as they are: Keras' train function is
+steps are one call of it. With several devices or processes each works on its part of the very same
+batches. `fit`, its callbacks and its checkpoints stay as they are: Keras' train function is
 replaced, which `keras.Model` keeps in an attribute for that purpose.
 """
 

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import sys
 
 import keras
 import numpy as np
@@ -1435,3 +1436,17 @@ def test_new_layers_over_a_frozen_extractor_are_trained(base):
         "head",
         "head_quantizer",
     }
+
+
+@pytest.mark.slow  # a thousand layers take a while
+def test_a_graph_with_more_than_a_thousand_operations_in_a_row_is_wrapped_and_loaded(tmp_path):
+    # Python stops functions that call themselves a thousand times, as Keras does on such a graph.
+    limit = sys.getrecursionlimit()
+    x = y = keras.Input((2,))
+    for _ in range(limit // 3 + 50):
+        y = layers.Dense(2, activation="relu")(y)
+    model = speq_keras.wrap(keras.Model(x, y), 3, 3, distillation=None)
+    assert len(model.layers) > limit
+    model.save(tmp_path / "deep.keras")
+    assert len(keras.saving.load_model(tmp_path / "deep.keras").layers) == len(model.layers)
+    assert sys.getrecursionlimit() == limit
