@@ -5,6 +5,10 @@ and refuses variables that differ at the start (call `keras.utils.set_random_see
 a process' own data outside of the training step is made equal here.
 """
 
+import contextlib
+import os
+import tempfile
+
 import keras
 import numpy as np
 from keras import ops
@@ -26,6 +30,20 @@ def is_first_process():
     import jax
 
     return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def path_to_write(path):
+    """Gives the first process `path`, and the others one that is deleted again.
+
+    The variables lie on the devices of all processes: it takes all of them to read one, so all have
+    to go through the motions of writing.
+    """
+    if is_first_process():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield os.path.join(folder, os.path.basename(path))
 
 
 def from_first_process(values):

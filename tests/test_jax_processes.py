@@ -6,8 +6,11 @@ import socket
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
+
+import speq_keras  # noqa: F401  registers the classes of saved models
 
 pytest.importorskip("jax")
 pytestmark = pytest.mark.slow  # processes of their own
@@ -55,6 +58,8 @@ history = model.fit(
     part(images), part(labels), batch_size=16 // processes, epochs=2, shuffle=False, verbose=0
 ).history
 model.reestimate_batch_norm(images[:16])
+for name, save in (("keras", model.save), ("weights.h5", model.save_weights)):
+    save(os.path.join(folder, f"{process}.{name}"))
 path = os.path.join(folder, f"{process}.tflite")
 report = model.export_tflite(path)
 print(json.dumps({
@@ -63,6 +68,8 @@ print(json.dumps({
     "draws": np.asarray(model.draw_seed.state.value).tolist(),
     "proof_holds": report.proof.holds,
     "wrote_file": os.path.exists(path),
+    "saved": sorted(n for n in os.listdir(folder) if n.startswith(str(process))),
+    "folder": folder,
 }))
 """
 
@@ -135,6 +142,14 @@ def test_all_processes_use_one_draw(pair):
 def test_only_the_first_process_writes_the_file(pair):
     assert [result["wrote_file"] for result in pair] == [True, False]
     assert all(result["proof_holds"] for result in pair)
+
+
+def test_only_the_first_process_saves_models_and_weights(pair):
+    assert pair[0]["saved"] == ["0.keras", "0.tflite", "0.weights.h5"]
+    assert pair[1]["saved"] == []
+    saved = keras.saving.load_model(os.path.join(pair[0]["folder"], "0.keras"), compile=False)
+    for mine, other in zip(saved.get_weights(), pair[0]["weights"], strict=True):
+        np.testing.assert_array_equal(mine.ravel(), np.float32(other))
 
 
 def test_two_devices_end_with_the_weights_of_one(alone, tmp_path):
