@@ -645,7 +645,7 @@ def write_file(path, write):
     if is_first_process():
         temporary.replace(path)
     else:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)  # a SPEQModel has not written it
 
 
 if __name__ == "__main__":
