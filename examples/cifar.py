@@ -34,6 +34,7 @@ from matplotlib.figure import Figure
 import cifar_data
 import cifar_networks
 import speq_keras
+from speq_keras.processes import is_first_process
 
 FLAGS = flags.FLAGS
 STAGES = ("pretrain", "retrain", "train")
@@ -230,10 +231,6 @@ def join_processes():
 def own_part(array):
     """Returns what this process has of data that all processes evaluate together."""
     return array[FLAGS.process_id :: FLAGS.num_processes]
-
-
-def is_first_process():
-    return FLAGS.process_id == 0
 
 
 def own_flags():

@@ -16,7 +16,7 @@ from speq_keras.export.proof import MOST_EXAMPLES, as_network_inputs, generate_i
 from speq_keras.export.report import Accuracy, ExportReport, WeightRow
 from speq_keras.export.runtimes import (
     RUNTIMES,
-    deviation,
+    deviations,
     missing_reason,
     partitions,
     run_file,
@@ -71,7 +71,7 @@ def export_tflite(
         proof=proof,
         partitions=partitions(content),
         accuracy=_accuracy(model, folded, content, labelled) if labelled else None,
-        elsewhere=tuple(deviation(content, inputs, runtime) for runtime in runtimes),
+        elsewhere=deviations(content, inputs, runtimes),
         weights=tuple(_weight_rows(steps)),
         notes=tuple(network.notes),
         seconds=time.monotonic() - start,

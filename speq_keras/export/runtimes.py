@@ -150,16 +150,22 @@ class Deviation:
     agreement: float | None
 
 
-def deviation(content, inputs, runtime):
-    """Runs a file on the default runtime and on another one, and returns the `Deviation`.
+def deviations(content, inputs, runtimes):
+    """Runs a file on the default runtime and on others, and returns a `Deviation` for each.
 
     Args:
         content: The file as bytes.
         inputs: As in `run_file`.
-        runtime: The other one of `RUNTIMES`.
+        runtimes: Some of `RUNTIMES`.
     """
-    expected = run_file(content, inputs)
-    got = run_file(content, inputs, runtime=runtime)
+    expected = run_file(content, inputs) if runtimes else None
+    return tuple(
+        _deviation(runtime, expected, run_file(content, inputs, runtime=runtime))
+        for runtime in runtimes
+    )
+
+
+def _deviation(runtime, expected, got):
     distances = [
         np.abs(a.astype("float64") - b).reshape(-1) for a, b in zip(got, expected, strict=True)
     ]
