@@ -121,6 +121,8 @@ def main(_):
     check_flags()
     if FLAGS.num_processes > 1:
         join_processes()
+    if FLAGS.checkpoint_dir:
+        check_checkpoints(pathlib.Path(FLAGS.checkpoint_dir) / "flags.json")
     out_dir = pathlib.Path(FLAGS.out_dir).expanduser()
     out_dir.mkdir(parents=True, exist_ok=True)
     try:
@@ -180,8 +182,6 @@ def check_flags():
         path = FLAGS[name].value
         if path and not pathlib.Path(path).is_file():
             raise SystemExit(f"--{name} names no file. Received: {path}")
-    if FLAGS.checkpoint_dir:
-        check_checkpoints(pathlib.Path(FLAGS.checkpoint_dir) / "flags.json")
 
 
 def check_checkpoints(path):
