@@ -47,10 +47,11 @@ class TrainingStream:
         """Does nothing: `fit` reads `dataset`."""
 
 
-def pad_crop_flip(image, seed):
-    """Shifts an image by up to four pixels in each direction and mirrors every second one."""
+def pad_crop_flip(image, seed, *, shift=4, mirror=True):
+    """Shifts an image by up to `shift` pixels in each direction and mirrors every second one."""
     crop_seed, flip_seed = tf.unstack(tf.random.split(seed))
-    padded = tf.pad(image, ((4, 4), (4, 4), (0, 0)))
+    padded = tf.pad(image, ((shift, shift), (shift, shift), (0, 0)))
     image = tf.image.stateless_random_crop(padded, image.shape, crop_seed)
-    image = tf.image.stateless_random_flip_left_right(image, flip_seed)
+    if mirror:
+        image = tf.image.stateless_random_flip_left_right(image, flip_seed)
     return tf.cast(image, "float32")

@@ -1,0 +1,690 @@
+r"""EfficientNet with 3-bit weights and activations: the paper's Table 6 as a program.
+
+    python examples/efficientnet_imagenet.py                 # short form, no download, minutes
+    python examples/efficientnet_imagenet.py --dataset=imagenet2012 --data_dir=TFDS_FOLDER \
+        --weights=imagenet --checkpoint_dir=checkpoints
+    python examples/efficientnet_imagenet.py --image_folder=FOLDER --weights=imagenet
+
+Stages, each of which starts where the one before ended: `pretrain` (float), `retrain` (plain
+quantization-aware training), `speq`, and on request `control`: plain training that goes on from the
+retrained network for as many steps as `speq`. What comes out is exported as an integer TFLite file,
+proven to be the trained network, and compared with it on test images. Prints one table; writes
+`results.json`, `curves.png`, the trained models, the file, a log with one JSON object per line, and
+TensorBoard's events, to `--out_dir`.
+
+Without arguments it trains EfficientNet-B0 on scikit-learn's digits for a few steps of every stage:
+this shows that everything runs, and its accuracies mean nothing. With `--checkpoint_dir` a killed
+run goes on from its last checkpoint and ends with the weights of an unbroken one. SIGTERM ends it
+between two steps.
+
+What the paper states are the widths (W3/A3; first and last layer 8 bits), u = 0.5 between the
+target width and 8 bits, the cosine loss, an EfficientNet-B0 that was pretrained in float, and that
+it is retrained and then trained with SPEQ. Departures, and what it does not state: learning rates,
+epochs and schedules (here 60 epochs each, SGD with Nesterov momentum 0.9, 0.02, cosine, decoupled
+weight decay); the temperature (2); the activation quantizer is PACT there and lsq_plus here,
+because the values behind a swish have a sign; squeeze-excite blocks read 8-bit activations; the
+float weights are Keras' own (77.1 %, there 76.7 %).
+"""
+
+import contextlib
+import json
+import logging
+import pathlib
+import time
+
+import keras
+import numpy as np
+from absl import app, flags
+from matplotlib.figure import Figure
+
+import image_data
+import imagenet_networks
+import speq_keras
+import training_run
+from speq_keras.export.runtimes import run_file
+from speq_keras.processes import is_first_process
+
+FLAGS = flags.FLAGS
+STAGES = ("pretrain", "retrain", "control", "speq")
+WIDTHS = ("2", "3", "4", "5", "6", "7", "8", "float")
+# Top-1 accuracy on ImageNet in %, W3/A3 (Boo et al., 2021, Table 6).
+PAPER = {"float": 76.7, "retrain": 68.4, "speq": 69.5}
+PAPER_TEACHERS = "with EfficientNet-B1 as teacher: Apprentice 68.4, QKD 69.2"
+
+flags.DEFINE_enum("model", "EfficientNetB0", imagenet_networks.EFFICIENTNETS, "The network.")
+flags.DEFINE_integer("image_size", 224, "Height and width of the images, in pixels.", 32)
+flags.DEFINE_string("weights", None, "Float weights: imagenet (Keras downloads them), or a file.")
+flags.DEFINE_list(
+    "stages",
+    None,
+    "Some of pretrain, retrain, control, speq; default pretrain,retrain,speq, or retrain,speq with "
+    "--weights.",
+)
+
+flags.DEFINE_string("dataset", "digits", "digits, cifar10, or a data set of TensorFlow Datasets.")
+flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets, or an .npz of cifar10.")
+flags.DEFINE_string(
+    "image_folder", None, "Folder with train/ and val/, a folder per class in each."
+)
+flags.DEFINE_bool("download", False, "Let TensorFlow Datasets download the data set.")
+flags.DEFINE_integer("train_examples", None, "Use so many training images; all if not given.", 1)
+flags.DEFINE_integer("test_examples", None, "Use so many test images; all if not given.", 1)
+
+flags.DEFINE_enum("w_bits", "3", WIDTHS, "Width of the weights, in bits.")
+flags.DEFINE_enum("a_bits", "3", WIDTHS, "Width of the activations, in bits.")
+flags.DEFINE_enum("boundary_bits", "8", WIDTHS, "Width of the first and last layers.")
+flags.DEFINE_enum(
+    "squeeze_excite_w_bits", None, WIDTHS, "Width of the weights of squeeze-excite; else --w_bits."
+)
+flags.DEFINE_enum(
+    "weight_quantizer", "sawb", ("sawb", "minmax", "mse", "lsq", "dorefa"), "For weights."
+)
+flags.DEFINE_enum(
+    "activation_quantizer", "lsq_plus", ("pact", "lsq_plus", "dorefa"), "For activations."
+)
+flags.DEFINE_enum("distillation", "cosine", ("cosine", "dot", "kl"), "The loss of SPEQ.")
+flags.DEFINE_float("temperature", 2.0, "T of Eq. 2.", 0.0)
+flags.DEFINE_float("u", 0.5, "How often the teacher's layers take the target width (Eq. 1).", 0, 1)
+flags.DEFINE_integer("teacher_bits", 8, "n_H of Eq. 1, in bits.", 2, 8)
+flags.DEFINE_enum(
+    "teacher", None, imagenet_networks.EFFICIENTNETS, "A larger float teacher in addition (Eq. 3)."
+)
+flags.DEFINE_string("teacher_weights", "imagenet", "Weights of the larger teacher, as --weights.")
+flags.DEFINE_float("speq_weight", 0.5, "λ of Eq. 4, with --teacher.", 0, 1)
+
+for _stage in ("pretrain", "retrain", "speq"):
+    flags.DEFINE_integer(f"{_stage}_epochs", 60, f"Epochs of {_stage}.", 1)
+    flags.DEFINE_float(
+        f"{_stage}_learning_rate", 0.1 if _stage == "pretrain" else 0.02, "Highest rate.", 0.0
+    )
+    flags.DEFINE_enum(
+        f"{_stage}_schedule", "cosine", ("cosine", "exponential", "constant"), "Its course."
+    )
+    flags.DEFINE_enum(
+        f"{_stage}_optimizer", "sgd", ("sgd", "adamw", "rmsprop"), "SGD has Nesterov momentum 0.9."
+    )
+    flags.DEFINE_float(
+        f"{_stage}_weight_decay", 1e-4, "Decoupled; on kernels alone, times the learning rate.", 0.0
+    )
+flags.DEFINE_float("warmup_epochs", 0.0, "Epochs in which the learning rate rises from zero.", 0.0)
+flags.DEFINE_float("label_smoothing", 0.0, "Share of the label spread over all classes.", 0.0, 1.0)
+flags.DEFINE_float("ema", 0.0, "Momentum of averaged weights, such as 0.9999; 0: none.", 0.0, 1.0)
+flags.DEFINE_integer("batch_size", 128, "Images per step, over all devices and processes.", 1)
+flags.DEFINE_integer("calibration_examples", 512, "Training images that set the ranges.", 1)
+flags.DEFINE_integer("seed", 0, "Seed of weights, draws, images.", 0)
+
+flags.DEFINE_enum(
+    "precision", "float32", ("float32", "mixed_float16", "mixed_bfloat16"), "Keras' dtype policy."
+)
+flags.DEFINE_enum("strategy", "none", ("none", "mirrored"), "mirrored: all devices of a machine.")
+flags.DEFINE_integer("num_processes", 1, "Processes that train together, on JAX.", 1)
+flags.DEFINE_integer("process_id", 0, "Which of them this is; the first writes the files.", 0)
+flags.DEFINE_string("coordinator", "127.0.0.1:12345", "Address and port of the first process.")
+
+flags.DEFINE_string("checkpoint_dir", None, "A killed run that is started again goes on from here.")
+flags.DEFINE_integer("checkpoint_steps", None, "Most steps between two; else one per epoch.", 1)
+flags.DEFINE_integer(
+    "probe_examples", 1_000, "Test images that student and teacher are read on.", 1
+)
+flags.DEFINE_integer("export_examples", 1_000, "Test images that the file is compared on.", 1)
+flags.DEFINE_enum("storage", "int4", ("int8", "int4", "smallest"), "How the file stores weights.")
+flags.DEFINE_bool("tensorboard", True, "Write TensorBoard's events to --out_dir.")
+flags.DEFINE_string("out_dir", "out/efficientnet", "Folder for the files this program writes.")
+
+SHORT_RUN = {
+    "image_size": 32,
+    "batch_size": 32,
+    "pretrain_epochs": 4,
+    "retrain_epochs": 1,
+    "speq_epochs": 1,
+    "calibration_examples": 128,
+    "probe_examples": 256,
+    "export_examples": 256,
+}
+# The flags that change nothing of what a checkpoint holds.
+FREE_FLAGS = (
+    *("stages", "data_dir", "image_folder", "download", "storage", "export_examples"),
+    *("probe_examples", "tensorboard", "checkpoint_dir", "out_dir", "strategy"),
+    *("num_processes", "process_id", "coordinator"),
+)
+
+
+def main(_):
+    # TensorFlow Datasets tells of every file, TensorFlow warns of many functions: all wanted.
+    for logger in ("absl", "tensorflow"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    is_short = FLAGS.dataset == "digits" and not FLAGS.image_folder
+    if is_short:
+        for name, value in SHORT_RUN.items():
+            FLAGS.set_default(name, value)  # a flag that was given keeps its value
+    check_flags()
+    if FLAGS.num_processes > 1:
+        join_processes()
+    out_dir = pathlib.Path(FLAGS.out_dir).expanduser()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint_dir = pathlib.Path(FLAGS.checkpoint_dir or out_dir / "checkpoints").expanduser()
+    binding = {name: value for name, value in own_flags().items() if name not in FREE_FLAGS}
+    if FLAGS.checkpoint_dir:
+        training_run.check_same_flags(checkpoint_dir / "flags.json", binding)
+    else:
+        remove_checkpoints(checkpoint_dir)
+    if is_short and is_first_process():
+        print(
+            "This is the short form: digits of 8×8 pixels, enlarged, and a few steps of every "
+            "stage.\nIt shows that everything runs. Its accuracies mean nothing.\n"
+        )
+    keras.mixed_precision.set_global_policy(FLAGS.precision)
+    try:
+        data = image_data.load(
+            FLAGS.dataset,
+            image_size=FLAGS.image_size,
+            data_dir=FLAGS.data_dir,
+            image_folder=FLAGS.image_folder,
+            download=FLAGS.download,
+            train_examples=FLAGS.train_examples,
+            test_examples=FLAGS.test_examples,
+        )
+        with strategy_scope():
+            experiment = Experiment(data, out_dir, checkpoint_dir)
+            experiment.run()
+    except (FileNotFoundError, ValueError) as error:
+        if isinstance(error, ValueError) and not str(error).startswith(("--", "/", "`")):
+            raise
+        raise SystemExit(str(error)) from None
+
+    if is_first_process():
+        report(experiment, out_dir)
+
+
+# Flags.
+
+
+def check_flags():
+    """Ends the program with one sentence if flags do not fit together."""
+    unknown = sorted(set(FLAGS.stages or ()) - set(STAGES))
+    if unknown:
+        raise SystemExit(f"--stages takes {', '.join(STAGES)}. Received: {', '.join(unknown)}.")
+    if not FLAGS.weights and "pretrain" not in stages():
+        raise SystemExit("Without the pretrain stage a float network is needed: pass --weights.")
+    if {"speq", "control"} & set(stages()) and "retrain" not in stages():
+        raise SystemExit("The stages speq and control go on from a retrained network: add retrain.")
+    for name in ("weights", "teacher_weights"):
+        path = FLAGS[name].value
+        if path and path != "imagenet" and not pathlib.Path(path).expanduser().is_file():
+            raise SystemExit(f"--{name} takes imagenet or a file. Received: {path}, not a file.")
+    if FLAGS.num_processes > 1 and keras.backend.backend() != "jax":
+        raise SystemExit(
+            "--num_processes needs the JAX backend: set KERAS_BACKEND=jax. Received: "
+            f"{keras.backend.backend()}."
+        )
+    if FLAGS.strategy == "mirrored" and keras.backend.backend() == "torch":
+        raise SystemExit(
+            "--strategy=mirrored needs the TensorFlow or JAX backend. Received: torch."
+        )
+    if FLAGS.process_id >= FLAGS.num_processes:
+        raise SystemExit(
+            f"--process_id must be below --num_processes. Received: {FLAGS.process_id}."
+        )
+    if FLAGS.batch_size % FLAGS.num_processes:
+        raise SystemExit(
+            "--batch_size must be a multiple of --num_processes. Received: "
+            f"{FLAGS.batch_size} and {FLAGS.num_processes}."
+        )
+
+
+def stages():
+    """Returns the stages to run, in their order."""
+    default = ("retrain", "speq") if FLAGS.weights else ("pretrain", "retrain", "speq")
+    return [stage for stage in STAGES if stage in (FLAGS.stages or default)]
+
+
+def own_flags():
+    """Returns the flags that this program defines, by name."""
+    return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
+
+
+def bits(flag):
+    """Returns the width that `speq_keras` expects: a number of bits, or None for float."""
+    return None if flag == "float" else int(flag)
+
+
+def remove_checkpoints(folder):
+    """Deletes what an earlier run left that nobody asked to go on with."""
+    for path in folder.glob("*/*.npz"):
+        path.unlink()
+
+
+# Devices.
+
+
+def join_processes():
+    """Makes this process one of several that train one network."""
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    keras.distribution.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    distribute()
+
+
+def distribute():
+    """Makes JAX train on all devices, each on its part of a batch."""
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(
+            devices=keras.distribution.list_devices(), auto_shard_dataset=False
+        )
+    )
+
+
+def strategy_scope():
+    """Returns the scope in which variables are made."""
+    if FLAGS.strategy == "none" or FLAGS.num_processes > 1:
+        return contextlib.nullcontext()
+    if keras.backend.backend() == "jax":
+        distribute()
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    return tf.distribute.MirroredStrategy(
+        [device.name for device in tf.config.list_logical_devices(kind)]
+    ).scope()
+
+
+# Stages.
+
+
+class Experiment:
+    """The float network and all stages; `results` has a dict for each."""
+
+    def __init__(self, data, out_dir, checkpoint_dir):
+        self.data = data
+        self.out_dir = out_dir
+        self.checkpoint_dir = checkpoint_dir
+        self.results = []
+        self.export = None
+        self.steps_before = 0
+        self.part = {"part": FLAGS.process_id, "parts": FLAGS.num_processes}
+        self.steps_per_epoch = max(1, data.train_count // FLAGS.batch_size)
+        self.test_batches = data.test_batches(batch_size=FLAGS.batch_size, **self.part)
+        self.log = training_run.Log(checkpoint_dir / "log.jsonl")
+        if not FLAGS.checkpoint_dir:
+            self.log.keep(lambda row: False)
+        keras.utils.set_random_seed(FLAGS.seed)
+        self.network = self.load_network(FLAGS.model, FLAGS.weights)
+        self.teacher = None
+        if FLAGS.teacher:
+            self.teacher = self.load_network(FLAGS.teacher, FLAGS.teacher_weights)
+
+    def load_network(self, name, weights):
+        return imagenet_networks.efficientnet(
+            name, image_size=FLAGS.image_size, classes=self.data.classes, weights=weights
+        )
+
+    def run(self):
+        """Runs the stages, and exports what comes out of the last one."""
+        if "pretrain" in stages():
+            self.train(self.network, "pretrain", "pretrain")
+        else:
+            self.compile(self.network, "pretrain", epochs=1)
+            self.add_result("float, as given", self.network, seconds=0.0, steps=0)
+        if "retrain" not in stages():
+            return
+        model = retrained = self.wrap(distillation=None)
+        retrained.calibrate(
+            self.data.first_training_images(FLAGS.calibration_examples),
+            batch_size=min(FLAGS.batch_size, 64),
+            verbose=0,
+        )
+        if is_first_process():
+            print(f"{retrained.plan()}\n", flush=True)
+        self.train(retrained, "retrain", "retrain")
+        before = self.steps_before
+        for stage in stages()[stages().index("retrain") + 1 :]:
+            self.steps_before = before  # both see the same images
+            model = self.wrap(distillation=FLAGS.distillation if stage == "speq" else None)
+            model.set_weights(retrained.get_weights())
+            self.train(model, stage, "speq")
+        if "float" in (FLAGS.w_bits, FLAGS.a_bits, FLAGS.boundary_bits):
+            return  # there are no integers
+        self.export_last(model)
+
+    def wrap(self, distillation):
+        """Returns a quantized copy of the float network."""
+        arguments = {"distillation": None}
+        if distillation:
+            arguments = {
+                "distillation": distillation,
+                "temperature": FLAGS.temperature,
+                "quantization_probability": FLAGS.u,
+                "teacher_bits": FLAGS.teacher_bits,
+            }
+            if self.teacher is not None:
+                arguments |= {"teacher": self.teacher, "speq_weight": FLAGS.speq_weight}
+        configs = None
+        if FLAGS.squeeze_excite_w_bits:
+            config = speq_keras.QuantizeConfig(w_bits=bits(FLAGS.squeeze_excite_w_bits), a_bits=8)
+            configs = {"*_se_reduce": config, "*_se_expand": config}
+        return speq_keras.wrap(
+            self.network,
+            w_bits=bits(FLAGS.w_bits),
+            a_bits=bits(FLAGS.a_bits),
+            boundary_bits=bits(FLAGS.boundary_bits),
+            weight_quantizer=FLAGS.weight_quantizer,
+            activation_quantizer=FLAGS.activation_quantizer,
+            configs=configs,
+            seed=FLAGS.seed,
+            **arguments,
+        )
+
+    def train(self, model, stage, settings):
+        """Trains `model` with the flags of `settings`, saves it and adds its result."""
+        epochs = FLAGS[f"{settings}_epochs"].value
+        self.compile(model, settings, epochs)
+        first_step = self.steps_before
+
+        def batches(step):
+            return self.data.training_batches(
+                first_step + step, batch_size=FLAGS.batch_size, seed=FLAGS.seed, **self.part
+            )
+
+        start = time.perf_counter()
+        training_run.fit(
+            model,
+            stage,
+            batches,
+            self.test_batches,
+            epochs=epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            checkpoint_steps=FLAGS.checkpoint_steps,
+            batch_size=FLAGS.batch_size,
+            folder=self.checkpoint_dir / stage,
+            log=self.log,
+            observers=self.observers(model, stage),
+            callbacks=[keras.callbacks.SwapEMAWeights()] if FLAGS.ema else [],
+        )
+        self.add_result(
+            stage, model, seconds=time.perf_counter() - start, steps=int(model.optimizer.iterations)
+        )
+        self.steps_before += int(model.optimizer.iterations)
+        training_run.write_file(self.out_dir / f"{stage}.keras", model.save)
+
+    def compile(self, model, settings, epochs):
+        """Compiles `model` with the optimizer and learning rates of one stage."""
+        rate, decay = (
+            FLAGS[f"{settings}_learning_rate"].value,
+            FLAGS[f"{settings}_weight_decay"].value,
+        )
+        steps = epochs * self.steps_per_epoch
+        optimizer = {
+            "sgd": lambda **common: keras.optimizers.SGD(momentum=0.9, nesterov=True, **common),
+            "adamw": keras.optimizers.AdamW,
+            "rmsprop": lambda **common: keras.optimizers.RMSprop(
+                rho=0.9, momentum=0.9, epsilon=1e-3, **common
+            ),
+        }[FLAGS[f"{settings}_optimizer"].value](
+            learning_rate=schedule(
+                FLAGS[f"{settings}_schedule"].value, rate, steps, self.steps_per_epoch
+            ),
+            weight_decay=decay or None,
+            use_ema=bool(FLAGS.ema),
+            ema_momentum=FLAGS.ema or 0.99,
+        )
+        if decay:
+            # BatchNormalization, biases and clipping levels are no weights that could shrink.
+            optimizer.exclude_from_weight_decay(
+                var_list=[v for v in model.trainable_variables if len(v.shape) < 2]
+            )
+        model.compile(
+            optimizer,
+            keras.losses.CategoricalCrossentropy(
+                from_logits=True, label_smoothing=FLAGS.label_smoothing
+            ),
+            metrics=["accuracy"],
+        )
+
+    def observers(self, model, stage):
+        """Returns the functions that add figures at the end of each piece."""
+        observers = []
+        if isinstance(model, speq_keras.SPEQModel):
+            probe = self.data.test_batches(
+                batch_size=FLAGS.batch_size, count=FLAGS.probe_examples, **self.part
+            )
+            observers.append(ReadAtBothWidths(probe, bits(FLAGS.a_bits)))
+        if FLAGS.tensorboard and is_first_process():
+            observers.append(TensorBoard(self.out_dir / "tensorboard" / stage, self.data))
+        return observers
+
+    def add_result(self, stage, model, *, seconds, steps):
+        logs = model.evaluate(self.test_batches, verbose=0, return_dict=True)
+        totals = model.plan().totals if isinstance(model, speq_keras.SPEQModel) else None
+        self.results.append(
+            {
+                "stage": stage,
+                "test_accuracy": logs["accuracy"],
+                "test_loss": logs["loss"],
+                "steps": steps,
+                "seconds": seconds,
+                "bytes": totals["bytes"] if totals else 4 * model.count_params(),
+            }
+        )
+        if is_first_process():
+            print(f"{stage}: test accuracy {logs['accuracy']:.2%}\n", flush=True)
+
+    def export_last(self, model):
+        """Writes the TFLite file of the last stage, and compares it on test images.
+
+        The export itself proves that the file computes the integers that were trained, or fails.
+        """
+        path = self.out_dir / "efficientnet.tflite"
+        count = min(FLAGS.export_examples, self.data.test_count)
+        batches = list(
+            self.data.test_batches(batch_size=64, count=count, one_hot=False).as_numpy_iterator()
+        )
+        proof = model.export_tflite(path, storage=FLAGS.storage, data=batches[0][0][:32])
+        if not is_first_process():
+            return
+        print(f"{str(proof).split(chr(10) * 2)[0]}\n", flush=True)
+        folded = speq_keras.fold(model, storage=FLAGS.storage)
+        content = path.read_bytes()
+        labels = np.concatenate([labels for _, labels in batches])
+        trained, in_float, file = (
+            np.concatenate([np.asarray(f(images)).argmax(-1) for images, _ in batches])
+            for f in (
+                lambda images: keras.ops.convert_to_numpy(model(images, training=False)),
+                folded.predict_float,
+                lambda images: run_file(content, images)[0],
+            )
+        )
+        self.export = {
+            "examples": count,
+            "trained": float(np.mean(trained == labels)),
+            "folded": float(np.mean(in_float == labels)),
+            "file": float(np.mean(file == labels)),
+            "file_as_folded": float(np.mean(file == in_float)),
+            "file_as_trained": float(np.mean(file == trained)),
+            "bytes": proof.bytes,
+            "proof": proof.to_dict()["proof"] | {"tensors": len(proof.proof.tensors)},
+        }
+
+
+def schedule(name, rate, steps, steps_per_epoch):
+    """Returns a learning rate schedule over so many steps, after `--warmup_epochs`."""
+    warmup = int(FLAGS.warmup_epochs * steps_per_epoch)
+    schedules = keras.optimizers.schedules
+    if name == "cosine":
+        if warmup:
+            return schedules.CosineDecay(
+                0.0, max(1, steps - warmup), warmup_target=rate, warmup_steps=warmup
+            )
+        return schedules.CosineDecay(rate, steps)
+    if name == "exponential":
+        # As EfficientNet was trained: 0.97 every 2.4 epochs.
+        return schedules.ExponentialDecay(rate, int(2.4 * steps_per_epoch) or 1, 0.97)
+    return rate
+
+
+# What is looked at while training.
+
+
+class ReadAtBothWidths:
+    """Adds `student_accuracy` and `teacher_accuracy` (8-bit activations) at the end of an epoch."""
+
+    def __init__(self, batches, a_bits):
+        self.batches = batches
+        self.a_bits = a_bits
+
+    def __call__(self, model, row, epoch_ends):
+        if not epoch_ends or self.a_bits is None:
+            return
+
+        def accuracy():
+            return model.evaluate(self.batches, verbose=0, return_dict=True)["accuracy"]
+
+        row["student_accuracy"] = accuracy()
+        model.set_bits(activations=8)
+        try:
+            row["teacher_accuracy"] = accuracy()
+        finally:
+            model.set_bits(activations=self.a_bits)
+
+
+class TensorBoard:
+    """Writes all figures of a row; clipping levels; once per epoch the codes of every layer."""
+
+    def __init__(self, folder, data):
+        import tensorflow as tf
+
+        self.summary = tf.summary
+        self.writer = tf.summary.create_file_writer(str(folder))
+        self.images = next(iter(data.test_batches(batch_size=32, count=32)))[0]
+        self.activations = None
+
+    def __call__(self, model, row, epoch_ends):
+        with self.writer.as_default(step=row["step"]):
+            for name, value in row.items():
+                if name not in ("stage", "step"):
+                    self.summary.scalar(name, value)
+            if isinstance(model, speq_keras.SPEQModel):
+                for quantizer in model.report().ranges:
+                    if quantizer.scale is not None:
+                        level = quantizer.scale * quantizer.high_code
+                        self.summary.scalar(f"clipping_level/{quantizer.name}", level)
+                if epoch_ends:
+                    self.write_codes(model)
+        self.writer.flush()
+
+    def write_codes(self, model):
+        """Writes the distribution of codes of every activation quantizer."""
+        quantizers = {q.name: q for q in model.activation_quantizers if q.bits}
+        if self.activations is None:
+            outputs = {name: q.output for name, q in quantizers.items()}
+            self.activations = keras.Model(model.inputs, outputs)
+        values = self.activations(keras.ops.convert_to_tensor(np.asarray(self.images)))
+        for name, quantizer in quantizers.items():
+            scale, low, high = quantizer.grid()
+            codes = np.rint(keras.ops.convert_to_numpy(values[name]) / np.float32(scale))
+            self.summary.histogram(
+                f"codes/{name}", np.clip(codes, low, high), buckets=int(high - low) + 1
+            )
+
+
+# Results.
+
+
+def report(experiment, out_dir):
+    """Prints the table and writes the results."""
+    print(results_table(experiment))
+    results = {
+        "flags": own_flags(),
+        "stages": experiment.results,
+        "export": experiment.export,
+        "log": experiment.log.rows,
+    }
+    training_run.write_file(
+        out_dir / "results.json", lambda path: path.write_text(json.dumps(results, indent=1))
+    )
+    if experiment.log.rows:
+        training_run.write_file(out_dir / "curves.png", curves(experiment.log.rows).savefig)
+    print(f"\nWrote the results, models, curves.png and TensorBoard's events to {out_dir}")
+
+
+def results_table(experiment):
+    """Returns a Markdown table, a row per stage; the paper's numbers where it is its setting."""
+    is_papers = (
+        FLAGS.model == "EfficientNetB0"
+        and FLAGS.dataset == "imagenet2012"
+        and not FLAGS.image_folder
+        and (FLAGS.w_bits, FLAGS.a_bits, FLAGS.image_size) == ("3", "3", 224)
+    )
+    lines = [
+        f"{FLAGS.model}, {FLAGS.image_size} pixels, W{FLAGS.w_bits}/A{FLAGS.a_bits}, "
+        f"{FLAGS.image_folder or FLAGS.dataset}: {experiment.data.train_count} training and "
+        f"{experiment.data.test_count} test images, seed {FLAGS.seed}",
+        "",
+        f"| stage | test, % |{' paper, % |' if is_papers else ''} test loss | kB | steps | s |",
+        "| --- " * (7 if is_papers else 6) + "|",
+    ]
+
+    def row(stage, accuracy, loss, size, steps, seconds):
+        name = "float" if stage in ("pretrain", "float, as given") else stage
+        paper = [str(PAPER.get(name, "-"))] if is_papers else []
+        cells = (name, f"{100 * accuracy:.2f}", *paper, loss, f"{size / 1e3:,.0f}", steps, seconds)
+        lines.append(f"| {' | '.join(cells)} |")
+
+    for r in experiment.results:
+        row(
+            r["stage"],
+            r["test_accuracy"],
+            f"{r['test_loss']:.3f}",
+            r["bytes"],
+            str(r["steps"]),
+            f"{r['seconds']:.0f}",
+        )
+    if experiment.export:
+        e = experiment.export
+        size = experiment.results[-1]["bytes"]
+        row(f"folded, {e['examples']} images", e["folded"], "-", size, "-", "-")
+        row(f".tflite, {e['examples']} images", e["file"], "-", e["bytes"], "-", "-")
+        lines += [
+            "",
+            f"On these {e['examples']} images the file gives the class of the folded network on "
+            f"{e['file_as_folded']:.2%}, and that of the training graph on "
+            f"{e['file_as_trained']:.2%}; {e['proof']['compared']:,} codes compared, "
+            f"{e['proof']['mismatches']} differ from the simulation.",
+        ]
+    if is_papers:
+        lines += ["", f"The paper's other methods, {PAPER_TEACHERS}."]
+    return "\n".join(lines)
+
+
+def curves(rows):
+    """Returns a figure with the figures of the log over the steps, a colour per stage."""
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    panels = {
+        "task_loss": "task loss in training",
+        "distillation_loss": "distillation loss",
+        "accuracy": "accuracy in training",
+        "val_accuracy": "test accuracy",
+        "teacher_accuracy": "accuracy at 8-bit activations",
+        "learning_rate": "learning rate",
+    }
+    names = list(dict.fromkeys(row["stage"] for row in rows))
+    for axes, (name, title) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
+        for number, stage in enumerate(names):
+            points = [
+                (row["step"], row.get(name, row["loss"] if name == "task_loss" else None))
+                for row in rows
+                if row["stage"] == stage
+            ]
+            points = [point for point in points if point[1] is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), f"C{number}.-", label=stage)
+        axes.set(title=title, xlabel="step of the stage")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    app.run(main)

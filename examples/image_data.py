@@ -1,0 +1,410 @@
+"""Images for training and testing: the digits of scikit-learn, CIFAR-10, TFDS data sets, folders.
+
+`load(name, ...)` returns `Images`, whose batches are made by `tf.data` on every backend. A batch
+follows from the seed and the number of its step alone: a run that was killed goes on with the very
+images that it would have seen. Encoded images are skipped before they are decoded, so that this
+takes no time, and only the part of a JPEG that is used is decoded.
+"""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+import cifar_data
+from cifar_stream import pad_crop_flip
+
+FOLDER_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+TEST_FOLDERS = ("val", "validation", "test")
+# Rows and columns that the evaluation crop leaves out at 224 pixels, as the networks of this family
+# are evaluated by their authors.
+CROP_PADDING = 32
+AUTOTUNE = tf.data.AUTOTUNE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images:
+    """A data set of images with one label each.
+
+    Args:
+        classes: Number of classes.
+        train_count, test_count: Numbers of images.
+        train: Function `(first, seed)` that returns endless (position, image, label) from position
+            `first` on, in an order of its own for every pass.
+        test: Function that returns (image, label) of all test images, in their order.
+        to_training_image, to_test_image: Functions `(image, seed)` and `(image)` that return
+            float32 pixels from 0 to 255, (image_size, image_size, 3).
+    """
+
+    classes: int
+    train_count: int
+    test_count: int
+    train: object
+    test: object
+    to_training_image: object
+    to_test_image: object
+
+    def training_batches(self, first_step, *, batch_size, seed, part=0, parts=1):
+        """Returns endless batches (images, one-hot labels), beginning with step `first_step`.
+
+        Args:
+            first_step: Number of a step.
+            batch_size: Images per step, over all processes.
+            seed: Non-negative integer.
+            part: Which part of each batch: one of several processes reads one of them.
+            parts: How many there are.
+        """
+
+        def prepare(position, image, label):
+            image = self.to_training_image(image, tf.stack([seed, position]))
+            return image, tf.one_hot(label, self.classes)
+
+        dataset = self.train(first_step * batch_size, seed)
+        if parts > 1:
+            dataset = dataset.shard(parts, part)  # before decoding
+        dataset = dataset.map(prepare, num_parallel_calls=AUTOTUNE, deterministic=True)
+        return dataset.batch(batch_size // parts, drop_remainder=True).prefetch(AUTOTUNE)
+
+    def test_batches(self, *, batch_size, count=None, one_hot=True, part=0, parts=1):
+        """Returns batches of the first so many test images; integer labels if not `one_hot`.
+
+        Several processes get parts of the same size: at most `parts - 1` images are left out.
+        """
+
+        def prepare(image, label):
+            label = tf.one_hot(label, self.classes) if one_hot else label
+            return self.to_test_image(image), label
+
+        count = min(count or self.test_count, self.test_count) // parts * parts
+        dataset = self.test().take(count)
+        if parts > 1:
+            dataset = dataset.shard(parts, part)
+        dataset = dataset.map(prepare, num_parallel_calls=AUTOTUNE, deterministic=True)
+        return dataset.batch(batch_size // parts).prefetch(AUTOTUNE)
+
+    def first_training_images(self, count):
+        """Returns an array of training images, prepared as for testing: for calibration."""
+        dataset = self.train(0, 0).map(lambda position, image, label: self.to_test_image(image))
+        return np.stack(list(dataset.take(min(count, self.train_count)).as_numpy_iterator()))
+
+
+def load(
+    name,
+    *,
+    image_size,
+    data_dir=None,
+    image_folder=None,
+    download=False,
+    train_examples=None,
+    test_examples=None,
+):
+    """Returns `Images`.
+
+    Args:
+        name: "digits", "cifar10", or a data set of TensorFlow Datasets with images and labels.
+        image_size: Height and width of the prepared images, in pixels.
+        data_dir: Folder of TensorFlow Datasets; for "cifar10" also an .npz file.
+        image_folder: Folder with `train/` and `val/`, each with a folder per class; goes before
+            `name`.
+        download: Whether TFDS may download.
+        train_examples: Use the first so many; all if None.
+        test_examples: Likewise.
+
+    Raises:
+        FileNotFoundError: If there are no such images.
+        ValueError: If they are not laid out as they have to be.
+    """
+    limits = {"train_examples": train_examples, "test_examples": test_examples}
+    if image_folder:
+        return from_folder(image_folder, image_size, **limits)
+    if name == "digits":
+        return from_arrays(*digits(), image_size=image_size, mirror=False, **limits)
+    if name == "cifar10":
+        arrays = cifar_data.load(
+            data_dir,
+            download=download,
+            train_examples=train_examples or 50_000,
+            test_examples=test_examples or 10_000,
+        )
+        return from_arrays(*arrays, image_size=image_size, mirror=True, **limits)
+    return from_tfds(name, image_size, data_dir=data_dir, download=download, **limits)
+
+
+# Sources.
+
+
+def digits():
+    """Returns train and test images (uint8, three equal channels) and labels: half of each."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    images = (images * (255 / 16)).round().astype("uint8").reshape(-1, 8, 8, 1)
+    images = np.repeat(images, 3, axis=-1)
+    x_train, x_test, y_train, y_test = train_test_split(
+        images, labels, test_size=0.5, random_state=0, stratify=labels
+    )
+    return x_train, y_train, x_test, y_test
+
+
+def from_arrays(
+    x_train,
+    y_train,
+    x_test,
+    y_test,
+    *,
+    image_size,
+    mirror,
+    train_examples=None,
+    test_examples=None,
+):
+    """Returns `Images` of uint8 arrays, enlarged to `image_size`.
+
+    Training shifts them by up to an eighth of their size and, where `mirror`, mirrors every second.
+    """
+    x_train, y_train = x_train[:train_examples], y_train[:train_examples]
+    x_test, y_test = x_test[:test_examples], y_test[:test_examples]
+    images, labels = tf.constant(x_train), tf.constant(y_train, "int64")
+    shift = x_train.shape[1] // 8
+
+    def resize(image):
+        image = tf.cast(image, "float32")
+        if image.shape[0] == image_size:
+            return image
+        image = tf.image.resize(image, (image_size, image_size), "bilinear")
+        return tf.ensure_shape(image, (image_size, image_size, 3))
+
+    def train(first, seed):
+        def example(position):
+            row = shuffled(position, len(x_train), seed)
+            return position, images[row], labels[row]
+
+        return endless(first).map(example)
+
+    return Images(
+        classes=int(max(y_train.max(), y_test.max())) + 1,
+        train_count=len(x_train),
+        test_count=len(x_test),
+        train=train,
+        test=lambda: tf.data.Dataset.from_tensor_slices((x_test, y_test.astype("int64"))),
+        to_training_image=lambda image, seed: resize(
+            pad_crop_flip(image, seed, shift=shift, mirror=mirror)
+        ),
+        to_test_image=resize,
+    )
+
+
+def from_folder(folder, image_size, *, train_examples=None, test_examples=None):
+    """Returns `Images` of a folder with `train/` and `val/`, each with a folder per class."""
+    folder = pathlib.Path(folder).expanduser()
+    test_name = next((name for name in TEST_FOLDERS if (folder / name).is_dir()), TEST_FOLDERS[0])
+    parts = [folder / "train", folder / test_name]
+    for part in parts:
+        if not part.is_dir():
+            raise FileNotFoundError(
+                f"--image_folder must have the folders train/ and val/, each with one folder per "
+                f"class. Received: {folder}, which has no {part.name}/."
+            )
+    names = [sorted(path.name for path in part.iterdir() if path.is_dir()) for part in parts]
+    if not names[0] or names[0] != names[1]:
+        different = sorted(set(names[0]) ^ set(names[1]))
+        raise ValueError(
+            "--image_folder must have the same class folders in train/ and "
+            f"{test_name}/. Received: {len(names[0])} and {len(names[1])} of them"
+            + (f"; only in one: {', '.join(different[:5])}." if different else ".")
+        )
+    files = []
+    for part in parts:
+        found = [
+            (str(path), number)
+            for number, name in enumerate(names[0])
+            for path in sorted((part / name).iterdir())
+            if path.suffix.lower() in FOLDER_SUFFIXES
+        ]
+        if not found:
+            raise ValueError(
+                f"--image_folder must hold images ({', '.join(FOLDER_SUFFIXES)}). Received: "
+                f"{part}, which has none in its class folders."
+            )
+        files.append(found)
+    # Sorted by class they would be cut to the first classes.
+    order = np.random.default_rng(0).permutation(len(files[0]))
+    train_files = [files[0][i] for i in order][:train_examples]
+    test_files = files[1]
+    if test_examples:
+        order = np.random.default_rng(0).permutation(len(test_files))
+        test_files = [test_files[i] for i in order][:test_examples]
+    paths, labels = (tf.constant(column) for column in zip(*train_files, strict=True))
+
+    def train(first, seed):
+        def example(position):
+            row = shuffled(position, len(train_files), seed)
+            return position, paths[row], tf.cast(labels[row], "int64")
+
+        return endless(first).map(example)
+
+    def test():
+        columns = [list(column) for column in zip(*test_files, strict=True)]
+        return tf.data.Dataset.from_tensor_slices((columns[0], np.array(columns[1], "int64")))
+
+    return Images(
+        classes=len(names[0]),
+        train_count=len(train_files),
+        test_count=len(test_files),
+        train=train,
+        test=test,
+        to_training_image=lambda path, seed: crop_of_jpeg(tf.io.read_file(path), seed, image_size),
+        to_test_image=lambda path: center_of_jpeg(tf.io.read_file(path), image_size),
+    )
+
+
+def from_tfds(name, image_size, *, data_dir, download, train_examples=None, test_examples=None):
+    """Returns `Images` of a TFDS data set, read as files of records: nothing is decoded twice."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        raise FileNotFoundError(
+            "--dataset must be digits, cifar10 or a data set of TensorFlow Datasets. "
+            f"Received: {name}."
+        ) from None
+    if download:
+        builder.download_and_prepare()
+    elif not builder.is_prepared():
+        raise FileNotFoundError(
+            f"{name} was not found at {builder.data_path}: pass --data_dir with the folder that "
+            f"holds {name}/, or --download where TensorFlow Datasets can fetch it."
+        )
+    info = builder.info
+    if not {"image", "label"} <= set(info.features) or "train" not in info.splits:
+        raise ValueError(
+            "--dataset must have images, labels and a training split. "
+            f"Received: {name} with {', '.join(info.features)}."
+        )
+    # Where there are labels for it, `test` is what results are published for.
+    test_split = next(split for split in ("validation", "test") if split in info.splits)
+    if name.startswith("oxford_flowers102"):
+        test_split = "test"
+    skip_decoding = {"image": tfds.decode.SkipDecoding()}
+    train_count = min(train_examples or np.inf, info.splits["train"].num_examples)
+
+    def parse(record):
+        example = info.features.deserialize_example(record, decoders=skip_decoding)
+        return example["image"], example["label"]
+
+    def train(first, seed):
+        files = tf.constant([str(path) for path in info.splits["train"].filepaths])
+        # As many as a modest machine holds encoded; the files themselves are shuffled, too.
+        buffer = min(train_count, 16_384)
+
+        def one_pass(number):
+            names = tf.random.experimental.stateless_shuffle(files, tf.stack([seed, number]))
+            if train_examples:
+                names = files  # the first examples are in the first files
+            records = tf.data.Dataset.from_tensor_slices(names).interleave(
+                tf.data.TFRecordDataset,
+                cycle_length=1 if train_examples else 16,
+                block_length=16,
+                num_parallel_calls=AUTOTUNE,
+                deterministic=True,
+            )
+            pass_seed = tf.random.split(tf.stack([seed, number]))[0]
+            return records.take(train_count).shuffle(
+                buffer, seed=pass_seed[0], reshuffle_each_iteration=False
+            )
+
+        first_pass, skipped = divmod(first, int(train_count))
+        records = endless(first_pass).flat_map(one_pass).skip(skipped)
+        return tf.data.Dataset.zip(endless(first), records).map(
+            lambda position, record: (position, *parse(record))
+        )
+
+    return Images(
+        classes=info.features["label"].num_classes,
+        train_count=int(train_count),
+        test_count=min(test_examples or np.inf, info.splits[test_split].num_examples),
+        train=train,
+        test=lambda: tf.data.TFRecordDataset(
+            [str(path) for path in info.splits[test_split].filepaths]
+        ).map(parse),
+        to_training_image=lambda image, seed: crop_of_jpeg(image, seed, image_size),
+        to_test_image=lambda image: center_of_jpeg(image, image_size),
+    )
+
+
+# Order and preparation.
+
+
+def endless(first):
+    """Returns the whole numbers from `first` on."""
+    return tf.data.Dataset.range(first, np.iinfo("int64").max)
+
+
+def shuffled(position, count, seed):
+    """Returns which of `count` examples stands at a position; every pass has its own order."""
+    return tf.random.experimental.index_shuffle(
+        position % count, tf.stack([seed, position // count]), count - 1
+    )
+
+
+def crop_of_jpeg(encoded, seed, image_size):
+    """Returns a random part of an image (8 to 100 % of it), resized; every second one mirrored.
+
+    Only the part is decoded. The settings are those of Inception's training, which most networks
+    for ImageNet took over.
+    """
+    crop_seed, flip_seed = tf.unstack(tf.random.split(seed))
+    shape = image_shape(encoded)
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        tf.zeros((1, 0, 4)),
+        crop_seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=(0.08, 1.0),
+        max_attempts=10,
+        use_image_if_no_bounding_boxes=True,
+    )
+    window = tf.concat([begin[:2], size[:2]], axis=0)
+    image = resized(decode_window(encoded, window), image_size)
+    return tf.image.stateless_random_flip_left_right(image, flip_seed)
+
+
+def center_of_jpeg(encoded, image_size):
+    """Returns the middle of an image: the largest square, less a margin of one part in eight."""
+    height, width = tf.unstack(image_shape(encoded)[:2])
+    shorter = tf.cast(tf.minimum(height, width), "float32")
+    side = tf.cast(shorter * image_size / (image_size + CROP_PADDING * image_size / 224), "int32")
+    window = tf.stack([(height - side + 1) // 2, (width - side + 1) // 2, side, side])
+    return resized(decode_window(encoded, window), image_size)
+
+
+def image_shape(encoded):
+    """Returns height, width and channels of an encoded image."""
+    return tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: tf.image.extract_jpeg_shape(encoded),
+        lambda: tf.shape(decode_other(encoded)),
+    )
+
+
+def decode_window(encoded, window):
+    """Returns the pixels of a window (top, left, height, width) of an encoded image."""
+    top, left, height, width = tf.unstack(window)
+    return tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: tf.image.decode_and_crop_jpeg(encoded, window, channels=3),
+        lambda: decode_other(encoded)[top : top + height, left : left + width],
+    )
+
+
+def decode_other(encoded):
+    return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+
+def resized(image, image_size):
+    image = tf.image.resize(image, (image_size, image_size), "bicubic")
+    image = tf.clip_by_value(image, 0.0, 255.0)  # bicubic overshoots
+    return tf.ensure_shape(image, (image_size, image_size, 3))

@@ -1,0 +1,104 @@
+"""Networks for images in colour that end in logits: `keras.applications` and ResNet-18."""
+
+import pathlib
+
+import keras
+from keras import layers
+
+EFFICIENTNETS = tuple(f"EfficientNetB{number}" for number in range(8))
+
+
+def efficientnet(name, *, image_size, classes, weights=None):
+    """Returns an EfficientNet of `keras.applications` that reads pixels from 0 to 255.
+
+    Args:
+        name: One of `EFFICIENTNETS`.
+        image_size: Height and width of the images, in pixels.
+        classes: Number of classes.
+        weights: "imagenet" (downloaded by Keras; for other than 1,000 classes the last layer is a
+            new one), a file made by `save` or `save_weights`, or None: random.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or the download fails.
+        ValueError: If the file holds another network.
+    """
+    build = getattr(keras.applications, name)
+    shape = (image_size, image_size, 3)
+    if weights == "imagenet":
+        try:
+            if classes == 1000:
+                return build(input_shape=shape, weights=weights, classifier_activation=None)
+            features = build(input_shape=shape, weights=weights, include_top=False, pooling="avg")
+        except Exception as error:  # a bare Exception is what Keras raises
+            raise FileNotFoundError(
+                f"--weights=imagenet: Keras could not download {name} ({error}). Pass a file, or "
+                "none."
+            ) from None
+        x = layers.Dropout(0.2)(features.output)
+        return keras.Model(features.input, layers.Dense(classes, name="predictions")(x), name=name)
+    network = build(input_shape=shape, weights=None, classes=classes, classifier_activation=None)
+    if weights is not None:
+        load_weights(network, weights)
+    return network
+
+
+def load_weights(network, path):
+    """Gives a network the weights of a file made by `save` or `save_weights`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds another network.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no weights file {path}.")
+    try:
+        if path.suffix == ".keras":
+            network.set_weights(keras.saving.load_model(path, compile=False).get_weights())
+        else:
+            network.load_weights(path)
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(
+            f"{path} does not hold the weights of {network.name} with {network.output_shape[-1]} "
+            f"classes ({str(error).splitlines()[0]})."
+        ) from None
+
+
+def resnet18(*, image_size, classes):
+    """Returns ResNet-18 (He et al., 2016) for pixels from 0 to 255.
+
+    Images of at most 64 pixels go into a 3×3 convolution without stride or pooling, as ResNets for
+    CIFAR begin.
+    """
+    inputs = keras.Input((image_size, image_size, 3))
+    x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+    if image_size > 64:
+        x = convolution(x, 64, 7, strides=2)
+        x = layers.ReLU()(x)
+        x = layers.ZeroPadding2D(1)(x)
+        x = layers.MaxPooling2D(3, strides=2)(x)
+    else:
+        x = layers.ReLU()(convolution(x, 64, 3))
+    for filters, strides in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        x = residual_block(x, filters, strides)
+        x = residual_block(x, filters, 1)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(classes, name="predictions")(x), name="resnet18")
+
+
+def residual_block(x, filters, strides):
+    """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution where shapes change."""
+    shortcut = x
+    if strides > 1 or x.shape[-1] != filters:
+        shortcut = convolution(x, filters, 1, strides=strides)
+    x = layers.ReLU()(convolution(x, filters, 3, strides=strides))
+    x = convolution(x, filters, 3)
+    return layers.ReLU()(layers.Add()([shortcut, x]))
+
+
+def convolution(x, filters, size, strides=1):
+    """A convolution with padding on both sides, as PyTorch pads, and BatchNormalization."""
+    if size > 1:
+        x = layers.ZeroPadding2D(size // 2)(x)
+    x = layers.Conv2D(filters, size, strides=strides, use_bias=False)(x)
+    return layers.BatchNormalization(epsilon=1e-5)(x)

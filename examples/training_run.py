@@ -1,0 +1,331 @@
+"""Training that may be killed: checkpoints, a log that outlives it, files never half written.
+
+What makes a resumed run equal to an unbroken one, bit for bit: a checkpoint holds every variable,
+those of the optimizer and of random seeds too; and the stream of batches follows from the number of
+the step alone. Keras' `fit` is called once per stage, because it ends with averaging weights where
+an optimizer does that; what Keras calls an epoch is here the piece between two checkpoints.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import tempfile
+import threading
+import time
+
+import keras
+import numpy as np
+
+from speq_keras.processes import is_first_process
+
+
+def write_file(path, write):
+    """Calls `write` with a temporary name and moves the file into place: never half a file.
+
+    Where several processes train, it takes all of them to read a model; the first one's file stays.
+    """
+    path = pathlib.Path(path)
+    if not is_first_process():
+        with tempfile.TemporaryDirectory() as folder:
+            write(pathlib.Path(folder, path.name))
+        return
+    temporary = path.with_name(f"{os.getpid()}_{path.name}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise SystemExit(f"{path} could not be written ({error}). What was there stays.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_same_flags(path, binding):
+    """Ends the program if the checkpoints were made with other flags: nobody could read the mix.
+
+    Args:
+        path: JSON file beside the checkpoints, written if it is not there.
+        binding: {name: value} of the flags that change what is trained.
+    """
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        changed = [
+            f"--{name}={earlier.get(name)}"
+            for name in binding
+            if binding[name] != earlier.get(name)
+        ]
+        if changed:
+            raise SystemExit(
+                f"The checkpoints in {path.parent} were made with {' '.join(changed)}. "
+                "Pass the same flags again, or another --checkpoint_dir."
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, lambda temporary: temporary.write_text(json.dumps(binding, indent=1)))
+
+
+class Checkpoints:
+    """The states of one stage of training, of which the newest is kept.
+
+    Args:
+        folder: Where they are; made if it is not there.
+    """
+
+    def __init__(self, folder):
+        self.folder = pathlib.Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def newest(self):
+        """Returns (number, path) of the newest checkpoint; (0, None) if there is none."""
+        return max(
+            ((int(path.stem), path) for path in self.folder.glob("*.npz")), default=(0, None)
+        )
+
+    def save(self, model, number):
+        """Writes all variables of a compiled model, then deletes the checkpoint before."""
+        values = {name: keras.ops.convert_to_numpy(v) for name, v in state(model).items()}
+
+        def write(path):
+            with path.open("wb") as file:
+                np.savez(file, **values)
+
+        before = list(self.folder.glob("*.npz"))
+        path = self.folder / f"{number:08}.npz"
+        write_file(path, write)
+        if is_first_process():
+            for old in before:
+                if old != path:
+                    old.unlink()
+
+    def restore(self, model):
+        """Gives a compiled model the newest state and returns its number; 0 if there is none."""
+        number, path = self.newest()
+        if path is None:
+            return 0
+        variables = state(model)
+        with np.load(path) as values:
+            if set(values) != set(variables):
+                raise SystemExit(
+                    f"{path} belongs to another network or optimizer. Pass the flags that it was "
+                    "made with, or another --checkpoint_dir."
+                )
+            for name, variable in variables.items():
+                variable.assign(values[name])
+        return number
+
+    def check_space(self, model):
+        """Ends the program if two checkpoints, the newest and the next one, have no room."""
+        variables = state(model).values()
+        needed = 2 * sum(keras.ops.convert_to_numpy(variable).nbytes for variable in variables)
+        _, path = self.newest()
+        free = shutil.disk_usage(self.folder).free + (path.stat().st_size if path else 0)
+        if free < needed:
+            raise SystemExit(
+                f"{self.folder} needs room for two checkpoints, {needed / 1e6:.0f} MB, and has "
+                f"{free / 1e6:.0f} MB. Free some, or pass another --checkpoint_dir."
+            )
+
+
+def state(model):
+    """Returns {name: variable} of all that training changes, random seeds too."""
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    groups = {"model": model.variables, "optimizer": model.optimizer.variables}
+    # Paths alone are not unique; numbers alone would take any network for any other.
+    return {
+        f"{group}:{number}:{variable.path}": variable
+        for group, variables in groups.items()
+        for number, variable in enumerate(variables)
+    }
+
+
+class Interruption(keras.callbacks.Callback):
+    """Ends the program between two steps after SIGTERM, which schedulers send before they kill."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = False
+
+    def on_train_begin(self, logs=None):
+        # Signals reach the main thread alone.
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGTERM, self.ask)
+
+    def ask(self, number, frame):
+        self.asked = True
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.asked:
+            raise SystemExit("Ended by SIGTERM. The same command goes on from the last checkpoint.")
+
+    def on_train_end(self, logs=None):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.before)
+
+
+class Log:
+    """A file with one JSON object per line, and the rows of it that still hold.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        text = self.path.read_text() if self.path.exists() else ""
+        # A line that was cut off when the program was killed is trained once more.
+        self.rows = [
+            json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"
+        ]
+
+    def keep(self, wanted):
+        """Drops the rows for which `wanted` is not true: those after the last checkpoint."""
+        self.rows = [row for row in self.rows if wanted(row)]
+        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
+        if is_first_process():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(self.path, lambda path: path.write_text(lines))
+
+    def append(self, row):
+        self.rows.append(row)
+        if is_first_process():
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+class Pieces(keras.callbacks.Callback):
+    """At the end of each piece: figures to the log and to the screen, then a checkpoint.
+
+    Args:
+        stage: Name of the stage.
+        log: A `Log`.
+        checkpoints: `Checkpoints`.
+        steps: Steps per piece.
+        pieces_per_epoch: Pieces in one pass over the training images.
+        batch_size: Images per step, over all devices and processes.
+        observers: Functions `(model, row, epoch_ends)`, which may add figures to the row.
+    """
+
+    def __init__(
+        self, stage, log, checkpoints, *, steps, pieces_per_epoch, batch_size, observers=()
+    ):
+        super().__init__()
+        self.stage = stage
+        self.log = log
+        self.checkpoints = checkpoints
+        self.steps = steps
+        self.pieces_per_epoch = pieces_per_epoch
+        self.batch_size = batch_size
+        self.observers = observers
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start_s = self.end_s = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        # That of the last batch stays: the time without validation.
+        self.end_s = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        model = self.model
+        seconds = self.end_s - self.start_s
+        row = {
+            "stage": self.stage,
+            "epoch": (epoch + 1) / self.pieces_per_epoch,
+            "step": (epoch + 1) * self.steps,
+            "learning_rate": float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)),
+            "seconds": seconds,
+            "steps_per_s": self.steps / seconds,
+            "images_per_s": self.steps * self.batch_size / seconds,
+            **{name: float(value) for name, value in logs.items()},
+        }
+        for observer in self.observers:
+            observer(model, row, (epoch + 1) % self.pieces_per_epoch == 0)
+        # The log first: a piece that is in a checkpoint is then always in the log.
+        self.log.append(row)
+        if is_first_process():
+            print(describe(row), flush=True)
+        self.checkpoints.save(model, epoch + 1)
+
+
+def describe(row):
+    """Returns one line for the screen."""
+    parts = [f"{row['stage']:8} epoch {row['epoch']:7.2f}  step {row['step']:7}"]
+    for name, label, unit, form in (
+        ("loss", "loss", 1, ".4f"),
+        ("distillation_loss", "distillation", 1, ".4f"),
+        ("accuracy", "train", 0.01, ".2f"),
+        ("val_accuracy", "test", 0.01, ".2f"),
+        ("teacher_accuracy", "teacher", 0.01, ".2f"),
+        ("steps_per_s", "steps/s", 1, ".2f"),
+        ("images_per_s", "images/s", 1, ".0f"),
+    ):
+        if name in row:
+            parts.append(f"{label} {row[name] / unit:{form}}")
+    return "  ".join(parts)
+
+
+def fit(
+    model,
+    stage,
+    batches,
+    test_batches,
+    *,
+    epochs,
+    steps_per_epoch,
+    checkpoint_steps,
+    batch_size,
+    folder,
+    log,
+    observers=(),
+    callbacks=(),
+):
+    """Trains a compiled model, from its newest checkpoint on if there is one.
+
+    Args:
+        model: A compiled Keras model.
+        stage: Name of the stage.
+        batches: Function of the number of a step; returns endless batches from that step on.
+        test_batches: Batches to validate on at the end of each epoch.
+        epochs: Passes over the training images.
+        steps_per_epoch: Steps of one pass. It is rounded up to a multiple of the piece.
+        checkpoint_steps: Most steps between two checkpoints, or None: one per epoch.
+        batch_size: Images per step.
+        folder: Where the checkpoints are.
+        log: A `Log`.
+        observers: As in `Pieces`.
+        callbacks: Further Keras callbacks.
+    """
+    pieces = -(-steps_per_epoch // (checkpoint_steps or steps_per_epoch))
+    steps = -(-steps_per_epoch // pieces)
+    checkpoints = Checkpoints(folder)
+    checkpoints.check_space(model)
+    done = checkpoints.restore(model)
+    log.keep(lambda row: row["stage"] != stage or row["step"] <= done * steps)
+    if done and is_first_process():
+        print(f"{stage}: goes on after step {done * steps}", flush=True)
+    if done == epochs * pieces:
+        model.optimizer.finalize_variable_values(model.trainable_variables)  # as `fit` does
+        return
+    model.fit(
+        batches(done * steps),
+        epochs=epochs * pieces,
+        initial_epoch=done,
+        steps_per_epoch=steps,
+        shuffle=False,  # the stream is
+        validation_data=test_batches,
+        validation_freq=pieces,
+        verbose=0,
+        callbacks=[
+            *callbacks,
+            Pieces(
+                stage,
+                log,
+                checkpoints,
+                steps=steps,
+                pieces_per_epoch=pieces,
+                batch_size=batch_size,
+                observers=observers,
+            ),
+            Interruption(),
+        ],
+    )
