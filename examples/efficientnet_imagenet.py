@@ -107,6 +107,9 @@ for _stage in ("pretrain", "retrain", "speq"):
         f"{_stage}_weight_decay", 1e-4, "Decoupled; on kernels alone, times the learning rate.", 0.0
     )
 flags.DEFINE_float("warmup_epochs", 0.0, "Epochs in which the learning rate rises from zero.", 0.0)
+flags.DEFINE_float(
+    "batch_norm_momentum", None, "Of the moving statistics; 0.99 needs some 500 steps.", 0.0, 1.0
+)
 flags.DEFINE_float("label_smoothing", 0.0, "Share of the label spread over all classes.", 0.0, 1.0)
 flags.DEFINE_float("ema", 0.0, "Momentum of averaged weights, such as 0.9999; 0: none.", 0.0, 1.0)
 flags.DEFINE_integer("batch_size", 128, "Images per step, over all devices and processes.", 1)
@@ -134,12 +137,15 @@ flags.DEFINE_string("out_dir", "out/efficientnet", "Folder for the files this pr
 SHORT_RUN = {
     "image_size": 32,
     "batch_size": 32,
-    "pretrain_epochs": 4,
+    "test_examples": 256,
+    "pretrain_epochs": 6,
+    "pretrain_optimizer": "adamw",
+    "pretrain_learning_rate": 0.003,
     "retrain_epochs": 1,
     "speq_epochs": 1,
+    "batch_norm_momentum": 0.9,
     "calibration_examples": 128,
-    "probe_examples": 256,
-    "export_examples": 256,
+    "probe_examples": 128,
 }
 # The flags that change nothing of what a checkpoint holds.
 FREE_FLAGS = (
@@ -311,6 +317,10 @@ class Experiment:
             self.log.keep(lambda row: False)
         keras.utils.set_random_seed(FLAGS.seed)
         self.network = self.load_network(FLAGS.model, FLAGS.weights)
+        if FLAGS.batch_norm_momentum is not None:
+            for layer in self.network.layers:
+                if isinstance(layer, keras.layers.BatchNormalization):
+                    layer.momentum = FLAGS.batch_norm_momentum
         self.teacher = None
         if FLAGS.teacher:
             self.teacher = self.load_network(FLAGS.teacher, FLAGS.teacher_weights)

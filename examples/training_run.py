@@ -218,24 +218,32 @@ class Pieces(keras.callbacks.Callback):
         self.batch_size = batch_size
         self.observers = observers
 
+    def on_train_begin(self, logs=None):
+        self.first_piece = True
+
     def on_epoch_begin(self, epoch, logs=None):
-        self.start_s = self.end_s = time.perf_counter()
+        self.start_s = time.perf_counter()
+        self.timed_steps = 0
 
     def on_train_batch_end(self, batch, logs=None):
         # That of the last batch stays: the time without validation.
         self.end_s = time.perf_counter()
+        if self.first_piece and self.steps > 1:
+            self.start_s = self.end_s  # the first step is compiled
+            self.first_piece = False
+        else:
+            self.timed_steps += 1
 
     def on_epoch_end(self, epoch, logs=None):
         model = self.model
-        seconds = self.end_s - self.start_s
+        steps_per_s = self.timed_steps / (self.end_s - self.start_s)
         row = {
             "stage": self.stage,
             "epoch": (epoch + 1) / self.pieces_per_epoch,
             "step": (epoch + 1) * self.steps,
             "learning_rate": float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)),
-            "seconds": seconds,
-            "steps_per_s": self.steps / seconds,
-            "images_per_s": self.steps * self.batch_size / seconds,
+            "steps_per_s": steps_per_s,
+            "images_per_s": steps_per_s * self.batch_size,
             **{name: float(value) for name, value in logs.items()},
         }
         for observer in self.observers:

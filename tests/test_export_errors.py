@@ -147,6 +147,15 @@ def test_activations_in_float_are_refused(path):
         model.export_tflite(path)
 
 
+def test_weights_that_diverged_are_refused_and_named(path):
+    model = small_model()
+    model.calibrate(examples(), verbose=0)
+    kernel = model.trainable_variables[0]
+    kernel.assign(kernel * float("nan"))
+    with pytest.raises(ValueError, match=f"(?s)must be finite.*{kernel.path}.*lower learning rate"):
+        model.export_tflite(path)
+
+
 def test_open_sizes_are_refused(path):
     model = small_model(shape=(None, None, 3))
     model.calibrate(examples(), verbose=0)

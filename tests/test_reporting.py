@@ -401,3 +401,19 @@ def test_a_dict_has_the_rows_the_ranges_and_the_totals(report):
 def test_an_unknown_row_names_the_nearest_one():
     with pytest.raises(ValueError, match=r"`name` must be one of .*name='dept'.*mean 'depth'\?"):
         plan_of(images).row("dept")
+
+
+@pytest.mark.parametrize("quantizer", ["pact", "lsq_plus"])
+def test_a_range_that_diverged_is_reported_as_nan(quantizer):
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, activation="swish", name="first")(inputs)
+    x = layers.Dense(4, activation="swish", name="second")(x)
+    float_model = keras.Model(inputs, layers.Dense(2, name="last")(x))
+    model = speq_keras.wrap(float_model, 3, 3, activation_quantizer=quantizer)
+    model.calibrate(np.ones((4, 4), "float32"), verbose=0)
+    for variable in model.trainable_variables:
+        variable.assign(variable * float("nan"))
+    scales = [row.scale for row in model.report().ranges if row.drawn_by_teacher]
+    assert len(scales) == 1
+    assert np.isnan(scales).all()
+    assert "nan" in str(model.report())

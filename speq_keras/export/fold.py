@@ -3,6 +3,7 @@
 import dataclasses
 
 import keras
+import numpy as np
 
 from speq_keras._checks import check_choice, describe
 from speq_keras.export import simulate
@@ -93,8 +94,8 @@ def fold(model, *, storage="int8", io="float32", softmax=True):
 
     Raises:
         TypeError: If `model` is not a SPEQModel.
-        ValueError: If an argument is not allowed, sizes are unknown, a width is float, or layers
-            cannot be computed with integers: all of them are named.
+        ValueError: If an argument is not allowed, sizes are unknown, a width is float, weights
+            are NaN, or layers cannot be computed with integers: all of them are named.
         RuntimeError: If the model is not calibrated.
 
     Reference: Jacob et al., "Quantization and Training of Neural Networks for Efficient
@@ -123,6 +124,13 @@ def _check_model(model):
             f"model={model.name!r} with {len(waiting)} ranges that were never set, the first is "
             f"{waiting[0]!r}. Call model.calibrate(batches)."
         )
+    for variable in model.weights:
+        if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
+            raise ValueError(
+                f"Weights must be finite. Received: NaN or infinity in {variable.path!r} of model="
+                f"{model.name!r}. Training diverged: go back to an earlier state, and train with a "
+                "lower learning rate."
+            )
     for layer in model.layers:
         if isinstance(layer, ActivationQuantizer) and layer.bits is None:
             raise ValueError(

@@ -1,5 +1,7 @@
 """LSQ+: a trained scale and, for tensors that go below zero, a trained offset."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -114,7 +116,8 @@ class LSQPlus(ActivationQuantizer):
         if self.bits is None:
             return None
         scale, zero, levels = (float(ops.convert_to_numpy(v)) for v in self._grid(self.bits)[:3])
-        return scale, -int(zero), int(levels - zero)
+        zero = 0 if math.isnan(zero) else int(zero)  # of training that diverged; the scale says so
+        return scale, -zero, int(levels) - zero
 
     def get_config(self):
         return {**super().get_config(), "made_with_bits": self.made_with_bits}
