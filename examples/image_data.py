@@ -20,6 +20,8 @@ TEST_FOLDERS = ("val", "validation", "test")
 # Rows and columns that the evaluation crop leaves out at 224 pixels, as the networks of this family
 # are evaluated by their authors.
 CROP_PADDING = 32
+# Encoded images that are shuffled at a time, beside the files: about 1 GB of ImageNet.
+SHUFFLED_TOGETHER = 8_192
 AUTOTUNE = tf.data.AUTOTUNE
 
 
@@ -296,8 +298,6 @@ def from_tfds(name, image_size, *, data_dir, download, train_examples=None, test
 
     def train(first, seed):
         files = tf.constant([str(path) for path in info.splits["train"].filepaths])
-        # As many as a modest machine holds encoded; the files themselves are shuffled, too.
-        buffer = min(train_count, 16_384)
 
         def one_pass(number):
             names = tf.random.experimental.stateless_shuffle(files, tf.stack([seed, number]))
@@ -310,9 +310,14 @@ def from_tfds(name, image_size, *, data_dir, download, train_examples=None, test
                 num_parallel_calls=AUTOTUNE,
                 deterministic=True,
             )
-            pass_seed = tf.random.split(tf.stack([seed, number]))[0]
-            return records.take(train_count).shuffle(
-                buffer, seed=pass_seed[0], reshuffle_each_iteration=False
+            # `Dataset.shuffle` takes no seed that is known only inside of the pipeline.
+            blocks = records.take(train_count).batch(SHUFFLED_TOGETHER).prefetch(1).enumerate()
+            return blocks.flat_map(
+                lambda block, records: tf.data.Dataset.from_tensor_slices(
+                    tf.random.experimental.stateless_shuffle(
+                        records, tf.random.fold_in(tf.stack([seed, number]), block)
+                    )
+                )
             )
 
         first_pass, skipped = divmod(first, int(train_count))

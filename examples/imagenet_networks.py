@@ -1,6 +1,7 @@
 """Networks for images in colour that end in logits: `keras.applications` and ResNet-18."""
 
 import pathlib
+import warnings
 
 import keras
 from keras import layers
@@ -22,24 +23,31 @@ def efficientnet(name, *, image_size, classes, weights=None):
         FileNotFoundError: If there is no such file, or the download fails.
         ValueError: If the file holds another network.
     """
-    build = getattr(keras.applications, name)
-    shape = (image_size, image_size, 3)
-    if weights == "imagenet":
-        try:
-            if classes == 1000:
-                return build(input_shape=shape, weights=weights, classifier_activation=None)
-            features = build(input_shape=shape, weights=weights, include_top=False, pooling="avg")
-        except Exception as error:  # a bare Exception is what Keras raises
-            raise FileNotFoundError(
-                f"--weights=imagenet: Keras could not download {name} ({error}). Pass a file, or "
-                "none."
-            ) from None
-        x = layers.Dropout(0.2)(features.output)
-        return keras.Model(features.input, layers.Dense(classes, name="predictions")(x), name=name)
-    network = build(input_shape=shape, weights=None, classes=classes, classifier_activation=None)
-    if weights is not None:
+    keras_weights = weights if weights == "imagenet" else None
+    try:
+        network = build_efficientnet(name, image_size, classes, keras_weights)
+    except Exception as error:  # a bare Exception is what Keras raises when a download fails
+        if keras_weights is None:
+            raise
+        raise FileNotFoundError(
+            f"--weights=imagenet: Keras could not download {name} ({error}). Pass a file, or none."
+        ) from None
+    if weights != keras_weights:
         load_weights(network, weights)
     return network
+
+
+def build_efficientnet(name, image_size, classes, weights):
+    """Returns the network, with a last layer that suits its number of classes."""
+    build = getattr(keras.applications, name)
+    shape = (image_size, image_size, 3)
+    if classes == 1000:
+        return build(input_shape=shape, weights=weights, classifier_activation=None)
+    # Keras' own last layer begins with weights that suit 1,000 classes: for ten, logits begin at
+    # several units, and training spends its first thousand steps on them.
+    features = build(input_shape=shape, weights=weights, include_top=False, pooling="avg")
+    x = layers.Dropout(0.2)(features.output)
+    return keras.Model(features.input, layers.Dense(classes, name="predictions")(x), name=name)
 
 
 def load_weights(network, path):
@@ -56,8 +64,10 @@ def load_weights(network, path):
         if path.suffix == ".keras":
             network.set_weights(keras.saving.load_model(path, compile=False).get_weights())
         else:
-            network.load_weights(path)
-    except (ValueError, KeyError, OSError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # Keras warns of layers it found nothing for
+                network.load_weights(path)
+    except (ValueError, KeyError, OSError, UserWarning) as error:
         raise ValueError(
             f"{path} does not hold the weights of {network.name} with {network.output_shape[-1]} "
             f"classes ({str(error).splitlines()[0]})."

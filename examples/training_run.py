@@ -131,9 +131,9 @@ def state(model):
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     groups = {"model": model.variables, "optimizer": model.optimizer.variables}
-    # Paths alone are not unique; numbers alone would take any network for any other.
+    # Names of layers depend on what else was built before; sizes tell most networks apart.
     return {
-        f"{group}:{number}:{variable.path}": variable
+        f"{group}:{number}:{'x'.join(map(str, variable.shape))}": variable
         for group, variables in groups.items()
         for number, variable in enumerate(variables)
     }
