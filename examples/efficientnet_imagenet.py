@@ -120,6 +120,9 @@ flags.DEFINE_enum(
     "precision", "float32", ("float32", "mixed_float16", "mixed_bfloat16"), "Keras' dtype policy."
 )
 flags.DEFINE_enum("strategy", "none", ("none", "mirrored"), "mirrored: all devices of a machine.")
+flags.DEFINE_integer(
+    "logical_devices", None, "Make so many devices of one CPU, to try --strategy out.", 1
+)
 flags.DEFINE_integer("num_processes", 1, "Processes that train together, on JAX.", 1)
 flags.DEFINE_integer("process_id", 0, "Which of them this is; the first writes the files.", 0)
 flags.DEFINE_string("coordinator", "127.0.0.1:12345", "Address and port of the first process.")
@@ -138,7 +141,7 @@ SHORT_RUN = {
     "image_size": 32,
     "batch_size": 32,
     "test_examples": 256,
-    "pretrain_epochs": 6,
+    "pretrain_epochs": 4,
     "pretrain_optimizer": "adamw",
     "pretrain_learning_rate": 0.003,
     "retrain_epochs": 1,
@@ -151,7 +154,7 @@ SHORT_RUN = {
 FREE_FLAGS = (
     *("stages", "data_dir", "image_folder", "download", "storage", "export_examples"),
     *("probe_examples", "tensorboard", "checkpoint_dir", "out_dir", "strategy"),
-    *("num_processes", "process_id", "coordinator"),
+    *("logical_devices", "num_processes", "process_id", "coordinator"),
 )
 
 
@@ -164,6 +167,8 @@ def main(_):
         for name, value in SHORT_RUN.items():
             FLAGS.set_default(name, value)  # a flag that was given keeps its value
     check_flags()
+    if FLAGS.logical_devices:
+        divide_cpu()
     if FLAGS.num_processes > 1:
         join_processes()
     out_dir = pathlib.Path(FLAGS.out_dir).expanduser()
@@ -261,6 +266,21 @@ def remove_checkpoints(folder):
 
 
 # Devices.
+
+
+def divide_cpu():
+    """Makes several devices of the CPU."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", FLAGS.logical_devices)
+        return
+    import tensorflow as tf
+
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * FLAGS.logical_devices,
+    )
 
 
 def join_processes():

@@ -100,6 +100,7 @@ def load(
     download=False,
     train_examples=None,
     test_examples=None,
+    train_splits=("train",),
 ):
     """Returns `Images`.
 
@@ -112,6 +113,7 @@ def load(
         download: Whether TFDS may download.
         train_examples: Use the first so many; all if None.
         test_examples: Likewise.
+        train_splits: What TFDS calls the parts to train on.
 
     Raises:
         FileNotFoundError: If there are no such images.
@@ -130,7 +132,44 @@ def load(
             test_examples=test_examples or 10_000,
         )
         return from_arrays(*arrays, image_size=image_size, mirror=True, **limits)
-    return from_tfds(name, image_size, data_dir=data_dir, download=download, **limits)
+    return from_tfds(
+        name,
+        image_size,
+        data_dir=data_dir,
+        download=download,
+        train_splits=train_splits,
+        **limits,
+    )
+
+
+def few_per_class(images, count, *, seed):
+    """Returns `images` with so many training images of each class, the first of an order.
+
+    Raises:
+        ValueError: If a class has fewer.
+    """
+    chosen = {}
+    for _, image, label in images.train(0, seed).take(images.train_count):
+        of_class = chosen.setdefault(int(label), [])
+        if len(of_class) < count:
+            of_class.append(image)
+    fewest = min(len(chosen.get(label, [])) for label in range(images.classes))
+    if fewest < count:
+        raise ValueError(
+            f"--per_class must be at most what every class has. Received: {count}, and one class "
+            f"has {fewest} training images."
+        )
+    labels = tf.constant([label for label in chosen for _ in range(count)], "int64")
+    kept = tf.stack([image for of_class in chosen.values() for image in of_class])
+
+    def train(first, seed):
+        def example(position):
+            row = shuffled(position, len(labels), seed)
+            return position, kept[row], labels[row]
+
+        return endless(first).map(example)
+
+    return dataclasses.replace(images, train=train, train_count=len(labels))
 
 
 # Sources.
@@ -261,7 +300,16 @@ def from_folder(folder, image_size, *, train_examples=None, test_examples=None):
     )
 
 
-def from_tfds(name, image_size, *, data_dir, download, train_examples=None, test_examples=None):
+def from_tfds(
+    name,
+    image_size,
+    *,
+    data_dir,
+    download,
+    train_splits=("train",),
+    train_examples=None,
+    test_examples=None,
+):
     """Returns `Images` of a TFDS data set, read as files of records: nothing is decoded twice."""
     import tensorflow_datasets as tfds
 
@@ -280,24 +328,26 @@ def from_tfds(name, image_size, *, data_dir, download, train_examples=None, test
             f"holds {name}/, or --download where TensorFlow Datasets can fetch it."
         )
     info = builder.info
-    if not {"image", "label"} <= set(info.features) or "train" not in info.splits:
+    # The labels of ImageNet's `test` are secret.
+    tests = ("validation",) if name.startswith("imagenet") else ("test", "validation")
+    test_split = next((split for split in tests if split in info.splits), None)
+    complete = set(train_splits) <= set(info.splits) and test_split not in (None, *train_splits)
+    if not complete or not {"image", "label"} <= set(info.features):
         raise ValueError(
-            "--dataset must have images, labels and a training split. "
-            f"Received: {name} with {', '.join(info.features)}."
+            "--dataset must have images, labels, and splits to train and to test on. Received: "
+            f"{name} with {', '.join(info.features)}, and {', '.join(info.splits)}."
         )
-    # Where there are labels for it, `test` is what results are published for.
-    test_split = next(split for split in ("validation", "test") if split in info.splits)
-    if name.startswith("oxford_flowers102"):
-        test_split = "test"
     skip_decoding = {"image": tfds.decode.SkipDecoding()}
-    train_count = min(train_examples or np.inf, info.splits["train"].num_examples)
+    train_count = sum(info.splits[split].num_examples for split in train_splits)
+    train_count = min(train_examples or np.inf, train_count)
+    train_files = [str(path) for split in train_splits for path in info.splits[split].filepaths]
 
     def parse(record):
         example = info.features.deserialize_example(record, decoders=skip_decoding)
         return example["image"], example["label"]
 
     def train(first, seed):
-        files = tf.constant([str(path) for path in info.splits["train"].filepaths])
+        files = tf.constant(train_files)
 
         def one_pass(number):
             names = tf.random.experimental.stateless_shuffle(files, tf.stack([seed, number]))
