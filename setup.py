@@ -22,6 +22,7 @@ REQUIREMENTS = [
 EXAMPLES = [
     "matplotlib>=3.8",
     "scikit-learn>=1.4",
+    "tensorboard>=2.20",
     "tensorflow-datasets>=4.9.10",  # older ones fail under protobuf 7, which TensorFlow 2.20 allows
 ]
 # Pinned are the tools whose verdict changes with their version.

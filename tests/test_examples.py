@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
@@ -100,14 +101,11 @@ def test_cifar_runs_all_stages_and_both_methods_and_exports_what_they_trained(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["swish", "dense"])
-def test_cifar_trains_and_exports_networks_with_signed_activations_and_concatenations(
-    tmp_path, network
-):
+def test_cifar_trains_and_exports_a_network_with_concatenations(tmp_path):
     text = run_on_noise(
         "cifar.py",
         *ONE_STEP,
-        f"--model={network}",
+        "--model=dense",
         "--activation_quantizer=lsq_plus",
         "--stages=pretrain,retrain",
         "--w_bits=4",
@@ -149,3 +147,68 @@ def test_cifar_says_in_one_sentence_that_the_data_folder_is_missing(tmp_path):
     assert status != 0
     assert "Traceback" not in text
     assert "--data_dir" in text
+
+
+@pytest.mark.slow
+def test_the_flagship_goes_from_a_folder_of_images_to_a_proven_file(tmp_path):
+    import tensorflow as tf
+
+    random = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for number in range(4):
+                image = random.integers(0, 256, (40, 48, 3)).astype("uint8")
+                (folder / f"{number}.jpg").write_bytes(tf.io.encode_jpeg(image).numpy())
+    status, text = run(
+        "efficientnet_imagenet.py",
+        f"--image_folder={tmp_path}/images",
+        "--image_size=32",
+        "--batch_size=4",
+        "--stages=pretrain,retrain",  # a step of SPEQ is traced for another minute
+        "--pretrain_epochs=1",
+        "--retrain_epochs=1",
+        "--checkpoint_steps=1",
+        "--batch_norm_momentum=0.5",
+        cwd=tmp_path,
+    )
+    assert status == 0, text
+    out = tmp_path / "out" / "efficientnet"
+    results = json.loads((out / "results.json").read_text())
+    assert [stage["stage"] for stage in results["stages"]] == ["pretrain", "retrain"]
+    assert [row["step"] for row in results["log"]] == [1, 2, 1, 2]
+    assert results["export"]["proof"]["mismatches"] == 0
+    assert (out / "curves.png").is_file()
+    assert list((out / "tensorboard" / "retrain").iterdir())
+
+
+@pytest.mark.slow
+def test_transfer_trains_new_layers_on_frozen_features(tmp_path):
+    status, text = run(
+        "transfer.py",
+        "--per_class=5",
+        "--epochs=1",
+        "--source_epochs=1",
+        "--retrain_epochs=1",
+        cwd=tmp_path,
+    )
+    assert status == 0, text
+    results = json.loads((tmp_path / "out" / "transfer" / "results.json").read_text())
+    assert len(results["accuracies"]["5"][0]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "flags", "sentence"),
+    [
+        ("efficientnet_imagenet.py", ("--weights=no.keras",), "--weights takes imagenet or a file"),
+        ("efficientnet_imagenet.py", ("--dataset=imagenet2012", "--data_dir=no"), "was not found"),
+        ("transfer.py", ("--dataset=oxford_flowers102",), "pass --float_extractor"),
+    ],
+)
+def test_a_wrong_flag_ends_an_example_with_one_sentence(tmp_path, program, flags, sentence):
+    status, text = run(program, *flags, cwd=tmp_path)
+    assert status != 0
+    assert "Traceback" not in text
+    assert sentence in text
