@@ -578,6 +578,9 @@ class ReadAtBothWidths:
             model.set_bits(activations=self.a_bits)
 
 
+MOST_CODES = 10_000  # of a layer, in its histogram
+
+
 class TensorBoard:
     """Writes all figures of a row; clipping levels; once per epoch the codes of every layer."""
 
@@ -586,7 +589,7 @@ class TensorBoard:
 
         self.summary = tf.summary
         self.writer = tf.summary.create_file_writer(str(folder))
-        self.images = next(iter(data.test_batches(batch_size=32, count=32)))[0]
+        self.images = next(iter(data.test_batches(batch_size=8, count=8)))[0]
         self.activations = None
 
     def __call__(self, model, row, epoch_ends):
@@ -612,10 +615,10 @@ class TensorBoard:
         values = self.activations(keras.ops.convert_to_tensor(np.asarray(self.images)))
         for name, quantizer in quantizers.items():
             scale, low, high = quantizer.grid()
-            codes = np.rint(keras.ops.convert_to_numpy(values[name]) / np.float32(scale))
-            self.summary.histogram(
-                f"codes/{name}", np.clip(codes, low, high), buckets=int(high - low) + 1
-            )
+            codes = np.rint(keras.ops.convert_to_numpy(values[name]).ravel() / np.float32(scale))
+            # TensorFlow takes memory for values times buckets.
+            codes = np.clip(codes[:: -(-codes.size // MOST_CODES)], low, high)
+            self.summary.histogram(f"codes/{name}", codes, buckets=int(high - low) + 1)
 
 
 # Results.
