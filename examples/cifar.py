@@ -20,8 +20,6 @@ nothing: no training stops early and no checkpoint is picked by its accuracy.
 """
 
 import json
-import logging
-import os
 import pathlib
 import tempfile
 import time
@@ -34,6 +32,7 @@ from matplotlib.figure import Figure
 import cifar_data
 import cifar_networks
 import speq_keras
+import training_run
 from speq_keras.processes import is_first_process
 
 FLAGS = flags.FLAGS
@@ -112,17 +111,16 @@ FREE_FLAGS = (
 
 
 def main(_):
-    # TensorFlow Datasets tells of every file, TensorFlow warns of many functions: all wanted.
-    for logger in ("absl", "tensorflow"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    training_run.silence_notices()
     if FLAGS.short:
         for name, value in SHORT_RUN.items():
             FLAGS.set_default(name, value)  # a flag that was given keeps its value
     check_flags()
     if FLAGS.num_processes > 1:
-        join_processes()
+        training_run.join_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     if FLAGS.checkpoint_dir:
-        check_checkpoints(pathlib.Path(FLAGS.checkpoint_dir) / "flags.json")
+        binding = {name: value for name, value in own_flags().items() if name not in FREE_FLAGS}
+        training_run.check_same_flags(pathlib.Path(FLAGS.checkpoint_dir) / "flags.json", binding)
     out_dir = pathlib.Path(FLAGS.out_dir).expanduser()
     out_dir.mkdir(parents=True, exist_ok=True)
     try:
@@ -146,10 +144,10 @@ def main(_):
     print(f"\n{results_table(results['stages'])}")
     if FLAGS.table1:
         print(f"\n{table1(results['table1'])}")
-    write_file(
+    training_run.write_file(
         out_dir / "results.json", lambda path: path.write_text(json.dumps(results, indent=1))
     )
-    write_file(out_dir / "curves.png", curves(results["stages"]).savefig)
+    training_run.write_file(out_dir / "curves.png", curves(results["stages"]).savefig)
     print(f"\nWrote results.json, curves.png, models and TFLite files to {out_dir}")
 
 
@@ -184,25 +182,6 @@ def check_flags():
             raise SystemExit(f"--{name} names no file. Received: {path}")
 
 
-def check_checkpoints(path):
-    """Ends the program if the checkpoints were made with other flags: nobody could read the mix."""
-    binding = {name: value for name, value in own_flags().items() if name not in FREE_FLAGS}
-    if path.exists():
-        earlier = json.loads(path.read_text())
-        changed = [
-            f"--{name}={earlier.get(name)}"
-            for name in binding
-            if binding[name] != earlier.get(name)
-        ]
-        if changed:
-            raise SystemExit(
-                f"The checkpoints in {path.parent} were made with {' '.join(changed)}. "
-                "Pass the same flags again, or another --checkpoint_dir."
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, lambda temporary: temporary.write_text(json.dumps(binding, indent=1)))
-
-
 def training_stream():
     """Returns the class that makes the batches: on JAX they are made on the device itself."""
     # Either needs its own backend's packages.
@@ -213,19 +192,6 @@ def training_stream():
     import cifar_stream
 
     return cifar_stream.TrainingStream
-
-
-def join_processes():
-    """Makes this process one of several that train one network."""
-    import jax
-
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    keras.distribution.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    keras.distribution.set_distribution(
-        keras.distribution.DataParallel(
-            devices=keras.distribution.list_devices(), auto_shard_dataset=False
-        )
-    )
 
 
 def own_part(array):
@@ -384,7 +350,7 @@ class Experiment:
                 "epochs": log.rows,
             }
         )
-        write_file(self.out_dir / f"seed{self.seed}_{stage}.keras", model.save)
+        training_run.write_file(self.out_dir / f"seed{self.seed}_{stage}.keras", model.save)
 
     def export(self, model):
         """Writes the network of the last result as a TFLite file, and adds how that file does.
@@ -535,7 +501,9 @@ class EpochLog(keras.callbacks.Callback):
         self.rows = [*self.rows[:epoch], row]
         if self.path and is_first_process():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(self.path, lambda path: path.write_text(json.dumps(self.rows, indent=1)))
+            training_run.write_file(
+                self.path, lambda path: path.write_text(json.dumps(self.rows, indent=1))
+            )
 
 
 # Results.
@@ -630,19 +598,6 @@ def curves(results):
         if axes.lines:
             axes.legend()
     return figure
-
-
-def write_file(path, write):
-    """Calls `write` with a temporary name and moves the file into place: never half a file.
-
-    Where several processes train, it takes all of them to read a model; the first one's file stays.
-    """
-    temporary = path.with_name(f"{FLAGS.process_id}_{os.getpid()}_{path.name}")
-    write(temporary)
-    if is_first_process():
-        temporary.replace(path)
-    else:
-        temporary.unlink(missing_ok=True)  # a SPEQModel has not written it
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ float weights are Keras' own (77.1 %, there 76.7 %).
 
 import contextlib
 import json
-import logging
 import pathlib
 import time
 
@@ -159,9 +158,7 @@ FREE_FLAGS = (
 
 
 def main(_):
-    # TensorFlow Datasets tells of every file, TensorFlow warns of many functions: all wanted.
-    for logger in ("absl", "tensorflow"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    training_run.silence_notices()
     is_short = FLAGS.dataset == "digits" and not FLAGS.image_folder
     if is_short:
         for name, value in SHORT_RUN.items():
@@ -170,7 +167,7 @@ def main(_):
     if FLAGS.logical_devices:
         divide_cpu()
     if FLAGS.num_processes > 1:
-        join_processes()
+        training_run.join_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     out_dir = pathlib.Path(FLAGS.out_dir).expanduser()
     out_dir.mkdir(parents=True, exist_ok=True)
     checkpoint_dir = pathlib.Path(FLAGS.checkpoint_dir or out_dir / "checkpoints").expanduser()
@@ -283,30 +280,12 @@ def divide_cpu():
     )
 
 
-def join_processes():
-    """Makes this process one of several that train one network."""
-    import jax
-
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    keras.distribution.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    distribute()
-
-
-def distribute():
-    """Makes JAX train on all devices, each on its part of a batch."""
-    keras.distribution.set_distribution(
-        keras.distribution.DataParallel(
-            devices=keras.distribution.list_devices(), auto_shard_dataset=False
-        )
-    )
-
-
 def strategy_scope():
     """Returns the scope in which variables are made."""
     if FLAGS.strategy == "none" or FLAGS.num_processes > 1:
         return contextlib.nullcontext()
     if keras.backend.backend() == "jax":
-        distribute()
+        training_run.train_on_all_devices()
         return contextlib.nullcontext()
     import tensorflow as tf
 

@@ -13,7 +13,6 @@ what the export found; writes `results.json`, `curves.png`, `speq.keras` and `sp
 
 import json
 import logging
-import os
 import pathlib
 import time
 
@@ -26,6 +25,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import speq_keras
+from training_run import write_file
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("w_bits", 2, "Width of the weights, in bits.", 2, 8)
@@ -196,13 +196,6 @@ def curves(runs):
 def own_flags():
     """Returns the flags that this program defines, by name."""
     return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
-
-
-def write_file(path, write):
-    """Calls `write` with a temporary name and moves the file into place: never half a file."""
-    temporary = path.with_name(f"{os.getpid()}_{path.name}")
-    write(temporary)
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ the new layer has 8 bits, as every last layer here.
 """
 
 import json
-import logging
 import pathlib
 
 import keras
@@ -66,8 +65,7 @@ SHORT_RUN = {"per_class": ["5", "20"], "epochs": 20, "learning_rate": 0.01}
 
 
 def main(_):
-    for logger in ("absl", "tensorflow"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    training_run.silence_notices()
     is_short = FLAGS.dataset == "digits" and not FLAGS.image_folder
     if is_short:
         for name, value in SHORT_RUN.items():

@@ -2,7 +2,9 @@
 
 import inspect
 import os
+import pathlib
 import re
+import sys
 
 import pytest
 
@@ -22,3 +24,12 @@ def pytest_collection_modifyitems(items):
         source = inspect.getsource(written) if written else ""
         if item.get_closest_marker("tensorflow") or _TENSORFLOW.search(source):
             item.add_marker(pytest.mark.skip(reason="is about TensorFlow"))
+
+
+@pytest.fixture(scope="module")
+def examples_on_the_path():
+    """Lets a test import the modules that the examples share."""
+    folder = str(pathlib.Path(__file__).parent.parent / "examples")
+    sys.path.insert(0, folder)
+    yield
+    sys.path.remove(folder)

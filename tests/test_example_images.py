@@ -1,21 +1,11 @@
 """`examples/image_data.py`: order, parts and preparation of images, on files made here."""
 
-import pathlib
-import sys
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def examples_on_the_path():
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
+pytestmark = pytest.mark.usefixtures("examples_on_the_path")
 
 
 def picture(number, height=40, width=60):

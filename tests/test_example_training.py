@@ -1,9 +1,7 @@
 """`examples/training_run.py`: a run that was killed ends as the unbroken one, and loses nothing."""
 
 import json
-import pathlib
 import signal
-import sys
 
 import keras
 import numpy as np
@@ -13,15 +11,7 @@ from keras import layers
 
 import speq_keras
 
-EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def examples_on_the_path():
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
-
+pytestmark = pytest.mark.usefixtures("examples_on_the_path")
 
 STEPS_PER_EPOCH = 6
 CHECKPOINT_STEPS = 3

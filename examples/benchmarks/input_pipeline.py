@@ -11,7 +11,6 @@ fixed batch. All take turns in every round, because machines are noisy; printed 
 """
 
 import json
-import logging
 import pathlib
 import sys
 import tempfile
@@ -46,8 +45,7 @@ ONE_OP, WHOLE = "decode and crop in one", "decode whole, then crop"
 
 
 def main(_):
-    for logger in ("absl", "tensorflow"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    training_run.silence_notices()
     with tempfile.TemporaryDirectory() as folder:
         try:
             images = image_data.load(
