@@ -41,7 +41,7 @@ import imagenet_networks
 import speq_keras
 import training_run
 from speq_keras.export.runtimes import run_file
-from speq_keras.processes import is_first_process
+from speq_keras.processes import is_first_process, local_values
 
 FLAGS = flags.FLAGS
 STAGES = ("pretrain", "retrain", "control", "speq")
@@ -490,20 +490,16 @@ class Experiment:
             self.data.test_batches(batch_size=64, count=count, one_hot=False).as_numpy_iterator()
         )
         proof = model.export_tflite(path, storage=FLAGS.storage, data=batches[0][0][:32])
+        # It takes all processes to read a model.
+        folded = speq_keras.fold(model, storage=FLAGS.storage)
+        trained = classes(lambda images: predict_alone(model, images), batches)
         if not is_first_process():
             return
         print(f"{str(proof).split(chr(10) * 2)[0]}\n", flush=True)
-        folded = speq_keras.fold(model, storage=FLAGS.storage)
         content = path.read_bytes()
+        in_float = classes(folded.predict_float, batches)
+        file = classes(lambda images: run_file(content, images)[0], batches)
         labels = np.concatenate([labels for _, labels in batches])
-        trained, in_float, file = (
-            np.concatenate([np.asarray(f(images)).argmax(-1) for images, _ in batches])
-            for f in (
-                lambda images: keras.ops.convert_to_numpy(model(images, training=False)),
-                folded.predict_float,
-                lambda images: run_file(content, images)[0],
-            )
-        )
         self.export = {
             "examples": count,
             "trained": float(np.mean(trained == labels)),
@@ -514,6 +510,20 @@ class Experiment:
             "bytes": proof.bytes,
             "proof": proof.to_dict()["proof"] | {"tensors": len(proof.proof.tensors)},
         }
+
+
+def predict_alone(model, images):
+    """Returns what the model makes of images that every process has."""
+    if FLAGS.num_processes == 1:
+        return model.predict_on_batch(images)
+    with keras.StatelessScope(local_values(model.variables)):
+        return model(images, training=False)
+
+
+def classes(predict, batches):
+    """Returns the class that `predict` gives to every image."""
+    outputs = [keras.ops.convert_to_numpy(predict(images)) for images, _ in batches]
+    return np.concatenate([output.argmax(axis=-1) for output in outputs])
 
 
 def schedule(name, rate, steps, steps_per_epoch):
@@ -576,7 +586,8 @@ class TensorBoard:
             for name, value in row.items():
                 if name not in ("stage", "step"):
                     self.summary.scalar(name, value)
-            if isinstance(model, speq_keras.SPEQModel):
+            # What one process alone computes cannot read a model that lies on several.
+            if isinstance(model, speq_keras.SPEQModel) and FLAGS.num_processes == 1:
                 for quantizer in model.report().ranges:
                     if quantizer.scale is not None:
                         level = quantizer.scale * quantizer.high_code
