@@ -202,6 +202,8 @@ def main(_):
 
     if is_first_process():
         report(experiment, out_dir)
+    if experiment.export_error:
+        raise SystemExit(experiment.export_error)
 
 
 # Flags.
@@ -306,7 +308,7 @@ class Experiment:
         self.out_dir = out_dir
         self.checkpoint_dir = checkpoint_dir
         self.results = []
-        self.export = None
+        self.export = self.export_error = None
         self.steps_before = 0
         self.part = {"part": FLAGS.process_id, "parts": FLAGS.num_processes}
         self.steps_per_epoch = max(1, data.train_count // FLAGS.batch_size)
@@ -355,7 +357,10 @@ class Experiment:
             self.train(model, stage, "speq")
         if "float" in (FLAGS.w_bits, FLAGS.a_bits, FLAGS.boundary_bits):
             return  # there are no integers
-        self.export_last(model)
+        try:
+            self.export_last(model)
+        except (ValueError, RuntimeError) as error:
+            self.export_error = f"No TFLite file was written: {error}"
 
     def wrap(self, distillation):
         """Returns a quantized copy of the float network."""
