@@ -311,7 +311,10 @@ class Experiment:
         self.export = self.export_error = None
         self.steps_before = 0
         self.part = {"part": FLAGS.process_id, "parts": FLAGS.num_processes}
-        self.steps_per_epoch = max(1, data.train_count // FLAGS.batch_size)
+        pieces, steps = training_run.whole_pieces(
+            max(1, data.train_count // FLAGS.batch_size), FLAGS.checkpoint_steps
+        )
+        self.steps_per_epoch = pieces * steps
         self.test_batches = data.test_batches(batch_size=FLAGS.batch_size, **self.part)
         self.log = training_run.Log(checkpoint_dir / "log.jsonl")
         if not FLAGS.checkpoint_dir:
@@ -323,6 +326,11 @@ class Experiment:
                 if isinstance(layer, keras.layers.BatchNormalization):
                     layer.momentum = FLAGS.batch_norm_momentum
         self.teacher = None
+        if FLAGS.teacher and FLAGS.teacher_weights == "imagenet" and data.classes != 1000:
+            raise ValueError(
+                "--teacher_weights must be a file where there are not the 1,000 classes of "
+                f"ImageNet: a teacher has to know them. Received: {data.classes} classes."
+            )
         if FLAGS.teacher:
             self.teacher = self.load_network(FLAGS.teacher, FLAGS.teacher_weights)
 

@@ -303,6 +303,15 @@ def describe(row):
     return "  ".join(parts)
 
 
+def whole_pieces(steps_per_epoch, checkpoint_steps):
+    """Returns (pieces per epoch, steps per piece) for at most so many steps between checkpoints.
+
+    Pieces have the same length, so an epoch may get a few steps more than one pass needs.
+    """
+    pieces = -(-steps_per_epoch // (checkpoint_steps or steps_per_epoch))
+    return pieces, -(-steps_per_epoch // pieces)
+
+
 def fit(
     model,
     stage,
@@ -326,7 +335,7 @@ def fit(
         batches: Function of the number of a step; returns endless batches from that step on.
         test_batches: Batches to validate on at the end of each epoch.
         epochs: Passes over the training images.
-        steps_per_epoch: Steps of one pass. It is rounded up to a multiple of the piece.
+        steps_per_epoch: Steps of one pass; see `whole_pieces`.
         checkpoint_steps: Most steps between two checkpoints, or None: one per epoch.
         batch_size: Images per step.
         folder: Where the checkpoints are.
@@ -334,8 +343,7 @@ def fit(
         observers: As in `Pieces`.
         callbacks: Further Keras callbacks.
     """
-    pieces = -(-steps_per_epoch // (checkpoint_steps or steps_per_epoch))
-    steps = -(-steps_per_epoch // pieces)
+    pieces, steps = whole_pieces(steps_per_epoch, checkpoint_steps)
     checkpoints = Checkpoints(folder)
     checkpoints.check_space(model)
     done = checkpoints.restore(model)

@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import keras
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -17,6 +18,7 @@ def marked_block(name):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    keras.utils.set_random_seed(0)
     names = {}
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(compile(block, "README.md", "exec"), names)

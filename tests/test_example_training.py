@@ -178,3 +178,19 @@ def test_other_flags_than_those_of_the_checkpoints_are_named(tmp_path):
     training_run.check_same_flags(path, {"w_bits": "3", "seed": 0})
     with pytest.raises(SystemExit, match=r"were made with --w_bits=3\. Pass the same"):
         training_run.check_same_flags(path, {"w_bits": "4", "seed": 0})
+
+
+@pytest.mark.parametrize(
+    ("steps", "most", "pieces"),
+    [
+        (390, 130, (3, 130)),
+        (101, 30, (4, 26)),
+        (7, None, (1, 7)),
+        (5, 100, (1, 5)),
+        (104, 30, (4, 26)),
+    ],
+)
+def test_an_epoch_is_cut_into_equal_pieces(steps, most, pieces):
+    import training_run
+
+    assert training_run.whole_pieces(steps, most) == pieces
