@@ -162,14 +162,7 @@ def few_per_class(images, count, *, seed):
     labels = tf.constant([label for label in chosen for _ in range(count)], "int64")
     kept = tf.stack([image for of_class in chosen.values() for image in of_class])
 
-    def train(first, seed):
-        def example(position):
-            row = shuffled(position, len(labels), seed)
-            return position, kept[row], labels[row]
-
-        return endless(first).map(example)
-
-    return dataclasses.replace(images, train=train, train_count=len(labels))
+    return dataclasses.replace(images, train=in_memory(kept, labels), train_count=len(labels))
 
 
 # Sources.
@@ -216,18 +209,11 @@ def from_arrays(
         image = tf.image.resize(image, (image_size, image_size), "bilinear")
         return tf.ensure_shape(image, (image_size, image_size, 3))
 
-    def train(first, seed):
-        def example(position):
-            row = shuffled(position, len(x_train), seed)
-            return position, images[row], labels[row]
-
-        return endless(first).map(example)
-
     return Images(
         classes=int(max(y_train.max(), y_test.max())) + 1,
         train_count=len(x_train),
         test_count=len(x_test),
-        train=train,
+        train=in_memory(images, labels),
         test=lambda: tf.data.Dataset.from_tensor_slices((x_test, y_test.astype("int64"))),
         to_training_image=lambda image, seed: resize(
             pad_crop_flip(image, seed, shift=shift, mirror=mirror)
@@ -278,13 +264,6 @@ def from_folder(folder, image_size, *, train_examples=None, test_examples=None):
         test_files = [test_files[i] for i in order][:test_examples]
     paths, labels = (tf.constant(column) for column in zip(*train_files, strict=True))
 
-    def train(first, seed):
-        def example(position):
-            row = shuffled(position, len(train_files), seed)
-            return position, paths[row], tf.cast(labels[row], "int64")
-
-        return endless(first).map(example)
-
     def test():
         columns = [list(column) for column in zip(*test_files, strict=True)]
         return tf.data.Dataset.from_tensor_slices((columns[0], np.array(columns[1], "int64")))
@@ -293,7 +272,7 @@ def from_folder(folder, image_size, *, train_examples=None, test_examples=None):
         classes=len(names[0]),
         train_count=len(train_files),
         test_count=len(test_files),
-        train=train,
+        train=in_memory(paths, tf.cast(labels, "int64")),
         test=test,
         to_training_image=lambda path, seed: crop_of_jpeg(tf.io.read_file(path), seed, image_size),
         to_test_image=lambda path: center_of_jpeg(tf.io.read_file(path), image_size),
@@ -395,6 +374,19 @@ def from_tfds(
 def endless(first):
     """Returns the whole numbers from `first` on."""
     return tf.data.Dataset.range(first, np.iinfo("int64").max)
+
+
+def in_memory(images, labels):
+    """Returns `Images.train` for tensors with one row per training image."""
+
+    def train(first, seed):
+        def example(position):
+            row = shuffled(position, len(labels), seed)
+            return position, images[row], labels[row]
+
+        return endless(first).map(example)
+
+    return train
 
 
 def shuffled(position, count, seed):

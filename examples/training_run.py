@@ -12,14 +12,13 @@ import os
 import pathlib
 import shutil
 import signal
-import tempfile
 import threading
 import time
 
 import keras
 import numpy as np
 
-from speq_keras.processes import is_first_process
+from speq_keras.processes import is_first_process, path_to_write
 
 
 def silence_notices():
@@ -58,14 +57,12 @@ def write_file(path, write):
     Where several processes train, it takes all of them to read a model; the first one's file stays.
     """
     path = pathlib.Path(path)
-    if not is_first_process():
-        with tempfile.TemporaryDirectory() as folder:
-            write(pathlib.Path(folder, path.name))
-        return
     temporary = path.with_name(f"{os.getpid()}_{path.name}")
     try:
-        write(temporary)
-        temporary.replace(path)
+        with path_to_write(temporary) as target:
+            write(pathlib.Path(target))
+        if is_first_process():
+            temporary.replace(path)
     except OSError as error:
         raise SystemExit(f"{path} could not be written ({error}). What was there stays.") from None
     finally:
