@@ -21,7 +21,6 @@ nothing: no training stops early and no checkpoint is picked by its accuracy.
 
 import json
 import pathlib
-import tempfile
 import time
 
 import keras
@@ -33,7 +32,7 @@ import cifar_data
 import cifar_networks
 import speq_keras
 import training_run
-from speq_keras.processes import is_first_process
+from speq_keras.processes import is_first_process, path_to_write
 
 FLAGS = flags.FLAGS
 STAGES = ("pretrain", "retrain", "train")
@@ -470,8 +469,8 @@ class Backup(keras.callbacks.BackupAndRestore):
             super().on_epoch_end(epoch, logs)
             return
         # The weights lie on all processes, and it takes all of them to read them.
-        with tempfile.TemporaryDirectory() as folder:
-            self.model.save_weights(pathlib.Path(folder, "weights.weights.h5"))
+        with path_to_write("weights.weights.h5") as path:
+            self.model.save_weights(path)
 
 
 class EpochLog(keras.callbacks.Callback):
