@@ -468,3 +468,58 @@ def test_training_without_distillation_is_plain_keras_training_bit_for_bit():
         weights.append([variable.numpy() for variable in model.weights])
     for mine, theirs in zip(*weights, strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+class ZerosAreRefused(keras.metrics.MeanMetricWrapper):
+    """A metric that fails on labels which are all zero, and that is made on first use."""
+
+    def __init__(self, **kwargs):
+        super().__init__(self.check, **kwargs)
+
+    @staticmethod
+    def check(y_true, y_pred):
+        if tf.executing_eagerly() and not np.any(y_true):
+            raise ValueError("no zeros")
+        return tf.cast(y_true, "float32")
+
+
+def two_output_model():
+    network = float_model()
+    outputs = {"a": network.output, "b": keras.layers.Softmax(name="b")(network.output)}
+    return quantized_model(keras.Model(network.input, outputs))
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_step_is_traced_once_though_keras_makes_metrics_on_first_use(outputs, monkeypatch):
+    traces = []
+    teachers = training_step.teachers
+    monkeypatch.setattr(training_step, "teachers", lambda *a: traces.append(1) or teachers(*a))
+    x, y = data()
+    model = quantized_model() if outputs == 1 else two_output_model()
+    labels, metrics = y, ["accuracy"]
+    if outputs == 2:
+        labels, metrics = {"a": y, "b": y}, {"a": ["accuracy"], "b": ["accuracy"]}
+    compiled(model, metrics=metrics, jit_compile=False)
+    logs = model.train_on_batch(x, labels, return_dict=True)
+    assert len(traces) == 1
+    names = compiled(model, metrics=metrics).train_on_batch(x, labels, return_dict=True).keys()
+    assert logs.keys() == names
+
+
+def test_metrics_keep_what_they_have_counted_when_a_step_is_traced_again():
+    x, y = data(examples=20)
+    model = compiled(two_output_model(), metrics={"a": ["accuracy"], "b": []}, jit_compile=False)
+    model.training_plan()
+    step = tf.function(model.train_step, autograph=False)
+    for part in (slice(12), slice(12, 20)):
+        step((x[part], {"a": y[part], "b": y[part]}))
+    counts = [float(v.value) for v in model.metrics_variables if v.path.endswith("count")]
+    assert len(counts) >= 5  # loss, its two parts, one per output, accuracy
+    assert set(counts) == {20.0}
+
+
+def test_metric_that_takes_no_zeros_is_made_by_the_step():
+    x, y = data()
+    model = compiled(quantized_model(), metrics=[ZerosAreRefused(name="m")], jit_compile=False)
+    logs = model.train_on_batch(x, y, return_dict=True)
+    assert logs["m"] == pytest.approx(np.mean(y))
