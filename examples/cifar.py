@@ -30,14 +30,23 @@ from matplotlib.figure import Figure
 
 import cifar_data
 import cifar_networks
+import devices
 import speq_keras
 import training_run
+from program_flags import (
+    WIDTHS,
+    bits,
+    check_file,
+    check_processes,
+    check_words,
+    own_flags,
+    set_defaults,
+)
 from speq_keras.processes import is_first_process, path_to_write
 
 FLAGS = flags.FLAGS
 STAGES = ("pretrain", "retrain", "train")
 METHODS = ("qat", "speq", "kd", "speq_kd")
-WIDTHS = ("2", "3", "4", "5", "6", "7", "8", "float")
 TEACHER_PRECISIONS = {
     "bernoulli": speq_keras.precision.Bernoulli(0.5),
     "mix": speq_keras.precision.UniformMix(2, 8),
@@ -112,13 +121,14 @@ FREE_FLAGS = (
 def main(_):
     training_run.silence_notices()
     if FLAGS.short:
-        for name, value in SHORT_RUN.items():
-            FLAGS.set_default(name, value)  # a flag that was given keeps its value
+        set_defaults(SHORT_RUN)
     check_flags()
     if FLAGS.num_processes > 1:
-        training_run.join_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        devices.join_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     if FLAGS.checkpoint_dir:
-        binding = {name: value for name, value in own_flags().items() if name not in FREE_FLAGS}
+        binding = {
+            name: value for name, value in own_flags(__name__).items() if name not in FREE_FLAGS
+        }
         training_run.check_same_flags(pathlib.Path(FLAGS.checkpoint_dir) / "flags.json", binding)
     out_dir = pathlib.Path(FLAGS.out_dir).expanduser()
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -132,7 +142,7 @@ def main(_):
     except FileNotFoundError as error:
         raise SystemExit(str(error)) from None
 
-    results = {"flags": own_flags(), "stages": [], "table1": []}
+    results = {"flags": own_flags(__name__), "stages": [], "table1": []}
     for seed in FLAGS.seed:
         experiment = Experiment(data, seed, out_dir)
         experiment.run()
@@ -155,19 +165,9 @@ def main(_):
 
 def check_flags():
     """Ends the program with one sentence if flags do not fit together or a file is missing."""
-    for name, known in (("stages", STAGES), ("method", METHODS)):
-        unknown = sorted(set(FLAGS[name].value) - set(known))
-        if unknown:
-            raise SystemExit(f"--{name} takes {', '.join(known)}. Received: {', '.join(unknown)}.")
-    if FLAGS.num_processes > 1 and keras.backend.backend() != "jax":
-        raise SystemExit(
-            "--num_processes needs the JAX backend: set KERAS_BACKEND=jax. Received: "
-            f"{keras.backend.backend()}."
-        )
-    if FLAGS.process_id >= FLAGS.num_processes:
-        raise SystemExit(
-            f"--process_id must be below --num_processes. Received: {FLAGS.process_id}."
-        )
+    check_words("stages", STAGES)
+    check_words("method", METHODS)
+    check_processes()
     needs_teacher = any(uses_float_teacher(method) for method in trained_methods())
     if needs_teacher and not FLAGS.teacher_weights:
         raise SystemExit("The methods kd and speq_kd need a float teacher: pass --teacher_weights.")
@@ -176,9 +176,7 @@ def check_flags():
     if not FLAGS.weights and "pretrain" not in FLAGS.stages:
         raise SystemExit("Without the pretrain stage a float network is needed: pass --weights.")
     for name in ("weights", "teacher_weights"):
-        path = FLAGS[name].value
-        if path and not pathlib.Path(path).is_file():
-            raise SystemExit(f"--{name} names no file. Received: {path}")
+        check_file(name)
 
 
 def training_stream():
@@ -196,16 +194,6 @@ def training_stream():
 def own_part(array):
     """Returns what this process has of data that all processes evaluate together."""
     return array[FLAGS.process_id :: FLAGS.num_processes]
-
-
-def own_flags():
-    """Returns the flags that this program defines, by name."""
-    return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
-
-
-def bits(flag):
-    """Returns the width that `speq_keras` expects: a number of bits, or None for float."""
-    return None if flag == "float" else int(flag)
 
 
 def trained_methods():

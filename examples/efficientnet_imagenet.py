@@ -26,7 +26,6 @@ because the values behind a swish have a sign; squeeze-excite blocks read 8-bit 
 float weights are Keras' own (77.1 %, there 76.7 %).
 """
 
-import contextlib
 import json
 import pathlib
 import time
@@ -36,16 +35,26 @@ import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
 
+import devices
 import image_data
 import imagenet_networks
+import observers
 import speq_keras
 import training_run
+from program_flags import (
+    WIDTHS,
+    bits,
+    check_file,
+    check_processes,
+    check_words,
+    own_flags,
+    set_defaults,
+)
 from speq_keras.export.runtimes import run_file
 from speq_keras.processes import is_first_process, local_values
 
 FLAGS = flags.FLAGS
 STAGES = ("pretrain", "retrain", "control", "speq")
-WIDTHS = ("2", "3", "4", "5", "6", "7", "8", "float")
 # Top-1 accuracy on ImageNet in %, W3/A3 (Boo et al., 2021, Table 6).
 PAPER = {"float": 76.7, "retrain": 68.4, "speq": 69.5}
 PAPER_TEACHERS = "with EfficientNet-B1 as teacher: Apprentice 68.4, QKD 69.2"
@@ -161,17 +170,16 @@ def main(_):
     training_run.silence_notices()
     is_short = FLAGS.dataset == "digits" and not FLAGS.image_folder
     if is_short:
-        for name, value in SHORT_RUN.items():
-            FLAGS.set_default(name, value)  # a flag that was given keeps its value
+        set_defaults(SHORT_RUN)
     check_flags()
     if FLAGS.logical_devices:
-        divide_cpu()
+        devices.divide_cpu(FLAGS.logical_devices)
     if FLAGS.num_processes > 1:
-        training_run.join_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        devices.join_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     out_dir = pathlib.Path(FLAGS.out_dir).expanduser()
     out_dir.mkdir(parents=True, exist_ok=True)
     checkpoint_dir = pathlib.Path(FLAGS.checkpoint_dir or out_dir / "checkpoints").expanduser()
-    binding = {name: value for name, value in own_flags().items() if name not in FREE_FLAGS}
+    binding = {name: value for name, value in own_flags(__name__).items() if name not in FREE_FLAGS}
     if FLAGS.checkpoint_dir:
         training_run.check_same_flags(checkpoint_dir / "flags.json", binding)
     else:
@@ -192,7 +200,7 @@ def main(_):
             train_examples=FLAGS.train_examples,
             test_examples=FLAGS.test_examples,
         )
-        with strategy_scope():
+        with devices.scope("none" if FLAGS.num_processes > 1 else FLAGS.strategy):
             experiment = Experiment(data, out_dir, checkpoint_dir)
             experiment.run()
     except (FileNotFoundError, ValueError) as error:
@@ -211,29 +219,17 @@ def main(_):
 
 def check_flags():
     """Ends the program with one sentence if flags do not fit together."""
-    unknown = sorted(set(FLAGS.stages or ()) - set(STAGES))
-    if unknown:
-        raise SystemExit(f"--stages takes {', '.join(STAGES)}. Received: {', '.join(unknown)}.")
+    check_words("stages", STAGES)
     if not FLAGS.weights and "pretrain" not in stages():
         raise SystemExit("Without the pretrain stage a float network is needed: pass --weights.")
     if {"speq", "control"} & set(stages()) and "retrain" not in stages():
         raise SystemExit("The stages speq and control go on from a retrained network: add retrain.")
     for name in ("weights", "teacher_weights"):
-        path = FLAGS[name].value
-        if path and path != "imagenet" and not pathlib.Path(path).expanduser().is_file():
-            raise SystemExit(f"--{name} takes imagenet or a file. Received: {path}, not a file.")
-    if FLAGS.num_processes > 1 and keras.backend.backend() != "jax":
-        raise SystemExit(
-            "--num_processes needs the JAX backend: set KERAS_BACKEND=jax. Received: "
-            f"{keras.backend.backend()}."
-        )
+        check_file(name, "imagenet or a file", words=("imagenet",))
+    check_processes()
     if FLAGS.strategy == "mirrored" and keras.backend.backend() == "torch":
         raise SystemExit(
             "--strategy=mirrored needs the TensorFlow or JAX backend. Received: torch."
-        )
-    if FLAGS.process_id >= FLAGS.num_processes:
-        raise SystemExit(
-            f"--process_id must be below --num_processes. Received: {FLAGS.process_id}."
         )
     if FLAGS.batch_size % FLAGS.num_processes:
         raise SystemExit(
@@ -248,53 +244,10 @@ def stages():
     return [stage for stage in STAGES if stage in (FLAGS.stages or default)]
 
 
-def own_flags():
-    """Returns the flags that this program defines, by name."""
-    return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
-
-
-def bits(flag):
-    """Returns the width that `speq_keras` expects: a number of bits, or None for float."""
-    return None if flag == "float" else int(flag)
-
-
 def remove_checkpoints(folder):
     """Deletes what an earlier run left that nobody asked to go on with."""
     for path in folder.glob("*/*.npz"):
         path.unlink()
-
-
-# Devices.
-
-
-def divide_cpu():
-    """Makes several devices of the CPU."""
-    if keras.backend.backend() == "jax":
-        import jax
-
-        jax.config.update("jax_num_cpu_devices", FLAGS.logical_devices)
-        return
-    import tensorflow as tf
-
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0],
-        [tf.config.LogicalDeviceConfiguration()] * FLAGS.logical_devices,
-    )
-
-
-def strategy_scope():
-    """Returns the scope in which variables are made."""
-    if FLAGS.strategy == "none" or FLAGS.num_processes > 1:
-        return contextlib.nullcontext()
-    if keras.backend.backend() == "jax":
-        training_run.train_on_all_devices()
-        return contextlib.nullcontext()
-    import tensorflow as tf
-
-    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-    return tf.distribute.MirroredStrategy(
-        [device.name for device in tf.config.list_logical_devices(kind)]
-    ).scope()
 
 
 # Stages.
@@ -421,7 +374,7 @@ class Experiment:
             batch_size=FLAGS.batch_size,
             folder=self.checkpoint_dir / stage,
             log=self.log,
-            observers=self.observers(model, stage),
+            observers=self.watch(model, stage),
             callbacks=[keras.callbacks.SwapEMAWeights()] if FLAGS.ema else [],
         )
         self.add_result(
@@ -464,17 +417,19 @@ class Experiment:
             metrics=[keras.metrics.CategoricalAccuracy("accuracy")],  # made now: no second trace
         )
 
-    def observers(self, model, stage):
+    def watch(self, model, stage):
         """Returns the functions that add figures at the end of each piece."""
-        observers = []
+        found = []
         if isinstance(model, speq_keras.SPEQModel):
             probe = self.data.test_batches(
                 batch_size=FLAGS.batch_size, count=FLAGS.probe_examples, **self.part
             )
-            observers.append(ReadAtBothWidths(probe, bits(FLAGS.a_bits)))
+            found.append(observers.ReadAtBothWidths(probe, bits(FLAGS.a_bits)))
         if FLAGS.tensorboard and is_first_process():
-            observers.append(TensorBoard(self.out_dir / "tensorboard" / stage, self.data))
-        return observers
+            folder = self.out_dir / "tensorboard" / stage
+            images, _ = next(iter(self.data.test_batches(batch_size=8, count=8)))
+            found.append(observers.TensorBoard(folder, images, alone=FLAGS.num_processes == 1))
+        return found
 
     def add_result(self, stage, model, *, seconds, steps):
         logs = model.evaluate(self.test_batches, verbose=0, return_dict=True)
@@ -555,75 +510,6 @@ def schedule(name, rate, steps, steps_per_epoch):
     return rate
 
 
-# What is looked at while training.
-
-
-class ReadAtBothWidths:
-    """Adds `student_accuracy` and `teacher_accuracy` (8-bit activations) at the end of an epoch."""
-
-    def __init__(self, batches, a_bits):
-        self.batches = batches
-        self.a_bits = a_bits
-
-    def __call__(self, model, row, epoch_ends):
-        if not epoch_ends or self.a_bits is None:
-            return
-
-        def accuracy():
-            return model.evaluate(self.batches, verbose=0, return_dict=True)["accuracy"]
-
-        row["student_accuracy"] = accuracy()
-        model.set_bits(activations=8)
-        try:
-            row["teacher_accuracy"] = accuracy()
-        finally:
-            model.set_bits(activations=self.a_bits)
-
-
-MOST_CODES = 10_000  # of a layer, in its histogram
-
-
-class TensorBoard:
-    """Writes all figures of a row; clipping levels; once per epoch the codes of every layer."""
-
-    def __init__(self, folder, data):
-        import tensorflow as tf
-
-        self.summary = tf.summary
-        self.writer = tf.summary.create_file_writer(str(folder))
-        self.images = next(iter(data.test_batches(batch_size=8, count=8)))[0]
-        self.activations = None
-
-    def __call__(self, model, row, epoch_ends):
-        with self.writer.as_default(step=row["step"]):
-            for name, value in row.items():
-                if name not in ("stage", "step"):
-                    self.summary.scalar(name, value)
-            # What one process alone computes cannot read a model that lies on several.
-            if isinstance(model, speq_keras.SPEQModel) and FLAGS.num_processes == 1:
-                for quantizer in model.report().ranges:
-                    if quantizer.scale is not None:
-                        level = quantizer.scale * quantizer.high_code
-                        self.summary.scalar(f"clipping_level/{quantizer.name}", level)
-                if epoch_ends:
-                    self.write_codes(model)
-        self.writer.flush()
-
-    def write_codes(self, model):
-        """Writes the distribution of codes of every activation quantizer."""
-        quantizers = {q.name: q for q in model.activation_quantizers if q.bits}
-        if self.activations is None:
-            outputs = {name: q.output for name, q in quantizers.items()}
-            self.activations = keras.Model(model.inputs, outputs)
-        values = self.activations(keras.ops.convert_to_tensor(np.asarray(self.images)))
-        for name, quantizer in quantizers.items():
-            scale, low, high = quantizer.grid()
-            codes = np.rint(keras.ops.convert_to_numpy(values[name]).ravel() / np.float32(scale))
-            # TensorFlow takes memory for values times buckets.
-            codes = np.clip(codes[:: -(-codes.size // MOST_CODES)], low, high)
-            self.summary.histogram(f"codes/{name}", codes, buckets=int(high - low) + 1)
-
-
 # Results.
 
 
@@ -631,7 +517,7 @@ def report(experiment, out_dir):
     """Prints the table and writes the results."""
     print(results_table(experiment))
     results = {
-        "flags": own_flags(),
+        "flags": own_flags(__name__),
         "stages": experiment.results,
         "export": experiment.export,
         "log": experiment.log.rows,

@@ -25,6 +25,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import speq_keras
+from program_flags import own_flags
 from training_run import write_file
 
 FLAGS = flags.FLAGS
@@ -58,7 +59,7 @@ def main(_):
     print(results_table(runs))
     print(f"\nExport of the SPEQ model of seed {FLAGS.seeds[0]}:")
     print(str(report).split("\n\n")[0])  # all but the tables of weights and codes
-    results = {"flags": own_flags(), "runs": runs, "export": report.to_dict()}
+    results = {"flags": own_flags(__name__), "runs": runs, "export": report.to_dict()}
     write_file(
         out_dir / "results.json", lambda path: path.write_text(json.dumps(results, indent=1))
     )
@@ -191,11 +192,6 @@ def curves(runs):
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
-
-
-def own_flags():
-    """Returns the flags that this program defines, by name."""
-    return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
 
 
 if __name__ == "__main__":

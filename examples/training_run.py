@@ -27,30 +27,6 @@ def silence_notices():
         logging.getLogger(logger).setLevel(logging.ERROR)
 
 
-def join_processes(coordinator, processes, process_id):
-    """Makes this process one of several that train one network, on JAX.
-
-    Args:
-        coordinator: Address and port of the first process.
-        processes: How many there are.
-        process_id: Which of them this is.
-    """
-    import jax  # only where it is the backend
-
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    keras.distribution.initialize(coordinator, processes, process_id)
-    train_on_all_devices()
-
-
-def train_on_all_devices():
-    """Makes JAX train on all devices of all processes, each on its part of a batch."""
-    keras.distribution.set_distribution(
-        keras.distribution.DataParallel(
-            devices=keras.distribution.list_devices(), auto_shard_dataset=False
-        )
-    )
-
-
 def write_file(path, write):
     """Calls `write` with a temporary name and moves the file into place: never half a file.
 

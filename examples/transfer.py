@@ -33,6 +33,7 @@ import image_data
 import imagenet_networks
 import speq_keras
 import training_run
+from program_flags import check_file, own_flags, set_defaults
 from speq_keras.layers import QuantizedLayer
 
 FLAGS = flags.FLAGS
@@ -68,8 +69,7 @@ def main(_):
     training_run.silence_notices()
     is_short = FLAGS.dataset == "digits" and not FLAGS.image_folder
     if is_short:
-        for name, value in SHORT_RUN.items():
-            FLAGS.set_default(name, value)  # a flag that was given keeps its value
+        set_defaults(SHORT_RUN)
     check_flags(is_short)
     out_dir = pathlib.Path(FLAGS.out_dir).expanduser()
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def main(_):
             raise
         raise SystemExit(str(error)) from None
     print(f"\n{results_table(accuracies, images)}")
-    results = {"flags": own_flags(), "accuracies": accuracies, "methods": METHODS}
+    results = {"flags": own_flags(__name__), "accuracies": accuracies, "methods": METHODS}
     training_run.write_file(
         out_dir / "results.json", lambda path: path.write_text(json.dumps(results, indent=1))
     )
@@ -121,13 +121,7 @@ def check_flags(is_short):
             )
         if not is_short and not path:
             raise SystemExit(f"A data set needs both extractors: pass --{name}.")
-        if path and not pathlib.Path(path).expanduser().is_file():
-            raise SystemExit(f"--{name} takes a .keras file. Received: {path}, not a file.")
-
-
-def own_flags():
-    """Returns the flags that this program defines, by name."""
-    return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
+        check_file(name, "a .keras file")
 
 
 def train_splits():

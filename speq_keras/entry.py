@@ -53,7 +53,7 @@ def wrap(
         teacher: An external float Keras model with the same outputs (Eq. 3). It is not trained and
             not saved with the model.
         speq_weight: λ of Eq. 4, 0 to 1; 0.5 unless given. Only with `teacher`.
-        weight_quantizer: Name ("sawb", "minmax", "mse", "lsq", "dorefa") or object.
+        weight_quantizer: Name ("sawb", "minmax", "mse", "lsq", "dorefa", "qil") or object.
         activation_quantizer: Name ("pact", "lsq_plus", "dorefa", "fixed") or object.
         boundary_bits: Width in bits of the weights and inputs of the first and last weighted
             layers; None leaves them float. Weights of a fixed width are min-max, per channel.

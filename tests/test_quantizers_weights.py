@@ -11,6 +11,7 @@ from speq_keras import quantizers
 from speq_keras.quantizers import (
     LSQ,
     MSE,
+    QIL,
     SAWB,
     WEIGHT_QUANTIZERS,
     DoReFa,
@@ -496,12 +497,76 @@ def test_an_lsq_scale_pushed_below_zero_by_a_huge_step_recovers():
 START_SCALES = np.linspace(0.02, 0.5, 100)
 
 
-def test_only_lsq_trains_anything():
+def test_only_lsq_and_qil_train_anything():
     trained = {}
     for name, cls in WEIGHT_QUANTIZERS.items():
         quantizer = started(cls(bits=3, has_target_width=True), weights_of())
         trained[name] = [variable.name for variable in quantizer.trainable_variables]
-    assert {name: names for name, names in trained.items() if names} == {"lsq": ["scale"]}
+    assert {name: names for name, names in trained.items() if names} == {
+        "lsq": ["scale"],
+        "qil": ["center", "half_width", "exponent"],
+    }
+
+
+# ---- QIL -------------------------------------------------------------------------------------
+
+
+def qil(w, center, half_width, exponent, bits, rounds=True):
+    """Jung et al., Eq. 3 and 4, weight by weight, with their own α and β."""
+    alpha, beta, k = 0.5 / half_width, -0.5 * center / half_width + 0.5, largest_code(bits)
+    out = np.zeros_like(w, "float64")
+    for index, value in np.ndenumerate(np.asarray(w, "float64")):
+        if abs(value) > center + half_width:
+            out[index] = np.sign(value)
+        elif abs(value) >= center - half_width:
+            out[index] = (alpha * abs(value) + beta) ** exponent * np.sign(value)
+    return np.round(out * k) / k if rounds else out
+
+
+def qil_at(center, half_width, exponent, bits):
+    quantizer = started(QIL(bits=bits), weights_of())
+    for variable, value in zip(
+        quantizer.trainable_variables, (center, half_width, exponent), strict=True
+    ):
+        variable.assign(np.full(variable.shape, value))
+    return quantizer
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_qil_is_the_paper_s_formula(bits, exponent):
+    w = weights_of()
+    expected = qil(w, 0.3, 0.2, exponent, bits)
+    assert {0, 1} <= set(np.abs(expected).ravel())
+    np.testing.assert_allclose(qil_at(0.3, 0.2, exponent, bits)(tensor(w)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
+def test_the_gradients_of_qil_are_those_of_its_curve(exponent):
+    w = weights_of()
+    point = np.array([0.3, 0.2, exponent])
+    # Away from the ends of the interval, where the curve has a kink.
+    w = w[np.all(np.abs(np.abs(w) - [[[0.1]], [[0.5]]]) > 1e-2, axis=0)][:, None]
+    found = gradients(qil_at(*point, bits=4), w)
+
+    def total(point, w=w):
+        return np.sum(qil(w, *point, bits=4, rounds=False) * upstream(w.shape))
+
+    step = 1e-5
+    for number in range(3):
+        move = step * np.eye(3)[number]
+        expected = (total(point + move) - total(point - move)) / (2 * step)
+        assert float(np.sum(found[1 + number])) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    exact = w.astype("float64")
+    ends = [qil(exact + move, *point, bits=4, rounds=False) for move in (step, -step)]
+    slope = (ends[0] - ends[1]) / (2 * step)
+    np.testing.assert_allclose(found[0], slope * upstream(w.shape), rtol=1e-3, atol=1e-3)
+
+
+def test_qil_prunes_what_lies_below_its_interval():
+    w = np.float32([[-0.05, 0.09, 0.11, 0.6]])
+    q = qil_at(0.3, 0.2, 1.0, bits=8)(tensor(w))
+    assert (np.asarray(q) != 0).tolist() == [[False, False, True, True]]
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(33, ValueError), (2.5, TypeError), (True, TypeError)])

@@ -7,6 +7,7 @@
     mse      least squares, every step     dorefa    [0, 1]
     lsq      trained scale                 fixed     not trained, calibrated once
     dorefa   tanh into [−1, 1]
+    qil      trained interval and curve
 
 An object says more than a name: `wrap(model, weight_quantizer=SAWB(per_channel=True))`.
 """
@@ -20,9 +21,17 @@ from speq_keras.quantizers.lsq_plus import LSQPlus
 from speq_keras.quantizers.minmax import MinMax
 from speq_keras.quantizers.mse import MSE
 from speq_keras.quantizers.pact import PACT
+from speq_keras.quantizers.qil import QIL
 from speq_keras.quantizers.sawb import SAWB
 
-WEIGHT_QUANTIZERS = {"sawb": SAWB, "minmax": MinMax, "mse": MSE, "lsq": LSQ, "dorefa": DoReFa}
+WEIGHT_QUANTIZERS = {
+    "sawb": SAWB,
+    "minmax": MinMax,
+    "mse": MSE,
+    "lsq": LSQ,
+    "dorefa": DoReFa,
+    "qil": QIL,
+}
 ACTIVATION_QUANTIZERS = {
     "pact": PACT,
     "lsq_plus": LSQPlus,
@@ -110,6 +119,7 @@ __all__ = [
     "MSE",
     "MinMax",
     "PACT",
+    "QIL",
     "Quantizer",
     "SAWB",
     "WEIGHT_QUANTIZERS",
