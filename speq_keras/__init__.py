@@ -8,12 +8,13 @@
 
 The parts, from the bottom up: `ops` (tensor functions), `losses` (Eq. 2-8), `precision` (who draws
 the teacher's widths), `quantizers`, `configs` (what is quantized in which layer), `layers`,
-`wrapping` (float graph in, quantized graph out), `training`, `model`, and beside them `export`
-(trained graph in, integers and TFLite out).
+`wrapping` (float graph in, quantized graph out), `training`, `model`, `co_training` (methods with a
+teacher that is trained too), and beside them `export` (trained graph in, integers and TFLite out).
 """
 
 from speq_keras import configs, losses, precision, quantizers
 from speq_keras._version import __version__
+from speq_keras.co_training import Apprentice, CoStudy
 from speq_keras.configs import QuantizeConfig
 from speq_keras.entry import wrap
 from speq_keras.export.fold import fold
@@ -21,6 +22,8 @@ from speq_keras.layers import QuantizedLayer
 from speq_keras.model import SPEQModel
 
 __all__ = [
+    "Apprentice",
+    "CoStudy",
     "QuantizeConfig",
     "QuantizedLayer",
     "SPEQModel",

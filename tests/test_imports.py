@@ -90,6 +90,7 @@ STAIRCASE = [
     "reporting",
     "training",
     "model",
+    "co_training",
     "entry",
     "__main__",
 ]

@@ -38,8 +38,8 @@ class QIL(WeightQuantizer):
         >>> quantizer = QIL(bits=3)
         >>> quantizer.build((1, 4))
         >>> quantizer.start_from([[-0.9, 0.2, 0.3, 0.6]])  # c = d = 0.45
-        >>> quantizer(ops.convert_to_tensor([[-0.9, 0.2, 0.3, 0.6]])).numpy().round(3).tolist()
-        [[-1.0, 0.333, 0.333, 0.667]]
+        >>> print(quantizer(ops.convert_to_tensor([[-0.9, 0.2, 0.3, 0.6]])).numpy().round(3))
+        [[-1.     0.333  0.333  0.667]]
 
     Reference: Jung et al., "Learning to Quantize Deep Networks by Optimizing Quantization Intervals
     with Task Loss" (arXiv:1808.05779), Eq. 3-5.
