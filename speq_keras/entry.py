@@ -25,6 +25,7 @@ def wrap(
     distillation="cosine",
     teacher=None,
     speq_weight=None,
+    teacher_distillation="kl",
     weight_quantizer="sawb",
     activation_quantizer="pact",
     boundary_bits=8,
@@ -53,6 +54,7 @@ def wrap(
         teacher: An external float Keras model with the same outputs (Eq. 3). It is not trained and
             not saved with the model.
         speq_weight: λ of Eq. 4, 0 to 1; 0.5 unless given. Only with `teacher`.
+        teacher_distillation: The loss against `teacher`, as `distillation`; "kl" in Eq. 3.
         weight_quantizer: Name ("sawb", "minmax", "mse", "lsq", "dorefa", "qil") or object.
         activation_quantizer: Name ("pact", "lsq_plus", "dorefa", "fixed") or object.
         boundary_bits: Width in bits of the weights and inputs of the first and last weighted
@@ -99,6 +101,7 @@ def wrap(
             teacher_precision, teacher_bits, quantization_probability
         ),
         speq_weight=speq_weight_from(speq_weight, teacher),
+        teacher_distillation=teacher_distillation,
         seed=seed,
         output_names=tuple(plain_functional(model).output_names),
     )

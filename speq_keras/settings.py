@@ -19,6 +19,7 @@ class Settings:
         temperature: T of Eq. 2, positive.
         teacher_precision: A `TeacherPrecision`.
         speq_weight: λ of Eq. 4; None without an external teacher.
+        teacher_distillation: "kl", "cosine" or "dot": the loss against an external teacher.
         seed: Seed of the draws, or None.
         reasons: ((layer name, why it stays float), ...).
         origins: ((layer name, layer of the float model, indices of its weights or None), ...).
@@ -30,6 +31,7 @@ class Settings:
     temperature: float = 2.0
     teacher_precision: TeacherPrecision = Bernoulli()
     speq_weight: float | None = None
+    teacher_distillation: str = "kl"
     seed: int | None = None
     reasons: tuple = ()
     origins: tuple = ()
@@ -38,6 +40,7 @@ class Settings:
 
     def __post_init__(self):
         check_choice("distillation", self.distillation, (*METHODS, None))
+        check_choice("teacher_distillation", self.teacher_distillation, METHODS)
         check_number("temperature", self.temperature, low=0, low_open=True)
         if self.speq_weight is not None:
             check_number("speq_weight", self.speq_weight, low=0, high=1)

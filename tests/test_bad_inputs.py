@@ -116,6 +116,11 @@ WRAP = {
         "activation_quantizer=None",
     ),
     "speq_weight alone": ({"speq_weight": 0.5}, ValueError, "needs `teacher`"),
+    "teacher_distillation": (
+        {"teacher_distillation": None},
+        ValueError,
+        "`teacher_distillation` must be one of",
+    ),
     "both ways to say u": (
         {"teacher_precision": precision.Fixed(8), "teacher_bits": 8},
         ValueError,

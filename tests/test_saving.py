@@ -331,7 +331,7 @@ def test_reasons_of_float_layers_are_saved(tmp_path):
 @pytest.fixture(scope="module")
 def with_teacher(tmp_path_factory):
     path = tmp_path_factory.mktemp("teacher") / "m.keras"
-    model = wrapped(teacher=float_network(2), speq_weight=0.25)
+    model = wrapped(teacher=float_network(2), speq_weight=0.25, teacher_distillation="dot")
     model.compile("sgd", **COMPILE)
     model.save(path)
     return keras.saving.load_model(path)
@@ -339,6 +339,7 @@ def with_teacher(tmp_path_factory):
 
 def test_the_weight_of_an_external_teacher_is_saved(with_teacher):
     assert with_teacher.speq_weight == 0.25
+    assert with_teacher.settings.teacher_distillation == "dot"
 
 
 def test_an_external_teacher_is_not_saved(with_teacher):

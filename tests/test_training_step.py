@@ -238,13 +238,15 @@ def external_logits(teacher, x):
 
 
 @pytest.mark.parametrize("head", ["softmax", None])
-def test_external_teacher_is_followed_by_the_divergence_of_the_logits(head):
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_external_teacher_is_followed_by_the_logits(head, method):
     x, y = data()
     teacher = external_teacher(head)
-    model = quantized_model(teacher=teacher)
+    arguments = {"teacher_distillation": method} if method else {}
+    model = quantized_model(teacher=teacher, **arguments)
     student, _ = numpy_logits(model, x)
     logs = compiled(model).train_on_batch(x, y, return_dict=True)
-    expected = distance(external_logits(teacher, x), student, "kl").mean()
+    expected = distance(external_logits(teacher, x), student, method or "kl").mean()
     assert logs["teacher_loss"] == pytest.approx(expected, rel=1e-5)
 
 

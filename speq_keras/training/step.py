@@ -47,7 +47,8 @@ def student(model, x, y, sample_weight, teacher_logits):
     if self_logits is not None:
         distillation = distill(model, model.distillation, self_logits, logits, sample_weight)
     if external_logits is not None:
-        external = distill(model, "kl", external_logits, logits, sample_weight)
+        method = model.settings.teacher_distillation
+        external = distill(model, method, external_logits, logits, sample_weight)
     loss = combine(task_loss, distillation, external, model.speq_weight)
     parts = {"loss": loss, "task_loss": task_loss, "distillation_loss": distillation}
     if external is not None:
