@@ -377,10 +377,10 @@ class Experiment:
             observers=self.watch(model, stage),
             callbacks=[keras.callbacks.SwapEMAWeights()] if FLAGS.ema else [],
         )
-        self.add_result(
-            stage, model, seconds=time.perf_counter() - start, steps=int(model.optimizer.iterations)
-        )
-        self.steps_before += int(model.optimizer.iterations)
+        # Not `int`: under a strategy a variable has a value for each device.
+        steps = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+        self.add_result(stage, model, seconds=time.perf_counter() - start, steps=steps)
+        self.steps_before += steps
         training_run.write_file(self.out_dir / f"{stage}.keras", model.save)
 
     def compile(self, model, settings, epochs):

@@ -75,10 +75,21 @@ def load_weights(network, path):
 
 
 def resnet18(*, image_size, classes):
-    """Returns ResNet-18 (He et al., 2016) for pixels from 0 to 255.
+    """Returns ResNet-18; see `resnet`."""
+    return resnet((2, 2, 2, 2), image_size=image_size, classes=classes, name="resnet18")
+
+
+def resnet(counts, *, image_size, classes, name):
+    """Returns a ResNet with blocks of two convolutions (He et al., 2016), for pixels 0 to 255.
 
     Images of at most 64 pixels go into a 3×3 convolution without stride or pooling, as ResNets for
     CIFAR begin.
+
+    Args:
+        counts: Blocks of each stage, (2, 2, 2, 2) for ResNet-18.
+        image_size: Height and width of the images, in pixels.
+        classes: Number of classes.
+        name: The model's name.
     """
     inputs = keras.Input((image_size, image_size, 3))
     x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
@@ -89,11 +100,11 @@ def resnet18(*, image_size, classes):
         x = layers.MaxPooling2D(3, strides=2)(x)
     else:
         x = layers.ReLU()(convolution(x, 64, 3))
-    for filters, strides in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        x = residual_block(x, filters, strides)
-        x = residual_block(x, filters, 1)
+    for stage, count in enumerate(counts):
+        for block in range(count):
+            x = residual_block(x, 64 * 2**stage, 2 if stage and block == 0 else 1)
     x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(classes, name="predictions")(x), name="resnet18")
+    return keras.Model(inputs, layers.Dense(classes, name="predictions")(x), name=name)
 
 
 def residual_block(x, filters, strides):
