@@ -1,0 +1,583 @@
+"""The paper's tables, cell by cell: every method from the same checkpoints, with the same steps.
+
+    python examples/paper/run.py --table=2                              # short: minutes, digits
+    python examples/paper/run.py --table=2,3 --scale=cpu --data_dir=TFDS_FOLDER --seed=0 --seed=1
+    python examples/paper/run.py --table=5 --scale=full --model=ResNet18 --data_dir=TFDS_FOLDER
+
+Three stages, as in the paper: a float network; the same retrained with quantizers; then every cell
+goes on from the retrained network for the same number of steps, the row `retrain` too, which is the
+control. Prints the table with the paper's numbers beside ours. Every stage and cell has a folder in
+`--out_dir` with its model, its figures and its checkpoints: what is finished is not trained again,
+and a run that was killed goes on where it was. The test images choose nothing.
+
+`--scale=short` shows that every cell runs, on scikit-learn's digits: its accuracies mean nothing.
+`--scale=cpu` is a real comparison on CIFAR-10 with a small network and part of the images, hours on
+two cores at most. `--scale=full` has the paper's networks and data sets, for a GPU; the paper does
+not print its training lengths: 100 epochs in float and 60 for each stage after it are ours.
+
+Table 8 (BERT) is not here; Table 9 runs `examples/transfer.py`.
+"""
+
+import dataclasses
+import fnmatch
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+from absl import app, flags
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder of the next imports
+import methods
+import networks
+import tables
+
+import image_data
+import speq_keras
+import training_run
+from program_flags import check_file, own_flags
+
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large the experiments of a scale are.
+
+    Attributes:
+        dataset: Data set in place of the paper's, or None: the paper's.
+        model: Network in place of the paper's, or None: the paper's.
+        image_size: Of small images; those of ImageNet have 224 pixels.
+        train_examples: How many training images are used, or None: all.
+        batch_size: Images per step.
+        pretrain_epochs, retrain_epochs, epochs: Passes of the three stages.
+        optimizer: "adam" or "sgd" (Nesterov momentum 0.9).
+        pretrain_learning_rate, learning_rate: At the start of float training and of later stages.
+    """
+
+    dataset: str | None
+    model: str | None
+    image_size: int
+    train_examples: int | None
+    batch_size: int
+    pretrain_epochs: int
+    retrain_epochs: int
+    epochs: int
+    optimizer: str
+    pretrain_learning_rate: float
+    learning_rate: float
+
+
+SCALES = {
+    "short": Scale(
+        dataset="digits",
+        model=None,
+        image_size=32,
+        train_examples=512,
+        batch_size=32,
+        pretrain_epochs=4,
+        retrain_epochs=1,
+        epochs=1,
+        optimizer="adam",
+        pretrain_learning_rate=2e-3,
+        learning_rate=1e-3,
+    ),
+    "cpu": Scale(
+        dataset="cifar10",
+        model="ResNet8",
+        image_size=32,
+        train_examples=5_000,
+        batch_size=128,
+        pretrain_epochs=60,
+        retrain_epochs=20,
+        epochs=20,
+        optimizer="sgd",
+        pretrain_learning_rate=0.1,
+        learning_rate=0.02,
+    ),
+    "full": Scale(
+        dataset=None,
+        model=None,
+        image_size=32,
+        train_examples=None,
+        batch_size=128,
+        pretrain_epochs=100,
+        retrain_epochs=60,
+        epochs=60,
+        optimizer="sgd",
+        pretrain_learning_rate=0.1,
+        learning_rate=0.02,
+    ),
+}
+
+flags.DEFINE_list("table", ["2"], "The tables to run: some of 1 to 7 and 9.")
+flags.DEFINE_enum("scale", "short", SCALES, "How large the experiments are.")
+flags.DEFINE_string("model", None, "Network for all cells; with --scale=full: only its cells.")
+flags.DEFINE_string("cells", "*", "Only rows that match this shell pattern, such as 'SPEQ*'.")
+flags.DEFINE_multi_integer("seed", [0], "Given several times, the table has mean ± deviation.")
+flags.DEFINE_string("float_weights", None, "A .keras file with float weights for --model.")
+flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets, or an .npz of cifar10.")
+flags.DEFINE_string(
+    "image_folder", None, "ImageNet as folder with train/ and val/, a folder per class in each."
+)
+flags.DEFINE_bool("download", False, "Let TensorFlow Datasets download the data set.")
+for _field in dataclasses.fields(Scale):
+    if _field.name in ("dataset", "model", "optimizer"):
+        continue
+    _define = flags.DEFINE_float if "rate" in _field.name else flags.DEFINE_integer
+    _define(_field.name, None, "In place of the scale's own, for all cells alike.")
+flags.DEFINE_string("out_dir", "out/paper", "Folder for the files this program writes.")
+
+
+def main(_):
+    training_run.silence_notices()
+    check_flags()
+    numbers = list(map(int, FLAGS.table))
+    cells = [cell for number in numbers if number != 9 for cell in chosen_cells(number)]
+    if FLAGS.scale == "short":
+        print(
+            "This is the short form: digits, and a few steps of every stage. It shows that the "
+            "cells run;\nits accuracies mean nothing.\n"
+        )
+    try:
+        results = run(cells)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from None
+    for number in numbers:
+        if number == 9:
+            run_transfer()
+            continue
+        rows = [cell for cell in cells if cell.table == number]
+        print(f"\n{table(number, rows, results)}\n", flush=True)
+    out_dir = pathlib.Path(FLAGS.out_dir).expanduser()
+    content = {
+        "flags": own_flags(__name__),
+        "cells": [
+            {"cell": dataclasses.asdict(cell), "seed": seed, **figures}
+            for cell in cells
+            for seed, figures in results[cell].items()
+        ],
+    }
+    training_run.write_file(
+        out_dir / f"results_{FLAGS.scale}.json",
+        lambda path: path.write_text(json.dumps(content, indent=1)),
+    )
+    print(f"Wrote models, figures and results_{FLAGS.scale}.json to {out_dir}")
+
+
+# Flags.
+
+
+def check_flags():
+    """Ends the program with one sentence if flags do not fit together."""
+    known = [*map(str, tables.TABLES), "9"]
+    unknown = sorted(set(FLAGS.table) - set(known))
+    if unknown:
+        raise SystemExit(f"--table takes {', '.join(known)}. Received: {', '.join(unknown)}.")
+    if FLAGS.model and FLAGS.model not in networks.NAMES:
+        raise SystemExit(f"--model takes {', '.join(networks.NAMES)}. Received: {FLAGS.model}.")
+    check_file("float_weights", "a .keras file")
+    if FLAGS.float_weights and not (FLAGS.model or scale().model):
+        raise SystemExit("--float_weights are those of one network: pass --model too.")
+    for number in FLAGS.table:
+        if number != "9" and not chosen_cells(int(number)):
+            raise SystemExit(
+                f"Table {number} has no such cell. Received: --cells={FLAGS.cells}, "
+                f"--model={FLAGS.model}."
+            )
+
+
+def scale():
+    """Returns the scale, with the flags that were given."""
+    chosen = SCALES[FLAGS.scale]
+    given = {
+        field.name: FLAGS[field.name].value
+        for field in dataclasses.fields(Scale)
+        if field.name in FLAGS and FLAGS[field.name].value is not None
+    }
+    given.pop("model", None)
+    return dataclasses.replace(chosen, **given)
+
+
+def chosen_cells(number):
+    """Returns the cells of a table, with the network and data set of the scale."""
+    found = [cell for cell in tables.TABLES[number] if fnmatch.fnmatch(cell.row, FLAGS.cells)]
+    if FLAGS.scale == "full":
+        return [cell for cell in found if FLAGS.model in (None, cell.model)]
+    model = FLAGS.model or SCALES[FLAGS.scale].model
+    replaced = {}
+    for cell in found:
+        changes = {"dataset": SCALES[FLAGS.scale].dataset}
+        if model:
+            changes["model"] = model
+            changes["teacher"] = cell.teacher and teacher_of(model)
+        # Two networks of a table become one.
+        replaced.setdefault(dataclasses.replace(cell, **changes, paper=None), cell.paper)
+    return [dataclasses.replace(cell, paper=paper) for cell, paper in replaced.items()]
+
+
+def teacher_of(model):
+    """Returns the network that teaches one which stands in for the paper's."""
+    return {"ResNet8": "ResNet20", "FiveLayerCNN": "ResNet8"}.get(model, "ResNet20")
+
+
+# Experiments.
+
+
+def run(cells):
+    """Runs all cells with all seeds; returns {cell: {seed: figures}}."""
+    results = {cell: {} for cell in cells}
+    loaded = {}
+    for seed in FLAGS.seed:
+        for dataset in dict.fromkeys(cell.dataset for cell in cells):
+            if dataset not in loaded:
+                loaded[dataset] = load_data(dataset)
+            laboratory = Laboratory(loaded[dataset], dataset, seed)
+            for cell in cells:
+                if cell.dataset == dataset:
+                    results[cell][seed] = laboratory.run(cell)
+    return results
+
+
+def load_data(dataset):
+    folder = FLAGS.image_folder if dataset == "imagenet2012" else None
+    return image_data.load(
+        dataset,
+        image_size=224 if dataset == "imagenet2012" else scale().image_size,
+        data_dir=FLAGS.data_dir,
+        image_folder=folder,
+        download=FLAGS.download,
+        train_examples=scale().train_examples,
+    )
+
+
+class Laboratory:
+    """One data set and one seed: trains what cells need, each thing once.
+
+    Args:
+        data: `image_data.Images`.
+        dataset: Its name.
+        seed: Of weights, draws and images.
+    """
+
+    def __init__(self, data, dataset, seed):
+        self.data = data
+        self.dataset = dataset
+        self.seed = seed
+        self.scale = scale()
+        self.folder = pathlib.Path(FLAGS.out_dir).expanduser() / FLAGS.scale / f"seed{seed}"
+        self.test = data.test_batches(batch_size=256)
+        self.first_images = first_training_examples(data, 1_000)
+
+    def run(self, cell):
+        """Returns the figures of a cell, from its file if it is finished."""
+        name = f"table{cell.table}/{self.name_of(cell)}_{slug(cell.row)}"
+        path = self.folder / name / "figures.json"
+        training_run.check_same_flags(path.parent / "flags.json", self.binding(cell))
+        if path.exists():
+            return json.loads(path.read_text())
+        print(f"\nTable {cell.table}, seed {self.seed}: {cell.model}, {cell.widths}, {cell.row}")
+        self.cell_folder = path.parent
+        keras.utils.clear_session(free_memory=True)
+        _, figures = methods.train(self, cell)
+        write_json(path, figures)
+        return figures
+
+    def binding(self, cell):
+        """Returns what a finished cell depends on."""
+        settings = {**dataclasses.asdict(self.scale), **dataclasses.asdict(cell)}
+        settings["options"] = [list(option) for option in cell.options]
+        return {**settings, "float_weights": FLAGS.float_weights}
+
+    def name_of(self, cell):
+        return f"{self.dataset}_{cell.model}_{cell.widths.replace('/', '')}_{cell.quantizer}"
+
+    # What cells begin with.
+
+    def float_network(self, cell, model):
+        """Returns a float network of the cell's data set, trained once; a new copy each time."""
+        folder = self.folder / f"{self.dataset}_{model}_float"
+        keras.utils.set_random_seed(self.seed)
+        network = networks.build(
+            model, image_size=image_size_of(self.data), classes=self.data.classes
+        )
+        if FLAGS.float_weights and model == cell.model:
+            loaded = keras.saving.load_model(FLAGS.float_weights, compile=False)
+            network.set_weights(loaded.get_weights())
+            return network
+        self.train(
+            network,
+            folder,
+            epochs=self.scale.pretrain_epochs,
+            learning_rate=self.scale.pretrain_learning_rate,
+            first_step=0,
+        )
+        return network
+
+    def wrap(self, cell, network, **arguments):
+        """Returns a calibrated quantized copy of a float network."""
+        model = speq_keras.wrap(
+            network,
+            w_bits=cell.w_bits,
+            a_bits=cell.a_bits,
+            seed=self.seed,
+            **tables.QUANTIZERS[cell.quantizer],
+            **arguments,
+        )
+        model.calibrate(self.data.first_training_images(256), verbose=0)
+        return model
+
+    def retrained(self, cell):
+        """Returns the network after plain quantized training, trained once; a copy each time."""
+        model = self.wrap(cell, self.float_network(cell, cell.model), distillation=None)
+        self.train(
+            model,
+            self.folder / f"{self.name_of(cell)}_retrained",
+            epochs=self.scale.retrain_epochs,
+            learning_rate=self.scale.learning_rate,
+            first_step=self.first_step_after("pretrain"),
+        )
+        return model
+
+    # What methods do.
+
+    def continue_from_retrained(self, cell, **arguments):
+        return self.continue_from(self.retrained(cell), cell, **arguments)
+
+    def continue_from(self, model, cell, *, share=1.0, loss_weight=1.0, **arguments):
+        """Trains a copy of a quantized model with a method; the last `share` of a cell's steps."""
+        network = networks.build(
+            cell.model, image_size=image_size_of(self.data), classes=self.data.classes
+        )
+        copy = self.wrap(cell, network, **arguments)
+        copy.set_weights(model.get_weights())
+        figures = self.train(
+            copy,
+            self.cell_folder / "last",
+            epochs=self.scale.epochs,
+            learning_rate=self.scale.learning_rate,
+            first_step=self.first_step_after("retrain"),
+            share=share,
+            loss_weight=loss_weight,
+        )
+        return copy, figures
+
+    def train_from_float(self, cell, **arguments):
+        """Trains a quantized copy of the float network for the steps of retraining and the cell."""
+        model = self.wrap(cell, self.float_network(cell, cell.model), **arguments)
+        figures = self.train(
+            model,
+            self.cell_folder / "last",
+            epochs=self.scale.retrain_epochs + self.scale.epochs,
+            learning_rate=self.scale.learning_rate,
+            first_step=self.first_step_after("pretrain"),
+        )
+        return model, figures
+
+    def train_together(self, cell, both, *, share=1.0):
+        """Trains a student and its teacher."""
+        figures = self.train(
+            both,
+            self.cell_folder / "together",
+            epochs=self.scale.epochs,
+            learning_rate=self.scale.learning_rate,
+            first_step=self.first_step_after("retrain"),
+            share=share,
+        )
+        return both.student, figures
+
+    def first_step_after(self, stage):
+        """Returns the number of the step that follows a stage: all methods see the same images."""
+        epochs = self.scale.pretrain_epochs
+        if stage == "retrain":
+            epochs += self.scale.retrain_epochs
+        return epochs * self.steps_per_epoch
+
+    @property
+    def steps_per_epoch(self):
+        return max(1, self.data.train_count // self.scale.batch_size)
+
+    def train(
+        self, model, folder, *, epochs, learning_rate, first_step, share=1.0, loss_weight=1.0
+    ):
+        """Trains a model, or loads what an earlier call trained; returns its figures.
+
+        Args:
+            model: A Keras model.
+            folder: Its checkpoints and figures are here.
+            epochs: Passes over the training images.
+            learning_rate: Falls from here to zero along a cosine.
+            first_step: Where in the stream of images the first step begins.
+            share: Part of these steps that are taken.
+            loss_weight: Factor of the whole loss.
+        """
+        steps = max(1, round(share * epochs * self.steps_per_epoch))
+        pieces, steps_per_piece = training_run.whole_pieces(steps, -(-steps // 5))
+        compile_model(
+            model, self.scale.optimizer, learning_rate, pieces * steps_per_piece, loss_weight
+        )
+        fixed = [array[: self.scale.batch_size] for array in self.first_images]
+        path = folder / "figures.json"
+        before = None if path.exists() else loss_on(model, *fixed)
+        start = time.perf_counter()
+        training_run.fit(
+            model,
+            folder.name,
+            lambda step: self.data.training_batches(
+                first_step + step, batch_size=self.scale.batch_size, seed=self.seed
+            ),
+            self.test,
+            epochs=pieces,
+            steps_per_epoch=steps_per_piece,
+            checkpoint_steps=None,
+            batch_size=self.scale.batch_size,
+            folder=folder / "checkpoints",
+            log=training_run.Log(folder / "log.jsonl"),
+        )
+        if path.exists():
+            return json.loads(path.read_text())
+        figures = {
+            "steps": pieces * steps_per_piece,
+            "seconds": time.perf_counter() - start,
+            "test_accuracy": self.test_accuracy(model),
+            "train_accuracy": model.evaluate(
+                *self.first_images, verbose=0, batch_size=256, return_dict=True
+            )["accuracy"],
+            "loss_on_a_fixed_batch": [before, loss_on(model, *fixed)],
+        }
+        print(f"{folder.name}: test accuracy {figures['test_accuracy']:.2%}", flush=True)
+        write_json(path, figures)
+        return figures
+
+    def test_accuracy(self, model):
+        """Returns the accuracy of a compiled model on the test images."""
+        return model.evaluate(self.test, verbose=0, return_dict=True)["accuracy"]
+
+
+def first_training_examples(data, count):
+    """Returns the first training images and one-hot labels, prepared as for testing."""
+    examples = data.train(0, 0).take(min(count, data.train_count))
+    images, labels = [], []
+    for _, image, label in examples:
+        images.append(keras.ops.convert_to_numpy(data.to_test_image(image)))
+        labels.append(int(label))
+    return np.stack(images), np.eye(data.classes, dtype="float32")[labels]
+
+
+def image_size_of(data):
+    """Returns the height of the prepared images."""
+    return first_training_examples(data, 1)[0].shape[1]
+
+
+def loss_on(model, images, labels):
+    """Returns the cross-entropy of the student under batch statistics; nothing is updated."""
+    with keras.StatelessScope():
+        outputs = model(images, training=True)
+    outputs = outputs["student"] if isinstance(outputs, dict) else outputs
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    return float(keras.ops.convert_to_numpy(loss(labels, outputs)))
+
+
+def compile_model(model, optimizer, learning_rate, steps, loss_weight):
+    """Compiles a model with a learning rate that falls to zero along a cosine."""
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    if optimizer == "adam":
+        optimizer = keras.optimizers.Adam(schedule)
+    else:
+        optimizer = keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True, weight_decay=1e-4)
+        optimizer.exclude_from_weight_decay(
+            var_list=[v for v in model.trainable_variables if len(v.shape) < 2]
+        )
+    # A weight of the loss weighs the distillation too.
+    weights = {} if loss_weight == 1.0 else {"loss_weights": loss_weight}
+    model.compile(
+        optimizer,
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+        metrics=[keras.metrics.CategoricalAccuracy("accuracy")],
+        **weights,
+    )
+
+
+def run_transfer():
+    """Runs Table 9, which is a program of its own."""
+    program = pathlib.Path(__file__).resolve().parents[1] / "transfer.py"
+    arguments = [f"--out_dir={pathlib.Path(FLAGS.out_dir) / FLAGS.scale / 'table9'}"]
+    arguments += [f"--seed={seed}" for seed in FLAGS.seed]
+    if FLAGS.scale != "short":
+        raise SystemExit(
+            "Table 9 at this scale needs trained feature extractors: run examples/transfer.py."
+        )
+    status = subprocess.run([sys.executable, str(program), *arguments], check=False).returncode
+    if status:
+        raise SystemExit(status)
+
+
+# Results.
+
+
+def slug(text):
+    """Returns text that can be the name of a folder."""
+    return "".join(c if c.isalnum() or c in "=." else "_" for c in text)
+
+
+def write_json(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    training_run.write_file(path, lambda target: target.write_text(json.dumps(content, indent=1)))
+
+
+def spread(values, digits=2):
+    """Returns the mean, and with it the deviation of several values."""
+    text = f"{np.mean(values):.{digits}f}"
+    return text if len(values) < 2 else f"{text} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def table(number, cells, results):
+    """Returns a table in Markdown: a row per cell, ours and the paper's accuracy."""
+    if number == 1:
+        return table_1(cells, results)
+    lines = [
+        f"Table {number}, {FLAGS.scale}, {len(FLAGS.seed)} seed(s); test accuracy in %",
+        "",
+        "| network | data | W/A | method | ours | paper | on training images | steps | s |",
+        "| --- " * 9 + "|",
+    ]
+    for cell in cells:
+        of_seeds = list(results[cell].values())
+        row = (
+            cell.model,
+            cell.dataset,
+            cell.widths,
+            cell.row,
+            spread([100 * figures["test_accuracy"] for figures in of_seeds]),
+            "-" if cell.paper is None else str(cell.paper),
+            spread([100 * figures["train_accuracy"] for figures in of_seeds]),
+            str(of_seeds[0]["steps"]),
+            spread([figures["seconds"] for figures in of_seeds], digits=0),
+        )
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def table_1(cells, results):
+    """Returns Table 1 in Markdown: accuracy at widths that were not trained; paper in brackets."""
+    widths = list(tables.READ_AT["W2AF"])
+    lines = [
+        f"Table 1, {FLAGS.scale}, {len(FLAGS.seed)} seed(s); test accuracy in %, (paper)",
+        "",
+        f"| trained | {' | '.join(f'read at {width}' for width in widths)} |",
+        "| --- " * (len(widths) + 1) + "|",
+    ]
+    for cell in cells:
+        texts = []
+        for width in widths:
+            values = [100 * figures["read_at"][width] for figures in results[cell].values()]
+            texts.append(f"{spread(values)} ({tables.READ_AT[cell.row][width]})")
+        lines.append(f"| {cell.row} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    app.run(main)
