@@ -19,7 +19,7 @@ TEMPERATURE = 2.0
 
 
 def train(lab, cell):
-    """Trains a cell in a laboratory (`run.Laboratory`) and returns its model and figures."""
+    """Trains a cell in a laboratory, `run.Laboratory`, and returns its model and figures."""
     return METHODS[cell.method](lab, cell, **dict(cell.options))
 
 
@@ -63,9 +63,8 @@ def kd(lab, cell, *, loss="kl", temperature=TEMPERATURE):
 
 
 def apprentice_a(lab, cell):
-    student = lab.retrained(cell)
-    both = speq_keras.Apprentice(student, lab.float_network(cell, cell.teacher))
-    return lab.train_together(cell, both)
+    both, figures = lab.train_together(cell, speq_keras.Apprentice)
+    return both.student, figures
 
 
 def apprentice_b(lab, cell):
@@ -88,10 +87,7 @@ def apprentice_c(lab, cell):
 
 def qkd(lab, cell, *, temperature=TEMPERATURE):
     """Co-studying and tutoring take half of the steps each."""
-    both = speq_keras.CoStudy(
-        lab.retrained(cell), lab.float_network(cell, cell.teacher), temperature=temperature
-    )
-    lab.train_together(cell, both, share=0.5)
+    both, _ = lab.train_together(cell, speq_keras.CoStudy, share=0.5, temperature=temperature)
     return lab.continue_from(
         both.student,
         cell,

@@ -3,6 +3,7 @@
     python examples/paper/run.py --table=2                              # short: minutes, digits
     python examples/paper/run.py --table=2,3 --scale=cpu --data_dir=TFDS_FOLDER --seed=0 --seed=1
     python examples/paper/run.py --table=5 --scale=full --model=ResNet18 --data_dir=TFDS_FOLDER
+    python examples/paper/run.py --figure=2a,2b,3
 
 Three stages, as in the paper: a float network; the same retrained with quantizers; then every cell
 goes on from the retrained network for the same number of steps, the row `retrain` too, which is the
@@ -31,6 +32,7 @@ import numpy as np
 from absl import app, flags
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder of the next imports
+import figures
 import methods
 import networks
 import tables
@@ -38,9 +40,10 @@ import tables
 import image_data
 import speq_keras
 import training_run
-from program_flags import check_file, own_flags
+from program_flags import check_file, check_words, own_flags
 
 FLAGS = flags.FLAGS
+FIGURES = ("2a", "2b", "3")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,10 +116,13 @@ SCALES = {
     ),
 }
 
-flags.DEFINE_list("table", ["2"], "The tables to run: some of 1 to 7 and 9.")
+flags.DEFINE_list("table", None, "The tables to run: some of 1 to 7 and 9; default 2.")
+flags.DEFINE_list("figure", [], "The figures to draw: some of 2a, 2b, 3.")
 flags.DEFINE_enum("scale", "short", SCALES, "How large the experiments are.")
 flags.DEFINE_string("model", None, "Network for all cells; with --scale=full: only its cells.")
-flags.DEFINE_string("cells", "*", "Only rows that match this shell pattern, such as 'SPEQ*'.")
+flags.DEFINE_list(
+    "cells", ["*"], "Only rows that match a shell pattern, such as 'SPEQ*', or '4:QKD' of Table 4."
+)
 flags.DEFINE_multi_integer("seed", [0], "Given several times, the table has mean ± deviation.")
 flags.DEFINE_string("float_weights", None, "A .keras file with float weights for --model.")
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets, or an .npz of cifar10.")
@@ -135,7 +141,7 @@ flags.DEFINE_string("out_dir", "out/paper", "Folder for the files this program w
 def main(_):
     training_run.silence_notices()
     check_flags()
-    numbers = list(map(int, FLAGS.table))
+    numbers = [int(number) for number in chosen_tables()]
     cells = [cell for number in numbers if number != 9 for cell in chosen_cells(number)]
     if FLAGS.scale == "short":
         print(
@@ -144,6 +150,7 @@ def main(_):
         )
     try:
         results = run(cells)
+        draw_figures()
     except FileNotFoundError as error:
         raise SystemExit(str(error)) from None
     for number in numbers:
@@ -174,20 +181,24 @@ def main(_):
 def check_flags():
     """Ends the program with one sentence if flags do not fit together."""
     known = [*map(str, tables.TABLES), "9"]
-    unknown = sorted(set(FLAGS.table) - set(known))
-    if unknown:
-        raise SystemExit(f"--table takes {', '.join(known)}. Received: {', '.join(unknown)}.")
+    check_words("table", known)
+    check_words("figure", FIGURES)
     if FLAGS.model and FLAGS.model not in networks.NAMES:
         raise SystemExit(f"--model takes {', '.join(networks.NAMES)}. Received: {FLAGS.model}.")
     check_file("float_weights", "a .keras file")
     if FLAGS.float_weights and not (FLAGS.model or scale().model):
         raise SystemExit("--float_weights are those of one network: pass --model too.")
-    for number in FLAGS.table:
+    for number in chosen_tables():
         if number != "9" and not chosen_cells(int(number)):
             raise SystemExit(
-                f"Table {number} has no such cell. Received: --cells={FLAGS.cells}, "
+                f"Table {number} has no such cell. Received: --cells={','.join(FLAGS.cells)}, "
                 f"--model={FLAGS.model}."
             )
+
+
+def chosen_tables():
+    """Returns the numbers of the tables to run, as text."""
+    return FLAGS.table or ([] if FLAGS.figure else ["2"])
 
 
 def scale():
@@ -204,7 +215,12 @@ def scale():
 
 def chosen_cells(number):
     """Returns the cells of a table, with the network and data set of the scale."""
-    found = [cell for cell in tables.TABLES[number] if fnmatch.fnmatch(cell.row, FLAGS.cells)]
+    patterns = [text if ":" in text else f"*:{text}" for text in FLAGS.cells]
+    found = [
+        cell
+        for cell in tables.TABLES[number]
+        if any(fnmatch.fnmatch(f"{number}:{cell.row}", pattern) for pattern in patterns)
+    ]
     if FLAGS.scale == "full":
         return [cell for cell in found if FLAGS.model in (None, cell.model)]
     model = FLAGS.model or SCALES[FLAGS.scale].model
@@ -271,20 +287,27 @@ class Laboratory:
         self.folder = pathlib.Path(FLAGS.out_dir).expanduser() / FLAGS.scale / f"seed{seed}"
         self.test = data.test_batches(batch_size=256)
         self.first_images = first_training_examples(data, 1_000)
+        self.image_size = self.first_images[0].shape[1]
+        self.made = {}  # networks that several cells begin with
+        self.observers = []  # of cells, see `training_run.Pieces`
 
     def run(self, cell):
         """Returns the figures of a cell, from its file if it is finished."""
         name = f"table{cell.table}/{self.name_of(cell)}_{slug(cell.row)}"
         path = self.folder / name / "figures.json"
+        self.cell_folder = path.parent
         training_run.check_same_flags(path.parent / "flags.json", self.binding(cell))
         if path.exists():
             return json.loads(path.read_text())
         print(f"\nTable {cell.table}, seed {self.seed}: {cell.model}, {cell.widths}, {cell.row}")
-        self.cell_folder = path.parent
-        keras.utils.clear_session(free_memory=True)
         _, figures = methods.train(self, cell)
         write_json(path, figures)
         return figures
+
+    def finished(self, cell):
+        """Returns the model of a cell that `run` has finished."""
+        model, _ = methods.train(self, cell)  # from its last checkpoint
+        return model
 
     def binding(self, cell):
         """Returns what a finished cell depends on."""
@@ -298,28 +321,30 @@ class Laboratory:
     # What cells begin with.
 
     def float_network(self, cell, model):
-        """Returns a float network of the cell's data set, trained once; a new copy each time."""
-        folder = self.folder / f"{self.dataset}_{model}_float"
+        """Returns the float network of the cell's data set, which is not to be changed."""
+        name = f"{self.dataset}_{model}_float"
+        if name not in self.made:
+            self.made[name] = network = self.build(model)
+            if FLAGS.float_weights and model == cell.model:
+                loaded = keras.saving.load_model(FLAGS.float_weights, compile=False)
+                network.set_weights(loaded.get_weights())
+            else:
+                self.train(
+                    network,
+                    self.folder / name,
+                    epochs=self.scale.pretrain_epochs,
+                    learning_rate=self.scale.pretrain_learning_rate,
+                    first_step=0,
+                )
+        return self.made[name]
+
+    def build(self, model):
         keras.utils.set_random_seed(self.seed)
-        network = networks.build(
-            model, image_size=image_size_of(self.data), classes=self.data.classes
-        )
-        if FLAGS.float_weights and model == cell.model:
-            loaded = keras.saving.load_model(FLAGS.float_weights, compile=False)
-            network.set_weights(loaded.get_weights())
-            return network
-        self.train(
-            network,
-            folder,
-            epochs=self.scale.pretrain_epochs,
-            learning_rate=self.scale.pretrain_learning_rate,
-            first_step=0,
-        )
-        return network
+        return networks.build(model, image_size=self.image_size, classes=self.data.classes)
 
     def wrap(self, cell, network, **arguments):
-        """Returns a calibrated quantized copy of a float network."""
-        model = speq_keras.wrap(
+        """Returns a quantized copy of a float network."""
+        return speq_keras.wrap(
             network,
             w_bits=cell.w_bits,
             a_bits=cell.a_bits,
@@ -327,20 +352,26 @@ class Laboratory:
             **tables.QUANTIZERS[cell.quantizer],
             **arguments,
         )
+
+    def calibrated(self, cell, **arguments):
+        """Returns a quantized copy of the float network, with ranges from training images."""
+        model = self.wrap(cell, self.float_network(cell, cell.model), **arguments)
         model.calibrate(self.data.first_training_images(256), verbose=0)
         return model
 
     def retrained(self, cell):
-        """Returns the network after plain quantized training, trained once; a copy each time."""
-        model = self.wrap(cell, self.float_network(cell, cell.model), distillation=None)
-        self.train(
-            model,
-            self.folder / f"{self.name_of(cell)}_retrained",
-            epochs=self.scale.retrain_epochs,
-            learning_rate=self.scale.learning_rate,
-            first_step=self.first_step_after("pretrain"),
-        )
-        return model
+        """Returns the network after plain quantized training, which is not to be changed."""
+        name = f"{self.name_of(cell)}_retrained"
+        if name not in self.made:
+            self.made[name] = model = self.calibrated(cell, distillation=None)
+            self.train(
+                model,
+                self.folder / name,
+                epochs=self.scale.retrain_epochs,
+                learning_rate=self.scale.learning_rate,
+                first_step=self.first_step_after("pretrain"),
+            )
+        return self.made[name]
 
     # What methods do.
 
@@ -349,10 +380,7 @@ class Laboratory:
 
     def continue_from(self, model, cell, *, share=1.0, loss_weight=1.0, **arguments):
         """Trains a copy of a quantized model with a method; the last `share` of a cell's steps."""
-        network = networks.build(
-            cell.model, image_size=image_size_of(self.data), classes=self.data.classes
-        )
-        copy = self.wrap(cell, network, **arguments)
+        copy = self.wrap(cell, self.build(cell.model), **arguments)
         copy.set_weights(model.get_weights())
         figures = self.train(
             copy,
@@ -367,7 +395,7 @@ class Laboratory:
 
     def train_from_float(self, cell, **arguments):
         """Trains a quantized copy of the float network for the steps of retraining and the cell."""
-        model = self.wrap(cell, self.float_network(cell, cell.model), **arguments)
+        model = self.calibrated(cell, **arguments)
         figures = self.train(
             model,
             self.cell_folder / "last",
@@ -377,8 +405,23 @@ class Laboratory:
         )
         return model, figures
 
-    def train_together(self, cell, both, *, share=1.0):
-        """Trains a student and its teacher."""
+    def train_together(self, cell, cls, *, share=1.0, **arguments):
+        """Trains a copy of the retrained network with a copy of its teacher.
+
+        Args:
+            cell: The cell.
+            cls: `speq_keras.Apprentice` or `CoStudy`.
+            share: Part of the cell's steps that are taken.
+            **arguments: Of `cls`.
+
+        Returns:
+            The trained pair, and figures.
+        """
+        student = self.wrap(cell, self.build(cell.model), distillation=None)
+        student.set_weights(self.retrained(cell).get_weights())
+        teacher = self.build(cell.teacher)
+        teacher.set_weights(self.float_network(cell, cell.teacher).get_weights())
+        both = cls(student, teacher, **arguments)
         figures = self.train(
             both,
             self.cell_folder / "together",
@@ -387,7 +430,7 @@ class Laboratory:
             first_step=self.first_step_after("retrain"),
             share=share,
         )
-        return both.student, figures
+        return both, figures
 
     def first_step_after(self, stage):
         """Returns the number of the step that follows a stage: all methods see the same images."""
@@ -436,6 +479,7 @@ class Laboratory:
             batch_size=self.scale.batch_size,
             folder=folder / "checkpoints",
             log=training_run.Log(folder / "log.jsonl"),
+            observers=self.observers if folder.parent == self.cell_folder else (),
         )
         if path.exists():
             return json.loads(path.read_text())
@@ -465,11 +509,6 @@ def first_training_examples(data, count):
         images.append(keras.ops.convert_to_numpy(data.to_test_image(image)))
         labels.append(int(label))
     return np.stack(images), np.eye(data.classes, dtype="float32")[labels]
-
-
-def image_size_of(data):
-    """Returns the height of the prepared images."""
-    return first_training_examples(data, 1)[0].shape[1]
 
 
 def loss_on(model, images, labels):
@@ -513,6 +552,55 @@ def run_transfer():
     status = subprocess.run([sys.executable, str(program), *arguments], check=False).returncode
     if status:
         raise SystemExit(status)
+
+
+# Figures.
+
+
+def draw_figures():
+    """Writes the figures of `--figure`, and for 2a the log that it is drawn from."""
+    folder = pathlib.Path(FLAGS.out_dir).expanduser()
+    for name in FLAGS.figure:
+        if name == "3":
+            picture = figures.draw_3(classes=10)
+        else:
+            on = {"table": 2, "dataset": scale().dataset or "cifar10", "method": "speq"}
+            laboratory = Laboratory(load_data(on["dataset"]), on["dataset"], FLAGS.seed[0])
+            picture = {"2a": greedy_picture, "2b": stochastic_picture}[name](laboratory, on)
+        training_run.write_file(folder / f"figure_{name}.png", picture.savefig)
+        print(f"Wrote {folder / f'figure_{name}.png'}", flush=True)
+
+
+def greedy_picture(laboratory, on):
+    """Trains the five-layer network with the greedy teacher and draws what that picked."""
+    cell = tables.Cell(
+        **on, row="greedy", model="FiveLayerCNN", options=tables.options(draw="greedy")
+    )
+    images, labels = laboratory.first_images
+    batches = [(images[i : i + 32], labels[i : i + 32]) for i in range(0, 320, 32)]
+    laboratory.observers = [figures.GreedyPicks(batches)]
+    result = laboratory.run(cell)
+    rows = training_run.Log(laboratory.cell_folder / "last" / "log.jsonl").rows
+    print(
+        f"Greedy: test accuracy {result['test_accuracy']:.2%}; up to "
+        f"{max(row['combinations'] for row in rows)} different combinations over "
+        f"{len(batches)} batches; the loss of what was picked is within "
+        f"{max(row['pick_error'] for row in rows):.1e} of the least."
+    )
+    return figures.draw_2a(rows)
+
+
+def stochastic_picture(laboratory, on):
+    """Draws the outputs of a trained network for the test image it is least sure of."""
+    cell = tables.Cell(**on, row="SPEQ", model=FLAGS.model or scale().model or "ResNet20")
+    laboratory.run(cell)
+    model = laboratory.finished(cell)
+    images, labels = next(iter(laboratory.test))
+    images, labels = (keras.ops.convert_to_numpy(array) for array in (images, labels))
+    sure = keras.ops.convert_to_numpy(keras.ops.softmax(model.predict_on_batch(images))).max(-1)
+    hardest = int(sure.argmin())
+    outputs = figures.stochastic_outputs(model, images[hardest], draws=5)
+    return figures.draw_2b(outputs, int(labels[hardest].argmax()))
 
 
 # Results.
