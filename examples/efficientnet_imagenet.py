@@ -22,8 +22,9 @@ target width and 8 bits, the cosine loss, an EfficientNet-B0 that was pretrained
 it is retrained and then trained with SPEQ. Departures, and what it does not state: learning rates,
 epochs and schedules (here 60 epochs each, SGD with Nesterov momentum 0.9, 0.02, cosine, decoupled
 weight decay); the temperature (2); the activation quantizer is PACT there and lsq_plus here,
-because the values behind a swish have a sign; squeeze-excite blocks read 8-bit activations; the
-float weights are Keras' own (77.1 %, there 76.7 %).
+because the values behind a swish have a sign; ranges are found under batch statistics, as quantized
+training computes them; squeeze-excite blocks read 8-bit activations; the float weights are Keras'
+own (77.1 %, there 76.7 %).
 """
 
 import json
@@ -305,6 +306,7 @@ class Experiment:
         retrained.calibrate(
             self.data.first_training_images(FLAGS.calibration_examples),
             batch_size=min(FLAGS.batch_size, 64),
+            training=True,  # what quantized training sees: moving statistics are behind
             verbose=0,
         )
         if is_first_process():
