@@ -299,7 +299,8 @@ class Experiment:
             self.train(self.network, "pretrain", "pretrain")
         else:
             self.compile(self.network, "pretrain", epochs=1)
-            self.add_result("float, as given", self.network, seconds=0.0, steps=0)
+            logs = self.network.evaluate(self.test_batches, verbose=0, return_dict=True)
+            self.add_result("float, as given", self.network, logs, seconds=0.0, steps=0)
         if "retrain" not in stages():
             return
         model = retrained = self.wrap(distillation=None)
@@ -381,7 +382,8 @@ class Experiment:
         )
         # Not `int`: under a strategy a variable has a value for each device.
         steps = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
-        self.add_result(stage, model, seconds=time.perf_counter() - start, steps=steps)
+        logs = {name: self.log.rows[-1][f"val_{name}"] for name in ("accuracy", "loss")}
+        self.add_result(stage, model, logs, seconds=time.perf_counter() - start, steps=steps)
         self.steps_before += steps
         training_run.write_file(self.out_dir / f"{stage}.keras", model.save)
 
@@ -433,8 +435,7 @@ class Experiment:
             found.append(observers.TensorBoard(folder, images, alone=FLAGS.num_processes == 1))
         return found
 
-    def add_result(self, stage, model, *, seconds, steps):
-        logs = model.evaluate(self.test_batches, verbose=0, return_dict=True)
+    def add_result(self, stage, model, logs, *, seconds, steps):
         totals = model.plan().totals if isinstance(model, speq_keras.SPEQModel) else None
         self.results.append(
             {
