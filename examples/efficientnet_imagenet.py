@@ -382,7 +382,8 @@ class Experiment:
         )
         # Not `int`: under a strategy a variable has a value for each device.
         steps = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
-        logs = {name: self.log.rows[-1][f"val_{name}"] for name in ("accuracy", "loss")}
+        *_, last = (row for row in self.log.rows if row["stage"] == stage)
+        logs = {name: last[f"val_{name}"] for name in ("accuracy", "loss")}
         self.add_result(stage, model, logs, seconds=time.perf_counter() - start, steps=steps)
         self.steps_before += steps
         training_run.write_file(self.out_dir / f"{stage}.keras", model.save)
