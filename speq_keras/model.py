@@ -233,8 +233,11 @@ class SPEQModel(keras.Model):
                 batches.
             batch_size: Examples per batch, for arrays.
             steps: Number of batches; None takes all.
-            training: Whether BatchNormalization uses the batches' statistics (for a network whose
-                moving statistics mean nothing yet). No state changes either way.
+            training: Whether the network runs as in training: BatchNormalization uses the batches'
+                statistics, and dropout drops. For a network whose moving statistics mean nothing
+                yet, and for one with much dropout, which makes activations larger in training than
+                in inference: the ranges are then those that training needs. No state changes either
+                way.
             verbose: 0 shows no progress bar.
 
         Raises:

@@ -171,15 +171,38 @@ def test_the_flagship_trains_on_a_folder_of_images_and_writes_its_results(tmp_pa
         "--checkpoint_steps=1",
         "--batch_norm_momentum=0",  # two steps make no moving average
         "--pretrain_learning_rate=0.001",
+        "--strategy=mirrored",
+        "--logical_devices=2",
         cwd=tmp_path,
     )
     assert status == 0, text
     out = tmp_path / "out" / "efficientnet"
     results = json.loads((out / "results.json").read_text())
     assert [stage["stage"] for stage in results["stages"]] == ["pretrain"]
+    assert results["stages"][0]["steps"] == 2
     assert [row["step"] for row in results["log"]] == [1, 2]
     assert (out / "curves.png").is_file()
     assert list((out / "tensorboard" / "pretrain").iterdir())
+
+
+@pytest.mark.slow
+def test_the_flagship_retrains_with_3_bits_and_exports_what_it_trained(tmp_path):
+    status, text = run(
+        "efficientnet_imagenet.py",
+        "--stages=pretrain,retrain",
+        "--train_examples=64",
+        "--test_examples=32",
+        "--pretrain_epochs=1",
+        "--calibration_examples=32",
+        "--batch_norm_momentum=0.5",  # four steps
+        cwd=tmp_path,
+    )
+    assert status == 0, text
+    out = tmp_path / "out" / "efficientnet"
+    results = json.loads((out / "results.json").read_text())
+    assert [stage["steps"] for stage in results["stages"]] == [2, 2]
+    assert results["export"]["proof"]["mismatches"] == 0
+    assert (out / "efficientnet.tflite").stat().st_size == results["export"]["bytes"]
 
 
 @pytest.mark.slow
