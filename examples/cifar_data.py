@@ -1,4 +1,4 @@
-"""CIFAR-10 in memory, from TensorFlow Datasets or from an .npz file."""
+"""CIFAR-10 or CIFAR-100 in memory, from TensorFlow Datasets or from an .npz file."""
 
 import pathlib
 
@@ -7,34 +7,34 @@ import numpy as np
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def load(data_dir, *, download, train_examples, test_examples):
+def load(data_dir, *, download, train_examples, test_examples, name="cifar10"):
     """Loads the first so many training and test images.
 
     Args:
-        data_dir: Folder that holds `cifar10/` of TensorFlow Datasets, or None for its own default;
-            or an .npz file with the arrays x_train, y_train, x_test and y_test, which needs no
-            TensorFlow.
-        download: Whether to download CIFAR-10 (170 MB) if it is not there.
+        data_dir: Folder of TensorFlow Datasets, or None for its own default; or an .npz file with
+            the arrays x_train, y_train, x_test and y_test, which needs no TensorFlow.
+        download: Whether to download it (170 MB) if it is not there.
         train_examples: Number of training images, up to 50,000.
         test_examples: Number of test images, up to 10,000.
+        name: "cifar10" or "cifar100".
 
     Returns:
         Training images (uint8) and labels, test images and labels: four arrays.
 
     Raises:
-        FileNotFoundError: If CIFAR-10 is not there and `download` is False.
+        FileNotFoundError: If the data set is not there and `download` is False.
     """
     if data_dir and pathlib.Path(data_dir).suffix == ".npz":
         return load_npz(data_dir, train_examples, test_examples)
     import tensorflow_datasets as tfds  # needs TensorFlow, on every backend
 
-    builder = tfds.builder("cifar10", data_dir=data_dir)
+    builder = tfds.builder(name, data_dir=data_dir)
     if download:
         builder.download_and_prepare()
     elif not builder.is_prepared():
         raise FileNotFoundError(
-            f"CIFAR-10 was not found at {builder.data_path}: pass --data_dir with the folder that "
-            "holds cifar10/, or --download to fetch it (170 MB)."
+            f"{name} was not found at {builder.data_path}: pass --data_dir with the folder that "
+            f"holds {name}/, or --download to fetch it (170 MB)."
         )
     splits = [f"train[:{train_examples}]", f"test[:{test_examples}]"]
     train, test = tfds.as_numpy(builder.as_dataset(split=splits, batch_size=-1))

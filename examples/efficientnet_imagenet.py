@@ -70,7 +70,9 @@ flags.DEFINE_list(
     "--weights.",
 )
 
-flags.DEFINE_string("dataset", "digits", "digits, cifar10, or a data set of TensorFlow Datasets.")
+flags.DEFINE_string(
+    "dataset", "digits", "digits, cifar10, cifar100, or a data set of TensorFlow Datasets."
+)
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets, or an .npz of cifar10.")
 flags.DEFINE_string(
     "image_folder", None, "Folder with train/ and val/, a folder per class in each."

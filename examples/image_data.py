@@ -105,9 +105,9 @@ def load(
     """Returns `Images`.
 
     Args:
-        name: "digits", "cifar10", or a data set of TensorFlow Datasets with images and labels.
+        name: "digits", "cifar10", "cifar100", or a data set of TensorFlow Datasets with images and labels.
         image_size: Height and width of the prepared images, in pixels.
-        data_dir: Folder of TensorFlow Datasets; for "cifar10" also an .npz file.
+        data_dir: Folder of TensorFlow Datasets; for CIFAR also an .npz file.
         image_folder: Folder with `train/` and `val/`, each with a folder per class; goes before
             `name`.
         download: Whether TFDS may download.
@@ -124,9 +124,10 @@ def load(
         return from_folder(image_folder, image_size, **limits)
     if name == "digits":
         return from_arrays(*digits(), image_size=image_size, mirror=False, **limits)
-    if name == "cifar10":
+    if name in ("cifar10", "cifar100"):
         arrays = cifar_data.load(
             data_dir,
+            name=name,
             download=download,
             train_examples=train_examples or 50_000,
             test_examples=test_examples or 10_000,
