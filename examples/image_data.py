@@ -105,7 +105,8 @@ def load(
     """Returns `Images`.
 
     Args:
-        name: "digits", "cifar10", "cifar100", or a data set of TensorFlow Datasets with images and labels.
+        name: "digits", "cifar10", "cifar100", or a data set of TensorFlow Datasets with images and
+            labels.
         image_size: Height and width of the prepared images, in pixels.
         data_dir: Folder of TensorFlow Datasets; for CIFAR also an .npz file.
         image_folder: Folder with `train/` and `val/`, each with a folder per class; goes before

@@ -210,16 +210,15 @@ class CoStudy(CoTraining):
 
     Example:
         >>> import numpy as np, speq_keras
-        >>> inputs = keras.Input((4,))
-        >>> hidden = keras.layers.Dense(8, activation="relu")(inputs)
-        >>> hidden = keras.layers.Dense(8, activation="relu")(hidden)
-        >>> teacher = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(hidden))
-        >>> x, y = np.random.rand(16, 4), np.random.randint(0, 3, 16)
+        >>> teacher = keras.Sequential([keras.Input((4,))])
+        >>> for units, activation in ((8, "relu"), (8, "relu"), (3, "softmax")):
+        ...     teacher.add(keras.layers.Dense(units, activation))
         >>> student = speq_keras.wrap(teacher, w_bits=2, a_bits=2)
-        >>> student.calibrate(x, verbose=0)
+        >>> student.calibrate(np.random.rand(16, 4), verbose=0)
         >>> both = CoStudy(student, teacher, temperature=4.0)
         >>> both.compile("adam", "sparse_categorical_crossentropy")
-        >>> sorted(both.fit(x, y, verbose=0).history)
+        >>> history = both.fit(np.random.rand(16, 4), np.zeros(16), verbose=0)
+        >>> sorted(history.history)
         ['loss']
 
     Reference: Kim et al., "QKD: Quantization-aware Knowledge Distillation" (arXiv:1911.12491),
