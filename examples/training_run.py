@@ -45,12 +45,13 @@ def write_file(path, write):
         temporary.unlink(missing_ok=True)
 
 
-def check_same_flags(path, binding):
+def check_same_flags(path, binding, *, flag="--checkpoint_dir"):
     """Ends the program if the checkpoints were made with other flags: nobody could read the mix.
 
     Args:
         path: JSON file beside the checkpoints, written if it is not there.
         binding: {name: value} of the flags that change what is trained.
+        flag: The flag that names the folder.
     """
     if path.exists():
         earlier = json.loads(path.read_text())
@@ -62,7 +63,7 @@ def check_same_flags(path, binding):
         if changed:
             raise SystemExit(
                 f"The checkpoints in {path.parent} were made with {' '.join(changed)}. "
-                "Pass the same flags again, or another --checkpoint_dir."
+                f"Pass the same flags again, or another {flag}."
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, lambda temporary: temporary.write_text(json.dumps(binding, indent=1)))

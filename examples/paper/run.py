@@ -296,7 +296,9 @@ class Laboratory:
         name = f"table{cell.table}/{self.name_of(cell)}_{slug(cell.row)}"
         path = self.folder / name / "figures.json"
         self.cell_folder = path.parent
-        training_run.check_same_flags(path.parent / "flags.json", self.binding(cell))
+        training_run.check_same_flags(
+            path.parent / "flags.json", self.binding(cell), flag="--out_dir"
+        )
         if path.exists():
             return json.loads(path.read_text())
         print(f"\nTable {cell.table}, seed {self.seed}: {cell.model}, {cell.widths}, {cell.row}")
