@@ -34,9 +34,9 @@ import time
 import keras
 import numpy as np
 from absl import app, flags
-from matplotlib.figure import Figure
 
 import devices
+import efficientnet_results
 import image_data
 import imagenet_networks
 import observers
@@ -56,9 +56,6 @@ from speq_keras.processes import is_first_process, local_values
 
 FLAGS = flags.FLAGS
 STAGES = ("pretrain", "retrain", "control", "speq")
-# Top-1 accuracy on ImageNet in %, W3/A3 (Boo et al., 2021, Table 6).
-PAPER = {"float": 76.7, "retrain": 68.4, "speq": 69.5}
-PAPER_TEACHERS = "with EfficientNet-B1 as teacher: Apprentice 68.4, QKD 69.2"
 
 flags.DEFINE_enum("model", "EfficientNetB0", imagenet_networks.EFFICIENTNETS, "The network.")
 flags.DEFINE_integer("image_size", 224, "Height and width of the images, in pixels.", 32)
@@ -521,7 +518,7 @@ def schedule(name, rate, steps, steps_per_epoch):
 
 def report(experiment, out_dir):
     """Prints the table and writes the results."""
-    print(results_table(experiment))
+    print(efficientnet_results.table(experiment))
     results = {
         "flags": own_flags(__name__),
         "stages": experiment.results,
@@ -532,86 +529,10 @@ def report(experiment, out_dir):
         out_dir / "results.json", lambda path: path.write_text(json.dumps(results, indent=1))
     )
     if experiment.log.rows:
-        training_run.write_file(out_dir / "curves.png", curves(experiment.log.rows).savefig)
-    print(f"\nWrote the results, models, curves.png and TensorBoard's events to {out_dir}")
-
-
-def results_table(experiment):
-    """Returns a Markdown table, a row per stage; the paper's numbers where it is its setting."""
-    is_papers = (
-        FLAGS.model == "EfficientNetB0"
-        and FLAGS.dataset == "imagenet2012"
-        and not FLAGS.image_folder
-        and (FLAGS.w_bits, FLAGS.a_bits, FLAGS.image_size) == ("3", "3", 224)
-    )
-    lines = [
-        f"{FLAGS.model}, {FLAGS.image_size} pixels, W{FLAGS.w_bits}/A{FLAGS.a_bits}, "
-        f"{FLAGS.image_folder or FLAGS.dataset}: {experiment.data.train_count} training and "
-        f"{experiment.data.test_count} test images, seed {FLAGS.seed}",
-        "",
-        f"| stage | test, % |{' paper, % |' if is_papers else ''} test loss | kB | steps | s |",
-        "| --- " * (7 if is_papers else 6) + "|",
-    ]
-
-    def row(stage, accuracy, loss, size, steps, seconds):
-        name = "float" if stage in ("pretrain", "float, as given") else stage
-        paper = [str(PAPER.get(name, "-"))] if is_papers else []
-        cells = (name, f"{100 * accuracy:.2f}", *paper, loss, f"{size / 1e3:,.0f}", steps, seconds)
-        lines.append(f"| {' | '.join(cells)} |")
-
-    for r in experiment.results:
-        row(
-            r["stage"],
-            r["test_accuracy"],
-            f"{r['test_loss']:.3f}",
-            r["bytes"],
-            str(r["steps"]),
-            f"{r['seconds']:.0f}",
+        training_run.write_file(
+            out_dir / "curves.png", efficientnet_results.curves(experiment.log.rows).savefig
         )
-    if experiment.export:
-        e = experiment.export
-        size = experiment.results[-1]["bytes"]
-        row(f"folded, {e['examples']} images", e["folded"], "-", size, "-", "-")
-        row(f".tflite, {e['examples']} images", e["file"], "-", e["bytes"], "-", "-")
-        lines += [
-            "",
-            f"On these {e['examples']} images the file gives the class of the folded network on "
-            f"{e['file_as_folded']:.2%}, and that of the training graph on "
-            f"{e['file_as_trained']:.2%}; {e['proof']['compared']:,} codes compared, "
-            f"{e['proof']['mismatches']} differ from the simulation.",
-        ]
-    if is_papers:
-        lines += ["", f"The paper's other methods, {PAPER_TEACHERS}."]
-    return "\n".join(lines)
-
-
-def curves(rows):
-    """Returns a figure with the figures of the log over the steps, a colour per stage."""
-    figure = Figure(figsize=(13, 8), layout="constrained")
-    panels = {
-        "task_loss": "task loss in training",
-        "distillation_loss": "distillation loss",
-        "accuracy": "accuracy in training",
-        "val_accuracy": "test accuracy",
-        "teacher_accuracy": "accuracy at 8-bit activations",
-        "learning_rate": "learning rate",
-    }
-    names = list(dict.fromkeys(row["stage"] for row in rows))
-    for axes, (name, title) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
-        for number, stage in enumerate(names):
-            points = [
-                (row["step"], row.get(name, row["loss"] if name == "task_loss" else None))
-                for row in rows
-                if row["stage"] == stage
-            ]
-            points = [point for point in points if point[1] is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), f"C{number}.-", label=stage)
-        axes.set(title=title, xlabel="step of the stage")
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-    return figure
+    print(f"\nWrote the results, models, curves.png and TensorBoard's events to {out_dir}")
 
 
 if __name__ == "__main__":
