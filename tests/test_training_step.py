@@ -511,8 +511,7 @@ def test_step_is_traced_once_though_keras_makes_metrics_on_first_use(outputs, mo
 def test_metrics_keep_what_they_have_counted_when_a_step_is_traced_again():
     x, y = data(examples=20)
     model = compiled(two_output_model(), metrics={"a": ["accuracy"], "b": []}, jit_compile=False)
-    model.training_plan()
-    step = tf.function(model.train_step, autograph=False)
+    step = tf.function(model.train_step, autograph=False)  # as in a training loop of one's own
     for part in (slice(12), slice(12, 20)):
         step((x[part], {"a": y[part], "b": y[part]}))
     counts = [float(v.value) for v in model.metrics_variables if v.path.endswith("count")]

@@ -14,6 +14,8 @@ from speq_keras.training.step import student, teachers, track
 def train_step(model, data):
     """Runs one step on a batch and returns the metrics."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    with tf.init_scope():  # the plan is found once, by code that cannot be traced
+        model.training_plan()
     make_metrics(model, x, y, sample_weight)
     teacher_logits = teachers(model, x, y, sample_weight)
     with tf.GradientTape() as tape:
