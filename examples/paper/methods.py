@@ -87,8 +87,8 @@ def apprentice_c(lab, cell):
 
 def qkd(lab, cell, *, temperature=TEMPERATURE):
     """Co-studying and tutoring take half of the steps each."""
-    both, _ = lab.train_together(cell, speq_keras.CoStudy, share=0.5, temperature=temperature)
-    return lab.continue_from(
+    both, first = lab.train_together(cell, speq_keras.CoStudy, share=0.5, temperature=temperature)
+    model, figures = lab.continue_from(
         both.student,
         cell,
         share=0.5,
@@ -97,6 +97,9 @@ def qkd(lab, cell, *, temperature=TEMPERATURE):
         teacher=both.teacher,
         temperature=temperature,
     )
+    for name in ("steps", "seconds"):
+        figures[name] += first[name]
+    return model, figures
 
 
 METHODS = {

@@ -312,10 +312,9 @@ class Laboratory:
         return model
 
     def binding(self, cell):
-        """Returns what a finished cell depends on."""
-        settings = {**dataclasses.asdict(self.scale), **dataclasses.asdict(cell)}
-        settings["options"] = [list(option) for option in cell.options]
-        return {**settings, "float_weights": FLAGS.float_weights}
+        """Returns what a finished cell depends on, beside what `train` checks."""
+        options = [list(option) for option in cell.options]
+        return dataclasses.asdict(cell) | {"options": options}
 
     def name_of(self, cell):
         return f"{self.dataset}_{cell.model}_{cell.widths.replace('/', '')}_{cell.quantizer}"
@@ -384,12 +383,13 @@ class Laboratory:
         """Trains a copy of a quantized model with a method; the last `share` of a cell's steps."""
         copy = self.wrap(cell, self.build(cell.model), **arguments)
         copy.set_weights(model.get_weights())
+        done = round((1 - share) * self.scale.epochs * self.steps_per_epoch)
         figures = self.train(
             copy,
             self.cell_folder / "last",
             epochs=self.scale.epochs,
             learning_rate=self.scale.learning_rate,
-            first_step=self.first_step_after("retrain"),
+            first_step=self.first_step_after("retrain") + done,
             share=share,
             loss_weight=loss_weight,
         )
@@ -465,6 +465,8 @@ class Laboratory:
             model, self.scale.optimizer, learning_rate, pieces * steps_per_piece, loss_weight
         )
         fixed = [array[: self.scale.batch_size] for array in self.first_images]
+        settings = dataclasses.asdict(self.scale) | {"float_weights": FLAGS.float_weights}
+        training_run.check_same_flags(folder / "flags.json", settings, flag="--out_dir")
         path = folder / "figures.json"
         before = None if path.exists() else loss_on(model, *fixed)
         start = time.perf_counter()
