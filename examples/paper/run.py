@@ -230,9 +230,12 @@ def chosen_cells(number):
         if model:
             changes["model"] = model
             changes["teacher"] = cell.teacher and teacher_of(model)
-        # Two networks of a table become one.
-        replaced.setdefault(dataclasses.replace(cell, **changes, paper=None), cell.paper)
-    return [dataclasses.replace(cell, paper=paper) for cell, paper in replaced.items()]
+        replaced.setdefault(dataclasses.replace(cell, **changes, paper=None), []).append(cell.paper)
+    # Where one network stands for several, no number of the paper stands beside it.
+    return [
+        dataclasses.replace(cell, paper=papers[0] if len(papers) == 1 else None)
+        for cell, papers in replaced.items()
+    ]
 
 
 def teacher_of(model):
