@@ -82,6 +82,7 @@ def curves(rows):
                 axes.plot(*zip(*points, strict=True), f"C{number}.-", label=stage)
         axes.set(title=title, xlabel="step of the stage")
         axes.grid(alpha=0.3)
+        axes.set_visible(bool(axes.lines))
         if axes.lines:
             axes.legend()
     return figure
