@@ -58,31 +58,31 @@ def table(experiment):
     return "\n".join(lines)
 
 
+PANELS = {
+    "task_loss": "task loss in training",
+    "accuracy": "accuracy in training",
+    "val_accuracy": "test accuracy",
+    "learning_rate": "learning rate",
+    "distillation_loss": "distillation loss",
+    "teacher_accuracy": "accuracy at 8-bit activations",
+}
+
+
 def curves(rows):
     """Returns a figure with the figures of the log over the steps, a colour per stage."""
-    figure = Figure(figsize=(13, 8), layout="constrained")
-    panels = {
-        "task_loss": "task loss in training",
-        "distillation_loss": "distillation loss",
-        "accuracy": "accuracy in training",
-        "val_accuracy": "test accuracy",
-        "teacher_accuracy": "accuracy at 8-bit activations",
-        "learning_rate": "learning rate",
-    }
-    names = list(dict.fromkeys(row["stage"] for row in rows))
-    for axes, (name, title) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
-        for number, stage in enumerate(names):
+    rows = [{"task_loss": row["loss"], **row} for row in rows]
+    panels = [name for name in PANELS if any(name in row for row in rows)]
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    columns = -(-len(panels) // 2)
+    figure = Figure(figsize=(4.3 * columns, 7), layout="constrained")
+    for axes, name in zip(figure.subplots(2, columns).flat, panels, strict=False):
+        for number, stage in enumerate(stages):
             points = [
-                (row["step"], row.get(name, row["loss"] if name == "task_loss" else None))
-                for row in rows
-                if row["stage"] == stage
+                (row["step"], row[name]) for row in rows if row["stage"] == stage and name in row
             ]
-            points = [point for point in points if point[1] is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), f"C{number}.-", label=stage)
-        axes.set(title=title, xlabel="step of the stage")
+        axes.set(title=PANELS[name], xlabel="step of the stage")
         axes.grid(alpha=0.3)
-        axes.set_visible(bool(axes.lines))
-        if axes.lines:
-            axes.legend()
+        axes.legend()
     return figure
