@@ -13,8 +13,8 @@ import pytest
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 
-def run(program, *arguments, cwd):
-    """Runs an example and returns (exit status, what it printed)."""
+def run(program, *arguments, cwd, timeout=500):
+    """Runs an example for so many seconds at most; returns (exit status, what it printed)."""
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / program), *arguments],
@@ -22,7 +22,7 @@ def run(program, *arguments, cwd):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=timeout,
         check=False,
     )
     return done.returncode, done.stdout + done.stderr

@@ -178,6 +178,7 @@ def test_under_a_sure_teacher_the_gradient_is_q_times_one_minus_q():
 
 # ---- the harness -------------------------------------------------------------------------------
 
+pytestmark = pytest.mark.timeout(1500)  # the fixture trains 28 cells, five minutes of a core
 CELLS = ("1:*", "2:*", "3:*", "4:QKD", "5:qil", "6:AP", "7:AP*A")
 
 

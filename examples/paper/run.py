@@ -584,7 +584,8 @@ def greedy_picture(laboratory, on):
         **on, row="greedy", model="FiveLayerCNN", options=tables.options(draw="greedy")
     )
     images, labels = laboratory.first_images
-    batches = [(images[i : i + 32], labels[i : i + 32]) for i in range(0, 320, 32)]
+    count = 4 if FLAGS.scale == "short" else 20
+    batches = [(images[i : i + 32], labels[i : i + 32]) for i in range(0, 32 * count, 32)]
     laboratory.observers = [figures.GreedyPicks(batches)]
     result = laboratory.run(cell)
     rows = training_run.Log(laboratory.cell_folder / "last" / "log.jsonl").rows
