@@ -176,8 +176,7 @@ def main(_):
         devices.divide_cpu(FLAGS.logical_devices)
     if FLAGS.num_processes > 1:
         devices.join_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    out_dir = pathlib.Path(FLAGS.out_dir).expanduser()
-    out_dir.mkdir(parents=True, exist_ok=True)
+    out_dir = training_run.make_folder(FLAGS.out_dir)
     checkpoint_dir = pathlib.Path(FLAGS.checkpoint_dir or out_dir / "checkpoints").expanduser()
     binding = {name: value for name, value in own_flags(__name__).items() if name not in FREE_FLAGS}
     if FLAGS.checkpoint_dir:

@@ -45,6 +45,16 @@ def write_file(path, write):
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(path):
+    """Makes a folder, with those above it, and returns its path; or ends the program."""
+    path = pathlib.Path(path).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"The folder {path} could not be made ({error}). Pass another.") from None
+    return path
+
+
 def check_same_flags(path, binding, *, flag="--checkpoint_dir"):
     """Ends the program if the checkpoints were made with other flags: nobody could read the mix.
 
@@ -65,7 +75,7 @@ def check_same_flags(path, binding, *, flag="--checkpoint_dir"):
                 f"The checkpoints in {path.parent} were made with {' '.join(changed)}. "
                 f"Pass the same flags again, or another {flag}."
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_file(path, lambda temporary: temporary.write_text(json.dumps(binding, indent=1)))
 
 

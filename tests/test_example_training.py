@@ -124,6 +124,14 @@ def test_sigterm_ends_the_run_between_two_steps_and_says_how_to_go_on(tmp_path):
     assert [path.name for path in (tmp_path / "stage").iterdir()] == ["00000001.npz"]
 
 
+def test_a_folder_that_cannot_be_made_ends_the_program_with_a_sentence(tmp_path):
+    import training_run
+
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="file/a could not be made .*Pass another"):
+        training_run.check_same_flags(tmp_path / "file" / "a" / "flags.json", {})
+
+
 def test_a_line_of_the_log_that_was_cut_off_is_dropped(tmp_path):
     import training_run
 
