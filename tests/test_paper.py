@@ -185,14 +185,10 @@ CELLS = ("1:*", "2:*", "3:*", "4:QKD", "5:qil", "6:AP", "7:AP*A")
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("paper")
-    arguments = ("--model=FiveLayerCNN", "--out_dir=out", "--figure=2a")
-    status, text = run(
-        "paper/run.py",
-        "--table=1,2,3,4,5,6,7",
-        f"--cells={','.join(CELLS)}",
-        *arguments,
-        cwd=folder,
-    )
+    arguments = ("paper/run.py", "--model=FiveLayerCNN", "--out_dir=out")
+    cells = f"--cells={','.join(CELLS)}"
+    tables = "--table=1,2,3,4,5,6,7"
+    status, text = run(*arguments, tables, cells, "--figure=2a", cwd=folder, timeout=1200)
     assert status == 0, text
     again, text_again = run(*arguments, "--table=3", cwd=folder)
     assert again == 0, text_again
