@@ -99,6 +99,7 @@ def qkd(lab, cell, *, temperature=TEMPERATURE):
     )
     for name in ("steps", "seconds"):
         figures[name] += first[name]
+    figures["loss_on_a_fixed_batch"][0] = first["loss_on_a_fixed_batch"][0]
     return model, figures
 
 
