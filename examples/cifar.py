@@ -130,8 +130,7 @@ def main(_):
             name: value for name, value in own_flags(__name__).items() if name not in FREE_FLAGS
         }
         training_run.check_same_flags(pathlib.Path(FLAGS.checkpoint_dir) / "flags.json", binding)
-    out_dir = pathlib.Path(FLAGS.out_dir).expanduser()
-    out_dir.mkdir(parents=True, exist_ok=True)
+    out_dir = training_run.make_folder(FLAGS.out_dir)
     try:
         data = cifar_data.load(
             FLAGS.data_dir,

@@ -71,8 +71,7 @@ def main(_):
     if is_short:
         set_defaults(SHORT_RUN)
     check_flags(is_short)
-    out_dir = pathlib.Path(FLAGS.out_dir).expanduser()
-    out_dir.mkdir(parents=True, exist_ok=True)
+    out_dir = training_run.make_folder(FLAGS.out_dir)
     try:
         if is_short:
             print("This is the short form: from the digits 0 to 4 to the digits 5 to 9.\n")
