@@ -68,21 +68,17 @@ def apprentice_a(lab, cell):
 
 
 def apprentice_b(lab, cell):
-    return lab.train_from_float(
-        cell,
-        distillation=None,
-        teacher=lab.float_network(cell, cell.teacher),
-        temperature=1.0,
-    )
+    return lab.train_from_float(cell, **frozen_teacher(lab, cell))
 
 
 def apprentice_c(lab, cell):
-    return lab.continue_from_retrained(
-        cell,
-        distillation=None,
-        teacher=lab.float_network(cell, cell.teacher),
-        temperature=1.0,
-    )
+    return lab.continue_from_retrained(cell, **frozen_teacher(lab, cell))
+
+
+def frozen_teacher(lab, cell):
+    """Returns the arguments of `wrap` for Apprentice's schemes B and C."""
+    teacher = lab.float_network(cell, cell.teacher)
+    return {"distillation": None, "teacher": teacher, "temperature": 1.0}
 
 
 def qkd(lab, cell, *, temperature=TEMPERATURE):

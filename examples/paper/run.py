@@ -8,7 +8,7 @@
 Three stages, as in the paper: a float network; the same retrained with quantizers; then every cell
 goes on from the retrained network for the same number of steps, the row `retrain` too, which is the
 control. Prints the table with the paper's numbers beside ours. Every stage and cell has a folder in
-`--out_dir` with its model, its figures and its checkpoints: what is finished is not trained again,
+`--out_dir` with its figures and its last checkpoint: what is finished is not trained again,
 and a run that was killed goes on where it was. The test images choose nothing.
 
 `--scale=short` shows that every cell runs, on scikit-learn's digits: its accuracies mean nothing.
@@ -172,7 +172,7 @@ def main(_):
         out_dir / f"results_{FLAGS.scale}.json",
         lambda path: path.write_text(json.dumps(content, indent=1)),
     )
-    print(f"Wrote models, figures and results_{FLAGS.scale}.json to {out_dir}")
+    print(f"Wrote checkpoints, figures and results_{FLAGS.scale}.json to {out_dir}")
 
 
 # Flags.
