@@ -14,6 +14,7 @@ import speq_keras
 from speq_keras import quantizers
 from speq_keras.export.folding import Grid, Weights
 from speq_keras.export.folding.weights import NotOnGridError, codes_of, finish
+from speq_keras.export.reference import run_steps
 
 # float32 products: a few units in the last place of the largest value.
 CLOSE = 1e-6
@@ -411,3 +412,39 @@ def test_tensorflow_pads_as_the_arithmetic_of_these_tests_says():
                     np.pad(x, ((0, 0), (before, after), (0, 0))), weights, stride, "valid"
                 )
                 np.testing.assert_allclose(same, valid, rtol=0, atol=1e-5)
+
+
+# ---- the folded network in float ---------------------------------------------------------------
+
+
+def test_a_million_results_are_rounded_to_their_nearest_codes():
+    keras.utils.set_random_seed(3)
+    x = keras.Input((64,))
+    y = layers.Dense(64, name="first")(x)
+    model = speq_keras.wrap(keras.Model(x, layers.Dense(4)(y)), w_bits=8, a_bits=8)
+    data = np.random.default_rng(4).normal(0, 1, (16_384, 64)).astype("float32")
+    model.calibrate(data[:512], verbose=0)
+    folded = speq_keras.fold(model)
+    step = step_of(folded, "first")
+    _, found = run_steps(folded.steps, [data], keep=True)
+
+    source, grid = step.inputs[0].grid, step.output.grid
+    codes = np.rint(data / np.float64(source.scale)).clip(source.low, source.high)
+    unit = np.float64(source.scale) * step.weights.scale
+    exact = codes @ step.weights.codes.astype("float64") * unit + step.weights.rounded_bias
+    wanted = np.rint(exact / np.float64(grid.scale)).clip(grid.low, grid.high)
+    np.testing.assert_array_equal(np.rint(found[step.name] / grid.scale), wanted)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_a_network_trained_in_mixed_precision_is_exported(policy, tmp_path):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model, _, data = built(ORDERS["conv, norm, relu"])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    # The training graph rounds to 16 bits between its nodes: the folded network is the reference.
+    report = model.export_tflite(tmp_path / "m.tflite", data=data)
+    assert report.proof.mismatches == report.proof.outside == 0
+    trained = [wrapper.layer for wrapper in model.layers if hasattr(wrapper, "layer")]
+    assert {layer.compute_dtype for layer in trained} == {policy.removeprefix("mixed_")}

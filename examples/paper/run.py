@@ -74,47 +74,42 @@ class Scale:
     learning_rate: float
 
 
-SCALES = {
-    "short": Scale(
-        dataset="digits",
-        model=None,
-        image_size=32,
-        train_examples=512,
-        batch_size=32,
-        pretrain_epochs=4,
-        retrain_epochs=1,
-        epochs=1,
-        optimizer="adam",
-        pretrain_learning_rate=2e-3,
-        learning_rate=1e-3,
-    ),
-    "cpu": Scale(
-        dataset="cifar10",
-        model="ResNet8",
-        image_size=32,
-        train_examples=5_000,
-        batch_size=128,
-        pretrain_epochs=60,
-        retrain_epochs=20,
-        epochs=20,
-        optimizer="sgd",
-        pretrain_learning_rate=0.1,
-        learning_rate=0.02,
-    ),
-    "full": Scale(
-        dataset=None,
-        model=None,
-        image_size=32,
-        train_examples=None,
-        batch_size=128,
-        pretrain_epochs=100,
-        retrain_epochs=60,
-        epochs=60,
-        optimizer="sgd",
-        pretrain_learning_rate=0.1,
-        learning_rate=0.02,
-    ),
-}
+SHORT = Scale(
+    dataset="digits",
+    model=None,
+    image_size=32,
+    train_examples=512,
+    batch_size=32,
+    pretrain_epochs=4,
+    retrain_epochs=2,
+    epochs=2,
+    optimizer="adam",
+    pretrain_learning_rate=2e-3,
+    learning_rate=1e-3,
+)
+CPU = Scale(
+    dataset="cifar10",
+    model="ResNet8",
+    image_size=32,
+    train_examples=2_500,
+    batch_size=128,
+    pretrain_epochs=80,
+    retrain_epochs=20,
+    epochs=20,
+    optimizer="sgd",
+    pretrain_learning_rate=0.1,
+    learning_rate=0.02,
+)
+FULL = dataclasses.replace(
+    CPU,
+    dataset=None,
+    model=None,
+    train_examples=None,
+    pretrain_epochs=100,
+    retrain_epochs=60,
+    epochs=60,
+)
+SCALES = {"short": SHORT, "cpu": CPU, "full": FULL}
 
 flags.DEFINE_list("table", None, "The tables to run: some of 1 to 7 and 9; default 2.")
 flags.DEFINE_list("figure", [], "The figures to draw: some of 2a, 2b, 3.")
@@ -287,6 +282,7 @@ class Laboratory:
         self.dataset = dataset
         self.seed = seed
         self.scale = scale()
+        self.settings = dataclasses.asdict(self.scale) | {"float_weights": FLAGS.float_weights}
         self.folder = pathlib.Path(FLAGS.out_dir).expanduser() / FLAGS.scale / f"seed{seed}"
         self.test = data.test_batches(batch_size=256)
         self.first_images = first_training_examples(data, 1_000)
@@ -295,13 +291,15 @@ class Laboratory:
         self.observers = []  # of cells, see `training_run.Pieces`
 
     def run(self, cell):
-        """Returns the figures of a cell, from its file if it is finished."""
-        name = f"table{cell.table}/{self.name_of(cell)}_{slug(cell.row)}"
-        path = self.folder / name / "figures.json"
-        self.cell_folder = path.parent
-        training_run.check_same_flags(
-            path.parent / "flags.json", self.binding(cell), flag="--out_dir"
-        )
+        """Returns the figures of a cell, from its file if it is finished.
+
+        Cells of several tables that train the same share a folder.
+        """
+        what = [cell.method, *(f"{name}={value}" for name, value in cell.options)]
+        what += [cell.teacher] if cell.teacher else []
+        self.cell_folder = self.folder / "cells" / slug("_".join([self.name_of(cell), *what]))
+        path = self.cell_folder / "figures.json"
+        self.check_settings(self.cell_folder)
         if path.exists():
             return json.loads(path.read_text())
         print(f"\nTable {cell.table}, seed {self.seed}: {cell.model}, {cell.widths}, {cell.row}")
@@ -309,15 +307,14 @@ class Laboratory:
         write_json(path, figures)
         return figures
 
+    def check_settings(self, folder):
+        """Ends the program if the folder's figures come from another scale."""
+        training_run.check_same_flags(folder / "flags.json", self.settings, flag="--out_dir")
+
     def finished(self, cell):
         """Returns the model of a cell that `run` has finished."""
         model, _ = methods.train(self, cell)  # from its last checkpoint
         return model
-
-    def binding(self, cell):
-        """Returns what a finished cell depends on, beside what `train` checks."""
-        options = [list(option) for option in cell.options]
-        return dataclasses.asdict(cell) | {"options": options}
 
     def name_of(self, cell):
         return f"{self.dataset}_{cell.model}_{cell.widths.replace('/', '')}_{cell.quantizer}"
@@ -463,13 +460,12 @@ class Laboratory:
             loss_weight: Factor of the whole loss.
         """
         steps = max(1, round(share * epochs * self.steps_per_epoch))
-        pieces, steps_per_piece = training_run.whole_pieces(steps, -(-steps // 5))
+        pieces, steps_per_piece = training_run.whole_pieces(steps, max(16, -(-steps // 4)))
         compile_model(
             model, self.scale.optimizer, learning_rate, pieces * steps_per_piece, loss_weight
         )
         fixed = [array[: self.scale.batch_size] for array in self.first_images]
-        settings = dataclasses.asdict(self.scale) | {"float_weights": FLAGS.float_weights}
-        training_run.check_same_flags(folder / "flags.json", settings, flag="--out_dir")
+        self.check_settings(folder)
         path = folder / "figures.json"
         before = None if path.exists() else loss_on(model, *fixed)
         start = time.perf_counter()
