@@ -317,7 +317,7 @@ def fit(
         model: A compiled Keras model.
         stage: Name of the stage.
         batches: Function of the number of a step; returns endless batches from that step on.
-        test_batches: Batches to validate on at the end of each epoch.
+        test_batches: Batches to validate on at the end of each epoch, or None.
         epochs: Passes over the training images.
         steps_per_epoch: Steps of one pass; see `whole_pieces`.
         checkpoint_steps: Most steps between two checkpoints, or None: one per epoch.

@@ -93,9 +93,9 @@ CPU = Scale(
     image_size=32,
     train_examples=2_500,
     batch_size=128,
-    pretrain_epochs=80,
-    retrain_epochs=20,
-    epochs=20,
+    pretrain_epochs=60,
+    retrain_epochs=15,
+    epochs=15,
     optimizer="sgd",
     pretrain_learning_rate=0.1,
     learning_rate=0.02,
@@ -475,7 +475,7 @@ class Laboratory:
             lambda step: self.data.training_batches(
                 first_step + step, batch_size=self.scale.batch_size, seed=self.seed
             ),
-            self.test,
+            None,
             epochs=pieces,
             steps_per_epoch=steps_per_piece,
             checkpoint_steps=None,
