@@ -135,7 +135,7 @@ def plain_functional(model):
         return keras.Model(model.input, model.output, name=model.name)
 
 
-def read_graph(model):
+def read_graph(model, expand=None):
     """Reads the graph of a Functional or built Sequential model.
 
     Nested models are flattened: the layers of a model `outer` used inside are named `outer.inner`
@@ -143,76 +143,153 @@ def read_graph(model):
 
     Args:
         model: The model; it is not changed.
+        expand: Function of a name, a layer or operation, and the args and kwargs of its call, with
+            a `KerasTensor` for each tensor: returns None, or a model to flatten in its place and
+            the tensors that it reads. See `composite.expand`.
 
     Returns:
         A `Graph` whose nodes hold the model's own layers.
     """
     graph = Graph(name=model.name)
+    reader = _Reader(graph, expand)
     ends = plain_functional(model)
     inputs = tree.map_structure(
         lambda x: graph.add_tensor(x.shape, x.dtype, name=x.name), ends.input
     )
     graph.inputs = inputs
-    graph.outputs = _inline(graph, model, inputs, prefix="", training=None)
+    graph.outputs = reader.inline(model, inputs, _Name(""), training=None)
     return graph
 
 
-def _inline(graph, model, inputs, prefix, training):
-    """Appends the nodes of `model` on `inputs`; returns its outputs, a structure of `Ref`s."""
-    if isinstance(model, keras.Sequential):
-        return _inline_sequential(graph, model, inputs, prefix, training)
-    plain = plain_functional(model)
-    config = _config_of(plain)
-    operations = {operation.name: operation for operation in plain.operations}
-    values = {}
-    input_keys = _tensor_keys(config["input_layers"])
-    for key, ref in zip(input_keys, tree.flatten(inputs), strict=True):
-        values[key] = ref
-    waiting = []
-    for layer in config["layers"]:
-        operation = operations[layer["name"]]
-        for call, data in enumerate(layer["inbound_nodes"]):
-            waiting.append((operation, call, data))
-    while waiting:
-        later = []
-        for operation, call, data in waiting:
-            keys = _keys_in(data)
-            if any(key not in values for key in keys):
-                later.append((operation, call, data))
-                continue
-            args = _fill_in(data["args"], values)
-            kwargs = _fill_in(data["kwargs"], values)
-            outputs = _append(graph, operation, args, kwargs, prefix, training)
-            for index, ref in enumerate(outputs):
-                values[(operation.name, call, index)] = ref
-        if len(later) == len(waiting):
-            raise ValueError(f"The graph of model '{model.name}' has nodes that cannot be reached.")
-        waiting = later
-    # Only in the list of outputs does Keras count the call that defines a nested Functional.
-    nested = {
-        name for name, op in operations.items() if is_functional(op) and not _is_sequential(op)
-    }
-    return _map_keys(config["output_layers"], values, nested)
+class _Name:
+    """Names the layers and operations of a model that is flattened into another one."""
+
+    def __init__(self, prefix):
+        self.prefix = prefix
+
+    def __call__(self, operation):
+        return self.prefix + operation.name
 
 
-def _inline_sequential(graph, model, inputs, prefix, training):
-    value = tree.flatten(inputs)[0]
-    for layer in model.layers:
-        (value,) = _append(graph, layer, [value], {}, prefix, training)
-    return value
+class _NameInside(_Name):
+    """Names what is inside a composite layer.
+
+    Keras numbers names that nobody gave through the whole process; these begin anew in each layer,
+    so that the same model has the same names whenever it is made.
+    """
+
+    def __init__(self, prefix):
+        super().__init__(prefix)
+        self.given = {}
+        self.taken = Names()
+
+    def __call__(self, operation):
+        if id(operation) not in self.given:
+            name = operation.name.rstrip("0123456789").removesuffix("_")
+            is_automatic = name.replace("_", "") == type(operation).__name__.lower()
+            name = self.taken.unique(name if is_automatic else operation.name)
+            self.given[id(operation)] = (operation, name)  # the object keeps its id its own
+        return self.prefix + self.given[id(operation)][1]
 
 
-def _append(graph, operation, args, kwargs, prefix, training):
-    """Appends one call, flattened if it is a call of a model; returns a flat list of `Ref`s."""
-    if is_functional(operation):
-        training = kwargs.get("training") if kwargs.get("training") is not None else training
-        inputs = args[0] if args else kwargs["inputs"]
-        outputs = _inline(graph, operation, inputs, f"{prefix}{operation.name}.", training)
-        return tree.flatten(outputs)
-    if training is not None and kwargs.get("training") is None and _takes_training(operation):
-        kwargs = {**kwargs, "training": training}
-    specs = output_specs(graph, operation, args, kwargs)
-    return graph.add_node(operation, prefix + operation.name, args, kwargs, specs)
+class _Reader:
+    def __init__(self, graph, expand):
+        self.graph = graph
+        self.expand = expand
+        self.masked = set()  # tensors that carry a mask which no argument shows
+
+    def inline(self, model, inputs, name_of, training):
+        """Appends the nodes of `model` on `inputs`; returns its outputs, a structure of `Ref`s."""
+        if isinstance(model, keras.Sequential):
+            return self.inline_sequential(model, inputs, name_of, training)
+        plain = plain_functional(model)
+        config = _config_of(plain)
+        operations = {operation.name: operation for operation in plain.operations}
+        values = {}
+        input_keys = _tensor_keys(config["input_layers"])
+        for key, ref in zip(input_keys, tree.flatten(inputs), strict=True):
+            values[key] = ref
+        waiting = []
+        for layer in config["layers"]:
+            operation = operations[layer["name"]]
+            for call, data in enumerate(layer["inbound_nodes"]):
+                waiting.append((operation, call, data))
+        while waiting:
+            later = []
+            for operation, call, data in waiting:
+                keys = _keys_in(data)
+                if any(key not in values for key in keys):
+                    later.append((operation, call, data))
+                    continue
+                args = _fill_in(data["args"], values)
+                kwargs = _fill_in(data["kwargs"], values)
+                outputs = self.append(operation, args, kwargs, name_of, training)
+                for index, ref in enumerate(outputs):
+                    values[(operation.name, call, index)] = ref
+            if len(later) == len(waiting):
+                raise ValueError(
+                    f"The graph of model '{model.name}' has nodes that cannot be reached."
+                )
+            waiting = later
+        # Only in the list of outputs does Keras count the call that defines a nested Functional.
+        nested = {
+            name for name, op in operations.items() if is_functional(op) and not _is_sequential(op)
+        }
+        return _map_keys(config["output_layers"], values, nested)
+
+    def inline_sequential(self, model, inputs, name_of, training):
+        value = tree.flatten(inputs)[0]
+        for layer in model.layers:
+            (value,) = self.append(layer, [value], {}, name_of, training)
+        return value
+
+    def append(self, operation, args, kwargs, name_of, training):
+        """Appends one call, flattened if it is a call of a model; returns a flat list of `Ref`s."""
+        name = name_of(operation)
+        if is_functional(operation):
+            training = kwargs.get("training") if kwargs.get("training") is not None else training
+            inputs = args[0] if args else kwargs["inputs"]
+            return tree.flatten(self.inline(operation, inputs, _Name(f"{name}."), training))
+        if training is not None and kwargs.get("training") is None and _takes_training(operation):
+            kwargs = {**kwargs, "training": training}
+        inside = self.expanded(operation, name, args, kwargs)
+        if inside is not None:
+            model, inputs = inside
+            # The parts of an operation inside a layer are named like its neighbours.
+            is_part = isinstance(name_of, _NameInside) and not isinstance(
+                operation, keras.layers.Layer
+            )
+            name_of = name_of if is_part else _NameInside(f"{name}.")
+            return tree.flatten(self.inline(model, inputs, name_of, None))
+        specs = output_specs(self.graph, operation, args, kwargs)
+        outputs = self.graph.add_node(operation, name, args, kwargs, specs)
+        if _makes_mask(operation) or self.reads_mask(args, kwargs):
+            self.masked.update(ref.index for ref in outputs)
+        return outputs
+
+    def reads_mask(self, args, kwargs):
+        return any(ref.index in self.masked for ref in _refs((args, kwargs)))
+
+    def expanded(self, operation, name, args, kwargs):
+        """Returns `(model, its inputs as Refs)` of what `expand` makes of a call, or None."""
+        if self.expand is None or self.reads_mask(args, kwargs):  # inside, the mask would be lost
+            return None
+        refs = {}
+
+        def symbolic(leaf):
+            if not isinstance(leaf, Ref):
+                return leaf
+            tensor = self.graph.tensors[leaf.index]
+            known = keras.KerasTensor(tensor.shape, dtype=tensor.dtype)
+            refs[id(known)] = (known, leaf)
+            return known
+
+        args, kwargs = tree.map_structure(symbolic, (args, kwargs))
+        result = self.expand(name, operation, args, kwargs)
+        if result is None:
+            return None
+        model, tensors = result
+        return model, [refs[id(tensor)][1] for tensor in tensors]
 
 
 def output_specs(graph, operation, args, kwargs):
@@ -227,6 +304,10 @@ def output_specs(graph, operation, args, kwargs):
     args, kwargs = tree.map_structure(symbolic, (args, kwargs))
     outputs = operation.compute_output_spec(*args, **kwargs)
     return [(x.shape, x.dtype) for x in tree.flatten(outputs)]
+
+
+def _makes_mask(operation):
+    return isinstance(operation, keras.layers.Masking) or getattr(operation, "mask_zero", False)
 
 
 def _is_sequential(operation):

@@ -13,6 +13,7 @@ from keras import ops, tree
 
 from speq_keras import batch_norm, calibration, reporting, training
 from speq_keras._checks import check_bits, describe
+from speq_keras.composite import expander
 from speq_keras.graph import deep_graphs, is_functional, read_graph, weights_changed
 from speq_keras.layers import QuantizedLayer, weight_quantizers
 from speq_keras.processes import path_to_write
@@ -445,7 +446,8 @@ class SPEQModel(keras.Model):
         model = self._bare_float_model()
         for mine, theirs in self._weight_pairs(model):
             theirs.assign(ops.copy(mine.value))
-        weights_changed(node.operation for node in read_graph(model).nodes)
+        expand = expander(lambda name, layer: False)
+        weights_changed(node.operation for node in read_graph(model, expand).nodes)
         return model
 
     def load_float_weights(self, source):
@@ -492,7 +494,9 @@ class SPEQModel(keras.Model):
 
     def _weight_pairs(self, float_model):
         """Yields (variable here, variable of the float model)."""
-        nodes = read_graph(float_model).nodes
+        sources = {name for _, name, _ in self._settings.origins}
+        expand = expander(lambda name, layer: name in sources)
+        nodes = read_graph(float_model, expand).nodes
         float_layers = {node.name: node.operation for node in nodes}
         mine = {layer.name: layer for layer in self.layers}
         for name, float_name, indices in self._settings.origins:

@@ -44,6 +44,8 @@ CASES = {
     ),
     layers.Embedding: ({"input_dim": 10, "output_dim": 4}, (5,), "embeddings_regularizer"),
 }
+if hasattr(layers, "ReversibleEmbedding"):
+    CASES[layers.ReversibleEmbedding] = CASES[layers.Embedding]
 EVERY_CLASS = pytest.mark.parametrize("layer_class", CASES, ids=lambda cls: cls.__name__)
 EVERY_POLICY = pytest.mark.parametrize("policy", POLICIES)
 
@@ -87,7 +89,7 @@ def example(shape, count=4):
 
 
 def inputs_of(layer_class):
-    if layer_class is layers.Embedding:
+    if issubclass(layer_class, layers.Embedding):
         return np.array([[1, 2, 3, 4, 0], [5, 6, 7, 8, 9]])
     return example(CASES[layer_class][1])
 

@@ -7,6 +7,8 @@ from speq_keras.configs.quantize_config import QuantizeConfig
 _LAST = QuantizeConfig(weights=("kernel",), channel_axes=(-1,))
 # (height, width, channels, multiplier): a channel of the output is a pair of the last two.
 _DEPTHWISE = QuantizeConfig(weights=("kernel",), channel_axes=(-2, -1))
+# A row is looked up as a whole, so one scale for the table.
+_TABLE = QuantizeConfig(weights=("embeddings",), channel_axes=())
 # (height, width, outputs, inputs)
 _TRANSPOSED = QuantizeConfig(weights=("kernel",), channel_axes=(-2,))
 
@@ -32,8 +34,18 @@ REGISTRY = {
     layers.SeparableConv1D: QuantizeConfig(weights=("depthwise_kernel", "pointwise_kernel")),
     layers.SeparableConv2D: QuantizeConfig(weights=("depthwise_kernel", "pointwise_kernel")),
     layers.EinsumDense: _einsum_dense,
-    # A row is looked up as a whole, so one scale for the table.
-    layers.Embedding: QuantizeConfig(weights=("embeddings",), channel_axes=()),
+    layers.Embedding: _TABLE,
+}
+if hasattr(layers, "ReversibleEmbedding"):  # not in the oldest Keras that is supported
+    REGISTRY[layers.ReversibleEmbedding] = _TABLE
+
+
+# Layers of packages that need not be installed: by "package.Class".
+_ELSEWHERE = {
+    # Rows of a table of 8 bits; of what it reads it takes the shape alone.
+    "keras_hub.PositionEmbedding": QuantizeConfig(
+        weights=("position_embeddings",), channel_axes=(), w_bits=8, a_bits=None
+    ),
 }
 
 
@@ -42,5 +54,6 @@ def registered_config(layer):
 
     A subclass may compute something else with its weights, so it does not inherit the config.
     """
-    config = REGISTRY.get(type(layer))
+    cls = type(layer)
+    config = REGISTRY.get(cls) or _ELSEWHERE.get(f"{cls.__module__.split('.')[0]}.{cls.__name__}")
     return config(layer) if callable(config) else config

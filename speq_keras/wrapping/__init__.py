@@ -1,6 +1,7 @@
 """Float model in, quantized graph out.
 
     read_graph     Keras model -> plain nodes              ../graph.py
+    expander       blocks made of layers -> those layers   ../composite.py
     canonicalize   fused activations, swish, separable     canonical.py
     decide         which layer gets which width            rules.py
     place          where quantizers stand                  placement.py
@@ -12,6 +13,7 @@
 import dataclasses
 
 from speq_keras._checks import describe
+from speq_keras.composite import expander
 from speq_keras.graph import read_graph
 from speq_keras.wrapping.build import build_graph, copy_weights
 from speq_keras.wrapping.canonical import Canonical, canonicalize
@@ -43,7 +45,7 @@ def quantize_graph(model, rules):
     Returns:
         A `QuantizedGraph`.
     """
-    graph = read_graph(model)
+    graph = read_graph(model, expander(rules.names_whole))
     _check_float(graph)
     rules.check_patterns(graph.nodes)
     activations = rules.a_bits is not None

@@ -8,12 +8,14 @@ Some layers hide a tensor that integer kernels have to round, and are taken apar
     Add, Multiply of n > 2        ->  n − 1 of two
     Average of n                  ->  Add, Rescaling(1/n)
     CustomScaleLayer(s)           ->  Rescaling(s), Add         (in Keras' InceptionResNetV2)
+    x · s, x / s                  ->  Rescaling                 (folds into the layer before it)
 
 All layers are fresh copies; `origins` remembers where each one's weights come from.
 """
 
 import dataclasses
 
+import numpy as np
 from keras import layers, tree
 
 from speq_keras.graph import Graph, Names, Ref, copy_operation, output_specs
@@ -95,6 +97,9 @@ class _Rewriter:
         stays = id(operation) in self.floats or isinstance(operation, QuantizedLayer | Quantizer)
         if stays and not self.hides_logits(operation):
             return self.call(self.copy(operation, name), name, args, kwargs)
+        factor = _constant_factor(operation, args, kwargs)
+        if factor is not None:
+            return self.rescaling(factor, name, _refs_in(args, kwargs), again)
         if type(operation) in _MERGES or _is_scaled_sum(operation):
             return self.merge(operation, name, _refs_in(args, kwargs), again)
         if type(operation) in _SEPARABLE and not stays:
@@ -158,6 +163,11 @@ class _Rewriter:
         multiply = layers.Multiply(activity_regularizer=regularizer, dtype=dtype, name=name)
         (gate,) = self.call(sigmoid, sigmoid.name, [x], {})
         return self.call(multiply, name, [[x, gate]], {})
+
+    def rescaling(self, factor, name, refs, again):
+        name = self.names.unique(name) if again else name
+        dtype = self.new.tensors[refs[0].index].dtype
+        return self.call(layers.Rescaling(factor, dtype=dtype, name=name), name, refs, {})
 
     def merge(self, operation, name, refs, again):
         """Appends a sum, mean or product of any number of tensors as operations on two."""
@@ -229,6 +239,19 @@ class _Rewriter:
         count = len(operation.weights)
         self.remember(pointwise, operation, Origin(name, tuple(range(1, count))))
         return depthwise, pointwise
+
+
+def _constant_factor(operation, args, kwargs):
+    """Returns the number by which an operation multiplies one float tensor, or None."""
+    name = type(operation).__name__
+    if isinstance(operation, layers.Layer) or name not in ("Multiply", "Divide", "TrueDivide"):
+        return None
+    operands = [*args, *kwargs.values()]
+    numbers = [x for x in operands if not isinstance(x, Ref)]
+    is_by_number = len(operands) == 2 and len(numbers) == 1 and np.ndim(numbers[0]) == 0
+    if not is_by_number or (name != "Multiply" and numbers[0] is operands[0]):
+        return None
+    return float(numbers[0]) if name == "Multiply" else 1 / float(numbers[0])
 
 
 def _is_scaled_sum(operation):

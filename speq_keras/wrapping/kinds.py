@@ -3,6 +3,8 @@
     kind         reads                            makes
     -----------  -------------------------------  -------------------------------------------------
     WEIGHTED     the layer's input width          an accumulator: rounded once, behind what fuses
+    MATMUL       the target width; 8 bits of      an accumulator (attention)
+                 a softmax
     AFFINE       an accumulator that nobody else  an accumulator (BatchNormalization folds into the
                  reads, else 8 bits               convolution before it)
     RELU         an accumulator that nobody else  an accumulator (fused clipping)
@@ -29,7 +31,7 @@ from speq_keras.quantizers import ActivationQuantizer
 
 Kind = enum.Enum(
     "Kind",
-    "WEIGHTED AFFINE RELU ELEMENTWISE CARRY SAME_GRID CONCAT MEAN TABLE QUANTIZER FLOAT",
+    "WEIGHTED MATMUL AFFINE RELU ELEMENTWISE CARRY SAME_GRID CONCAT MEAN TABLE QUANTIZER FLOAT",
 )
 
 _LAYERS = {
@@ -48,6 +50,7 @@ _LAYER_KINDS = {
     getattr(layers, name): kind for kind, names in _LAYERS.items() for name in names.split()
 }
 _OPERATIONS = {
+    Kind.MATMUL: "Einsum Matmul",
     Kind.RELU: "Relu Relu6",
     Kind.ELEMENTWISE: "Add Subtract Multiply Divide TrueDivide Negative Square Absolute Abs "
     "Maximum Minimum",
@@ -63,7 +66,7 @@ _OPERATION_KINDS = {name: kind for kind, names in _OPERATIONS.items() for name i
 # Activation functions by their `__name__`.
 RELU_FUNCTIONS = {"relu", "relu6"}
 TABLE_FUNCTIONS = {
-    *("sigmoid", "tanh", "softmax", "gelu", "elu", "selu"),
+    *("sigmoid", "tanh", "softmax", "gelu", "gelu_approximate", "elu", "selu"),
     *("softplus", "hard_sigmoid", "hard_silu", "leaky_relu", "silu"),
 }
 _CALLS_THAT_END_IN_ACTIVATION = {

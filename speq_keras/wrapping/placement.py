@@ -4,7 +4,8 @@ Rules, in the order in which they are applied:
 
 1. A layer with a quantize config reads its inputs at its own width: the target width, or
    `boundary_bits` for the first and last weighted layers, or 8 bits inside squeeze-excite blocks,
-   or what its config says.
+   or what its config says. The product of two tensors (attention) reads the target width, and
+   8 bits of a softmax, which has a grid of its own.
 2. Add, Multiply, ..., means, tabulated functions and what leaves the model read 8 bits.
    BatchNormalization and ReLU read nothing of their own where they fold into the layer before
    them. Layers that stay float read what is there, and 8 bits of what integer kernels make.
@@ -145,7 +146,8 @@ def place(graph, kinds, layer_demands, quantizes_outputs):
     Args:
         graph: A canonical `Graph`.
         kinds: {id(node): Kind}.
-        layer_demands: {id(operation): Demand or None}: the input width of the weighted layers.
+        layer_demands: {id(operation): Demand or None}: the input width of weighted layers and of
+            products of two tensors.
         quantizes_outputs: Whether what leaves the model is rounded to 8 bits.
 
     Returns:
@@ -198,8 +200,11 @@ class _Placer:
     def demand(self, node, index):
         """Returns the width at which `node` reads tensor `index` (rules 1 and 2), or None."""
         kind = self.kinds[id(node)]
-        if kind is Kind.WEIGHTED:
-            return self.layer_demands.get(id(node.operation))
+        if kind in (Kind.WEIGHTED, Kind.MATMUL):
+            demand = self.layer_demands.get(id(node.operation))
+            if kind is Kind.MATMUL and demand is not None and self.has_fixed_range(index):
+                return EIGHT_BITS
+            return demand
         if kind is Kind.TABLE and not self.quantizes_outputs and self.makes_output(node):
             return None
         if kind in _READS_8_BITS:
@@ -221,7 +226,8 @@ class _Placer:
     def reads_float(self, node):
         kind = self.kinds[id(node)]
         return kind is Kind.FLOAT or (
-            kind is Kind.WEIGHTED and self.layer_demands.get(id(node.operation)) is None
+            kind in (Kind.WEIGHTED, Kind.MATMUL)
+            and self.layer_demands.get(id(node.operation)) is None
         )
 
     def is_integer(self, index):
@@ -232,6 +238,13 @@ class _Placer:
         if producer is None or self.kinds[id(producer)] in (Kind.FLOAT, Kind.QUANTIZER):
             return False
         return not self.reads_float(producer)
+
+    def has_fixed_range(self, index):
+        """Whether a tensor holds what a function with a grid of its own has made."""
+        producer = self.graph.tensors[index].producer
+        while producer is not None and self.kinds[id(producer)] in _TIES:
+            producer = self.graph.tensors[producer.inputs[0]].producer
+        return producer is not None and fixed_range(producer.operation) is not None
 
     def place_group(self, group, nonnegative):
         demands, is_read_as_float, is_rounded_for_floats = set(), False, False

@@ -24,6 +24,7 @@ from speq_keras.wrapping.placement import (
     float_tensors,
 )
 
+_PLAIN = QuantizeConfig()
 _FIXED_WIDTH_WEIGHTS = MinMax(per_channel=True)
 
 
@@ -66,6 +67,17 @@ class Rules:
             elif not isinstance(key, str) or not any(matches(key, name) for name in names):
                 raise ValueError(_no_match("configs", key, names))
 
+    def names_whole(self, name, layer):
+        """Whether the arguments speak of a composite layer itself, not of the layers in it."""
+        if any(matches(pattern, name) for pattern in self.skip):
+            return True
+        return any(
+            isinstance(layer, key)
+            if isinstance(key, type)
+            else config.weights is not None and matches(key, name)
+            for key, config in self.configs.items()
+        )
+
     def is_skipped(self, node):
         """Whether `skip` names the layer of the float model that `node` is or comes from."""
         name = (node.origin or node).name
@@ -102,7 +114,8 @@ class Decisions:
 
     Attributes:
         kinds: {id(node): Kind}.
-        demands: {id(operation): Demand or None}: the input width of every weighted layer.
+        demands: {id(operation): Demand or None}: the input width of every weighted layer and of
+            every product of two tensors.
         weights: {id(operation): {attribute: WeightQuantizer}}.
         reasons: {layer name: why it stays float}.
     """
@@ -152,6 +165,10 @@ def decide(graph, rules):
     squeeze_excite = find_squeeze_excite(graph, kinds)
     demands, weights = {}, {}
     for node in graph.nodes:
+        if kinds[id(node)] is Kind.MATMUL:
+            demands[id(node.operation)] = _demand(
+                _PLAIN, rules, rules.a_bits, rules.a_bits is not None
+            )
         config = configs.get(id(node.operation))
         if config is None or id(node.operation) in demands:
             continue

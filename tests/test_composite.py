@@ -1,0 +1,252 @@
+"""Layers made of layers: what they are taken apart into, and attention worked again in NumPy."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import speq_keras
+from speq_keras.composite import expander
+from speq_keras.graph import read_graph
+
+TIME, SIZE = 6, 8
+
+
+def take_apart(model):
+    return read_graph(model, expander(lambda name, layer: False))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Block(layers.Layer):
+    """A residual block whose inner layers have automatic names."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = layers.LayerNormalization()
+        self.wide = layers.Dense(2 * SIZE, activation="relu")
+        self.narrow = layers.Dense(SIZE)
+
+    def build(self, shape):
+        self.norm.build(shape)
+        self.wide.build(shape)
+        self.narrow.build((*shape[:-1], 2 * SIZE))
+
+    def call(self, x, training=None):
+        return x + self.narrow(self.wide(self.norm(x)))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class OwnWeight(Block):
+    def build(self, shape):
+        super().build(shape)
+        self.factor = self.add_weight(shape=(SIZE,), initializer="ones", name="factor")
+
+    def call(self, x):
+        return super().call(x) * self.factor
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Decides(Block):
+    def compute_output_shape(self, shape):
+        return shape
+
+    def call(self, x):
+        return super().call(x) if float(ops.sum(x)) >= 0 else x
+
+
+def around(layer, *more):
+    """A model with a layer between two others; `more`: functions of its input for further ones."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((TIME, SIZE), name="x")
+    y = layers.Dense(SIZE, name="first")(x)
+    y = layer(y, *(function(y) for function in more))
+    return keras.Model(x, layers.Dense(3, name="last")(y))
+
+
+def attention(**kwargs):
+    return layers.MultiHeadAttention(2, 4, name="mha", **kwargs)
+
+
+def data(count=16):
+    return np.random.default_rng(1).normal(size=(count, TIME, SIZE)).astype("float32")
+
+
+def names(graph):
+    return [node.name for node in graph.nodes]
+
+
+# ---- taking apart ------------------------------------------------------------------------------
+
+
+def test_a_block_becomes_its_layers():
+    assert names(take_apart(around(Block(name="block")))) == [
+        "first",
+        "block.layer_normalization",
+        "block.dense",
+        "block.dense_1",
+        "block.add",
+        "last",
+    ]
+
+
+def test_names_inside_do_not_depend_on_what_was_made_before():
+    first, second = (names(take_apart(around(Block(name="block")))) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("cls", [OwnWeight, Decides])
+def test_a_layer_with_weights_or_decisions_of_its_own_stays_whole(cls):
+    assert names(take_apart(around(cls(name="block")))) == ["first", "block", "last"]
+
+
+def test_a_layer_behind_an_implicit_mask_stays_whole():
+    x = keras.Input((TIME,), dtype="int32")
+    y = layers.Embedding(10, SIZE, mask_zero=True, name="table")(x)
+    model = keras.Model(x, attention()(y, y))
+    assert names(take_apart(model)) == ["table", "mha"]
+
+
+def test_of_causal_attention_the_products_stay_whole():
+    model = around(lambda y: attention()(y, y, use_causal_mask=True))
+    projections = ["mha.query", "mha.key", "mha.value"]
+    inside = [*projections, "mha.dot_product_attention", "mha.attention_output"]
+    assert sorted(names(take_apart(model))) == sorted(["first", *inside, "last"])
+
+
+def test_recurrent_layers_stay_whole():
+    assert names(take_apart(around(layers.LSTM(4, name="lstm")))) == ["first", "lstm", "last"]
+
+
+LAYERS = {
+    "block": (lambda: Block(name="block"),),
+    "attention": (attention, lambda y: y),
+    "attention with dropout": (lambda: attention(dropout=0.1), lambda y: y),
+    "attention with key, value and output sizes": (
+        lambda: attention(value_dim=3, output_shape=5),
+        lambda y: y,
+        lambda y: layers.Dense(7)(y),
+    ),
+    "masked attention": (
+        lambda: lambda y, z, m: attention()(y, z, attention_mask=m),
+        lambda y: y,
+        lambda y: ops.greater(y[:, :, :TIME], -0.5),
+    ),
+    "grouped queries": (lambda: layers.GroupQueryAttention(4, 4, 2, name="gqa"), lambda y: y),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_in_float_a_wrapped_model_computes_what_the_layer_computes(name):
+    make, *more = LAYERS[name]
+    model = around(make(), *more)
+    wrapped = speq_keras.wrap(model, a_bits=None, boundary_bits=None, distillation=None)
+    inside = [row for row in wrapped.plan().rows if "." in row.name and row.w_bits is not None]
+    assert len(inside) >= 2
+    wrapped.set_bits(weights=None)
+    np.testing.assert_allclose(wrapped(data()), model(data()), rtol=2e-5, atol=2e-5)
+
+
+def test_float_model_and_saved_model_have_the_weights_of_the_block(tmp_path):
+    model = around(Block(name="block"))
+    wrapped = speq_keras.wrap(model, 3, 3)
+    wrapped.calibrate(data(), verbose=0)
+    np.testing.assert_array_equal(wrapped.float_model()(data()), model(data()))
+    wrapped.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded.predict(data()), wrapped.predict(data()))
+    np.testing.assert_array_equal(loaded.float_model()(data()), model(data()))
+
+
+def test_skipping_a_block_leaves_it_whole():
+    model = around(Block(name="block"))
+    wrapped = speq_keras.wrap(model, skip="block")
+    assert isinstance(wrapped.get_layer("block"), Block)
+    np.testing.assert_array_equal(wrapped.float_model()(data()), model(data()))
+
+
+def test_a_config_that_names_weights_of_a_block_leaves_it_whole():
+    config = speq_keras.QuantizeConfig(weights=("wide.kernel",), channel_axes=(-1,))
+    wrapped = speq_keras.wrap(around(Block(name="block")), configs={Block: config})
+    assert wrapped.plan().row("block").w_bits == 3
+
+
+# ---- quantized attention in NumPy --------------------------------------------------------------
+
+
+def on_levels(x, alpha, bits):
+    """PACT with a sign: codes −2^(b−1) ... 2^(b−1) − 1, of which the lowest is −α."""
+    scale = alpha / 2 ** (bits - 1)
+    return np.clip(np.rint(x / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale
+
+
+def min_max(weights, bits):
+    """Whole multiples of max|w| / (2^(b−1) − 1)."""
+    scale = np.abs(weights).max() / (2 ** (bits - 1) - 1)
+    return np.rint(weights / scale) * scale
+
+
+def on_levels_by_name(model, bits):
+    """Returns a function that rounds as a PACT quantizer of the model should, by its name."""
+    quantizers = {quantizer.name: quantizer for quantizer in model.activation_quantizers}
+
+    def rounded(name, x, bits=bits):
+        return on_levels(x, float(np.asarray(quantizers[f"{name}_quantizer"].alpha)), bits)
+
+    return rounded
+
+
+def attention_in_numpy(model, x, bits, rounded, keeps=None):
+    """Vaswani et al. (2017), Section 3.2, on what leaves the layer `first`."""
+    x = rounded("first", x)
+
+    def projected(name, equation, x):
+        layer = model.get_layer(f"mha.{name}").layer
+        return np.einsum(equation, x, min_max(np.asarray(layer.kernel), bits)) + np.asarray(
+            layer.bias
+        )
+
+    query = projected("query", "bts,shd->bthd", x) / np.sqrt(4)
+    query = rounded("mha.rescaling", query)
+    key = rounded("mha.key", projected("key", "bts,shd->bthd", x))
+    value = rounded("mha.value", projected("value", "bts,shd->bthd", x))
+    scores = rounded("mha.einsum", np.einsum("bthd,buhd->bhtu", query, key), 8)
+    if keeps is not None:
+        scores = np.where(keeps[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    weights = np.rint(weights * 256).clip(0, 255) / 256
+    mixed = rounded("mha.einsum_1", np.einsum("bhtu,buhd->bthd", weights, value))
+    return projected("attention_output", "bthd,hds->bts", mixed)
+
+
+def quantized_attention(*more, **kwargs):
+    model = speq_keras.wrap(
+        around(attention(**kwargs), lambda y: y), 3, 3, weight_quantizer="minmax", distillation=None
+    )
+    model.calibrate(data(), verbose=0)
+    ends = [model.get_layer(name).output for name in ("first", "mha.attention_output")]
+    return model, keras.Model(model.input, ends)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_quantized_attention_is_what_numpy_makes_of_it(bits):
+    model, ends = quantized_attention()
+    model.set_bits(weights=bits, activations=bits)
+    first, found = (ops.convert_to_numpy(y) for y in ends(data()))
+    expected = attention_in_numpy(model, first, bits, on_levels_by_name(model, bits))
+    # Where float32 sends a half to the other side, one step of one code.
+    assert np.mean(np.abs(found - expected) < 1e-4) > 0.99
+    assert np.std(expected) > 0.1
+
+
+def test_dropout_takes_keras_other_path_to_the_same_attention():
+    (plain, ends), (dropped, dropped_ends) = (
+        quantized_attention(**kwargs) for kwargs in ({}, {"dropout": 0.2})
+    )
+    # In front of the scores one path has a Rescaling, the other the product with a number.
+    values = {v.path.replace("rescaling", "multiply"): v for v in plain.trainable_variables}
+    for variable in dropped.trainable_variables:
+        variable.assign(values.pop(variable.path))
+    assert not values
+    for one, other in zip(ends(data()), dropped_ends(data()), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
