@@ -41,7 +41,8 @@ def wrap(
     float, and `plan()` says so.
 
     Args:
-        model: A Functional or built Sequential model; models used as layers in it are flattened.
+        model: A Functional or built Sequential model; models used as layers in it are flattened,
+            and layers made of layers (attention, KerasHub's encoder blocks) taken apart.
         w_bits: Width of the weights in bits, 2 to 8, or None: weights stay float.
         a_bits: Width of the activations that weighted layers read, 2 to 8, or None: activations
             stay float (then there is nothing to draw, and `distillation` must be None).

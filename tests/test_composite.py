@@ -250,3 +250,29 @@ def test_dropout_takes_keras_other_path_to_the_same_attention():
     assert not values
     for one, other in zip(ends(data()), dropped_ends(data()), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_export_refuses_attention(tmp_path):
+    model, _ = quantized_attention()
+    with pytest.raises(ValueError, match="must be one that integer kernels compute"):
+        model.export_tflite(tmp_path / "m.tflite", data=data())
+
+
+def mask():
+    keeps = np.arange(TIME)[None] < np.arange(1, TIME + 1)[:, None]
+    return np.repeat(keeps[None], len(data()), axis=0)
+
+
+def test_masked_places_get_no_weight():
+    x, m = keras.Input((TIME, SIZE), name="x"), keras.Input((TIME, TIME), dtype="bool", name="m")
+    keras.utils.set_random_seed(0)
+    y = layers.Dense(SIZE, name="first")(x)
+    y = layers.MultiHeadAttention(2, 4, name="mha")(y, y, attention_mask=m)
+    model = keras.Model({"x": x, "m": m}, layers.Dense(3, name="last")(y))
+    model = speq_keras.wrap(model, 3, 3, weight_quantizer="minmax", distillation=None)
+    inputs = {"x": data(), "m": mask()}
+    model.calibrate(inputs, verbose=0)
+    ends = [model.get_layer(name).output for name in ("first", "mha.attention_output")]
+    first, found = (ops.convert_to_numpy(y) for y in keras.Model(model.input, ends)(inputs))
+    expected = attention_in_numpy(model, first, 3, on_levels_by_name(model, 3), keeps=mask())
+    assert np.mean(np.abs(found - expected) < 1e-4) > 0.99

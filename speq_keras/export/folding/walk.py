@@ -173,6 +173,7 @@ class _Walker:
             return [self.extend(arguments[0], node, kind)]
         visits = {
             Kind.WEIGHTED: self.weighted,
+            Kind.MATMUL: self.matmul,
             Kind.AFFINE: self.begin_affine,
             Kind.RELU: self.begin_affine,
             Kind.ELEMENTWISE: self.elementwise,
@@ -191,6 +192,9 @@ class _Walker:
         if isinstance(operation.layer, keras.layers.EinsumDense):
             check_is_dense(operation.layer)
         return self.pending("linear", node, [self.codes(arguments[0], node, padded=True)])
+
+    def matmul(self, node, arguments):
+        raise CannotExport("products of two tensors, as in attention, cannot be exported yet")
 
     def begin_affine(self, node, arguments):
         pending = self.pending("affine", node, [self.codes(arguments[0], node)])
