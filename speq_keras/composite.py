@@ -6,7 +6,8 @@ the layer only if every weight of the layer belongs to a layer of that graph; ot
 `Embedding(mask_zero=True)` or `Masking`: a mask has to be given as an argument to be seen.
 
 `ops.dot_product_attention`, which Keras' attention layers call where they have no dropout, is
-taken apart, too: into two products and the softmax between them.
+taken apart, too: into two products and the softmax between them. And `ops.einsum` of two tensors
+becomes `ops.matmul` between transpositions, as integer kernels have it.
 """
 
 import keras
@@ -18,13 +19,12 @@ from speq_keras.quantizers import Quantizer
 
 # Of Keras' own layers, only these are taken apart: recurrent layers and their like loop over time.
 _KERAS_COMPOSITES = (layers.MultiHeadAttention, layers.GroupQueryAttention)
-_ATTENTION = "DotProductAttention"
 
 
 def is_composite(operation):
     """Whether `expand` may be able to take an operation apart; decided by its class alone."""
     if not isinstance(operation, layers.Layer):
-        return type(operation).__name__ == _ATTENTION
+        return type(operation).__name__ in _PARTS
     if isinstance(operation, QuantizedLayer | Quantizer) or registered_config(operation):
         return False
     if isinstance(operation, _KERAS_COMPOSITES):
@@ -70,8 +70,9 @@ def expand(operation, args, kwargs):
 
     args, kwargs = tree.map_structure(fresh, (args, kwargs))
     try:
-        if type(operation).__name__ == _ATTENTION:
-            outputs = _attention(operation, *args, **kwargs)
+        parts = _PARTS.get(type(operation).__name__)
+        if parts is not None:
+            outputs = parts(operation, *args, **kwargs)
         else:
             outputs = operation.call(*args, **kwargs)
         model = keras.Model(inputs, outputs)
@@ -99,8 +100,35 @@ def _attention(operation, query, key, value, bias=None, mask=None, **options):
         raise NotImplementedError
     scale = options.get("scale")
     query = layers.Rescaling(query.shape[-1] ** -0.5 if scale is None else scale)(query)
-    scores = ops.einsum("bthd,bshd->bhts", query, key)
+    scores = _product("bthd,bshd->bhts", query, key)
     if bias is not None:
         scores = ops.add(scores, bias)
     weights = layers.Softmax()(scores, **({} if mask is None else {"mask": mask}))
-    return ops.einsum("bhts,bshd->bthd", weights, value)
+    return _product("bhts,bshd->bthd", weights, value)
+
+
+def _einsum(operation, *operands):
+    return _product(operation.subscripts, *operands)
+
+
+def _product(equation, x, y):
+    """Returns `ops.einsum(equation, x, y)` as transpositions around one `ops.matmul`."""
+    x_axes, y_axes, axes = equation.replace(" ", "").replace("->", ",").split(",")
+    shared = [a for a in axes if a in x_axes and a in y_axes]
+    summed = [a for a in x_axes if a in y_axes and a not in axes]
+    rows = [a for a in x_axes if a not in y_axes]
+    columns = [a for a in y_axes if a not in x_axes]
+    is_matmul = len(summed) == len(rows) == len(columns) == 1
+    if not is_matmul or set(axes) != {*shared, *rows, *columns} or "." in equation:
+        raise NotImplementedError
+    x = _transposed(x, x_axes, [*shared, *rows, *summed])
+    y = _transposed(y, y_axes, [*shared, *summed, *columns])
+    return _transposed(ops.matmul(x, y), [*shared, *rows, *columns], axes)
+
+
+def _transposed(x, axes, wanted):
+    order = [list(axes).index(axis) for axis in wanted]
+    return x if order == sorted(order) else ops.transpose(x, order)
+
+
+_PARTS = {"DotProductAttention": _attention, "Einsum": _einsum}

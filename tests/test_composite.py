@@ -113,6 +113,33 @@ def test_of_causal_attention_the_products_stay_whole():
     assert sorted(names(take_apart(model))) == sorted(["first", *inside, "last"])
 
 
+EQUATIONS = {
+    "bthd,bshd->bhts": 1,
+    "bhts,bshd->bthd": 1,
+    "btk,bsk->bts": 1,
+    "bti,bsi->bsti": 0,  # an outer product as well
+    "bti,bti->bt": 0,
+}
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_einsum_of_two_tensors_becomes_one_matrix_product(equation):
+    sizes = {"b": None, "t": 3, "s": 4, "h": 2, "d": 5, "k": 6, "i": 7}
+    shapes = [[sizes[a] for a in axes] for axes in equation.split("->")[0].split(",")]
+    inputs = [keras.Input(batch_shape=shape) for shape in shapes]
+    model = keras.Model(inputs, ops.einsum(equation, *inputs))
+    graph = take_apart(model)
+    assert [type(n.operation).__name__ for n in graph.nodes].count("Matmul") == EQUATIONS[equation]
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=[size or 2 for size in shape]).astype("float32") for shape in shapes]
+    values = dict(zip(graph.input_indices, arrays, strict=True))
+    for node in graph.nodes:
+        args = [values[ref.index] if hasattr(ref, "index") else ref for ref in node.args]
+        values[node.outputs[0]] = node.operation(*args, **node.kwargs)
+    found = values[graph.output_indices[0]]
+    np.testing.assert_allclose(found, np.einsum(equation, *arrays), rtol=1e-4, atol=1e-5)
+
+
 def test_recurrent_layers_stay_whole():
     assert names(take_apart(around(layers.LSTM(4, name="lstm")))) == ["first", "lstm", "last"]
 
@@ -209,13 +236,13 @@ def attention_in_numpy(model, x, bits, rounded, keeps=None):
     query = rounded("mha.rescaling", query)
     key = rounded("mha.key", projected("key", "bts,shd->bthd", x))
     value = rounded("mha.value", projected("value", "bts,shd->bthd", x))
-    scores = rounded("mha.einsum", np.einsum("bthd,buhd->bhtu", query, key), 8)
+    scores = rounded("mha.matmul", np.einsum("bthd,buhd->bhtu", query, key), 8)
     if keeps is not None:
         scores = np.where(keeps[:, None], scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     weights = np.rint(weights * 256).clip(0, 255) / 256
-    mixed = rounded("mha.einsum_1", np.einsum("bhtu,buhd->bthd", weights, value))
+    mixed = rounded("mha.matmul_1", np.einsum("bhtu,buhd->bthd", weights, value))
     return projected("attention_output", "bthd,hds->bts", mixed)
 
 

@@ -50,7 +50,7 @@ _LAYER_KINDS = {
     getattr(layers, name): kind for kind, names in _LAYERS.items() for name in names.split()
 }
 _OPERATIONS = {
-    Kind.MATMUL: "Einsum Matmul",
+    Kind.MATMUL: "Matmul",
     Kind.RELU: "Relu Relu6",
     Kind.ELEMENTWISE: "Add Subtract Multiply Divide TrueDivide Negative Square Absolute Abs "
     "Maximum Minimum",
