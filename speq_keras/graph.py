@@ -303,7 +303,21 @@ def output_specs(graph, operation, args, kwargs):
 
     args, kwargs = tree.map_structure(symbolic, (args, kwargs))
     outputs = operation.compute_output_spec(*args, **kwargs)
+    inner = getattr(operation, "layer", operation)
+    if isinstance(inner, keras.layers.EinsumDense):
+        return [(_einsum_shape(inner.equation, args[0].shape, outputs.shape), outputs.dtype)]
     return [(x.shape, x.dtype) for x in tree.flatten(outputs)]
+
+
+def _einsum_shape(equation, read, made):
+    """Returns the shape that an EinsumDense makes, with the sizes that it leaves open but reads."""
+    inputs, _, output = equation.replace(" ", "").replace("->", ",").split(",")
+    if "." in equation:
+        return made
+    sizes = dict(zip(inputs, read, strict=True))
+    return tuple(
+        sizes.get(axis) if size is None else size for axis, size in zip(output, made, strict=True)
+    )
 
 
 def _makes_mask(operation):

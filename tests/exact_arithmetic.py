@@ -278,6 +278,15 @@ def _fully_connected(op, arrays, tensors, output):
     return _weighted(sums, op, tensors, output, arrays[2] if len(arrays) > 2 else None)
 
 
+def _batch_matmul(op, arrays, tensors, output):
+    assert (bool(op.options.adjX), bool(op.options.adjY)) == (False, False)
+    x, y = (a.astype("float64") - t.zero_point for a, t in zip(arrays, tensors, strict=True))
+    factor = tensors[0].scale[0] * tensors[1].scale[0]
+    # The builtin kernel rounds to a fraction first, by up to the distance between two sums.
+    first = factor / output.scale[0] if tensors[1].zero_point else 0.0
+    return _stored(x @ y * factor, output, allowed=FLOAT32 + first)
+
+
 def _transpose_conv(op, arrays, tensors, output):
     x = arrays[2].astype("float64") - tensors[2].zero_point
     weights = arrays[1].astype("float64")  # OHWI
@@ -430,6 +439,7 @@ _COMPUTE = {
     "DEPTHWISE_CONV_2D": _depthwise_conv_2d,
     "FULLY_CONNECTED": _fully_connected,
     "TRANSPOSE_CONV": _transpose_conv,
+    "BATCH_MATMUL": _batch_matmul,
     "ADD": _pair(np.add, FIXED_POINT),
     "SUB": _pair(np.subtract, FIXED_POINT),
     "MUL": _pair(np.multiply, FLOAT32),

@@ -133,6 +133,24 @@ CASES = {
     "EinsumDense": sequence(
         lambda x: L.EinsumDense("abc,cd->abd", output_shape=(10, 6), bias_axes="d")(x)
     ),
+    "EinsumDense, open size": sequence(
+        lambda x: L.EinsumDense("abc,cd->abd", output_shape=(None, 6))(x)
+    ),
+    "EinsumDense, two axes out": sequence(
+        lambda x: L.Reshape((10, 6))(
+            L.EinsumDense("abc,cde->abde", output_shape=(10, 2, 3), bias_axes="de")(x)
+        )
+    ),
+    "EinsumDense, two axes in": sequence(
+        lambda x: L.EinsumDense("abcd,cde->abe", output_shape=(10, 6), bias_axes="e")(
+            L.Reshape((10, 2, 3))(L.Dense(6)(x))
+        )
+    ),
+    "attention": sequence(lambda x: L.MultiHeadAttention(2, 3)(x, x), others={"SOFTMAX": 1}),
+    "attention with dropout": sequence(
+        lambda x: L.MultiHeadAttention(2, 3, dropout=0.1)(x, x), others={"SOFTMAX": 1}
+    ),
+    "matmul": sequence(lambda x: ops.matmul(x, ops.transpose(x, (0, 2, 1)))),
     "Conv1D": sequence(lambda x: L.Conv1D(4, 3, activation="relu")(x)),
     "Conv1D same": sequence(lambda x: L.Conv1D(4, 3, strides=2, padding="same")(x)),
     "Conv1D causal": sequence(lambda x: L.Conv1D(4, 2, padding="causal", dilation_rate=2)(x)),
@@ -435,21 +453,18 @@ REFUSED = {
     "absolute": (table(ops.abs), "Absolute"),
     "max": (image(lambda x: ops.max(x, axis=(1, 2))), "Max"),
     "bicubic": (image(lambda x: layers.Resizing(5, 11, interpolation="bicubic")(x)), "bicubic"),
-    "EinsumDense, two axes out": (
-        sequence(
-            lambda x: layers.Reshape((10, 6))(
-                layers.EinsumDense("abc,cde->abde", output_shape=(10, 2, 3))(x)
-            )
-        ),
-        "abc,cde->abde",
+    "EinsumDense, a kernel per row": (
+        sequence(lambda x: layers.EinsumDense("abc,bcd->abd", output_shape=(10, 6))(x)),
+        "abc,bcd->abd",
+    ),
+    "grouped queries": (sequence(lambda x: layers.GroupQueryAttention(3, 2, 1)(x, x)), "Repeat"),
+    "a product that repeats a batch": (
+        sequence(lambda x: ops.matmul(L.Reshape((2, 5, 4))(x), L.Reshape((1, 4, 10))(x))),
+        "there is no integer kernel for the shapes",
     ),
     "EinsumDense, other bias": (
         sequence(lambda x: layers.EinsumDense("abc,cd->abd", (10, 6), bias_axes="bd")(x)),
         "bias_axes='bd'",
-    ),
-    "EinsumDense, open size": (
-        sequence(lambda x: layers.EinsumDense("abc,cd->abd", output_shape=(None, 6))(x)),
-        "only the batch may be open",
     ),
     "PReLU of pixels": (table(layers.PReLU()), "share the slopes of PReLU"),
     "softmax of rows": (table(layers.Softmax(axis=1)), "softmax over another than the last axis"),

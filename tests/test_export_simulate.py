@@ -102,6 +102,20 @@ def fully_connected(rng, dtype="int8"):
     return finished(rng, "fully_connected", x, filters, (*leading, count), array, **options)
 
 
+def batch_matmul(rng, is_centred):
+    leading = [(), (5,), (2, 3)][rng.integers(3)]
+    rows, summed, columns = (int(n) for n in rng.integers(1, 40, 3))
+    shapes = (*leading, rows, summed), (*leading, summed, columns)
+    x, y = (
+        codes(shape, scale(rng), 0 if is_centred and name == "y" else zero_point(rng), name=name)
+        for name, shape in zip("xy", shapes, strict=True)
+    )
+    step = x.scale * y.scale * np.sqrt(summed) * float(rng.choice([1, 64, 64, 256, 300]))
+    output = codes((*leading, rows, columns), step, zero_point(rng), name="z")
+    arrays = [random_codes(rng, 3, *shape) for shape in shapes]
+    return single("batch_matmul", [x, y], output), arrays
+
+
 def transpose_conv(rng):
     image, (depth, count) = size(rng, 3, 7), size(rng, 1, 12)
     kernel, strides, pad = size(rng, 1, 5), size(rng, 1, 4), padding(rng)
@@ -224,6 +238,8 @@ CASES = {
     "fully_connected": fully_connected,
     "fully_connected int4": partial(fully_connected, dtype="int4"),
     "fully_connected int2": partial(fully_connected, dtype="int2"),
+    "batch_matmul": partial(batch_matmul, is_centred=True),
+    "batch_matmul off centre": partial(batch_matmul, is_centred=False),
     "transpose_conv": transpose_conv,
     "add": partial(pair, kind="add"),
     "sub": partial(pair, kind="sub"),
@@ -269,6 +285,7 @@ BUILTIN = {
     "depthwise_conv_2d int4",
     "fully_connected int4",
     "fully_connected int2",
+    "batch_matmul off centre",
     "transpose_conv",
     "prelu",
     "average_pool_2d",

@@ -7,6 +7,7 @@
     conv_2d                   x, filter OHWI, bias        strides, dilations, padding
     depthwise_conv_2d         x, filter 1HW(C·M), bias    strides, dilations, padding, multiplier
     fully_connected           x, filter OI, bias          keep_num_dims
+    batch_matmul              x, y                        -
     transpose_conv            x, filter OHWI, bias        strides, padding, output_size (H, W)
     add, sub, mul             a, b                        -
     average_pool_2d           x                           size, strides, padding

@@ -258,6 +258,9 @@ def _allowed(network, makers, name):
         output = network.tensors[node.output]
         return ALLOWED_STEPS + (output.high - output.low) * 2.0**-11
     weights = network.tensors[node.inputs[1]] if len(node.inputs) > 1 else None
+    if node.kind == "batch_matmul" and weights.zero_point:
+        x, output = network.tensors[node.inputs[0]], network.tensors[node.output]
+        return ALLOWED_STEPS + float(x.scale * weights.scale / output.scale)
     is_fast = weights is None or node.kind == "fully_connected" and weights.dtype == "int4"
     if is_fast or weights.dtype not in ("int4", "int2"):
         return ALLOWED_STEPS

@@ -48,6 +48,8 @@ def compute(step, arrays, *, rounds=True):
     """
     if step.kind == "linear":
         y = _linear(step, arrays[0])
+    elif step.kind == "matmul":
+        y = _matmul(step, arrays)
     elif step.kind == "affine":
         weights = step.weights
         y = arrays[0] * weights.values + weights.rounded_bias
@@ -97,6 +99,15 @@ def _average_pool(step, array, rounds):
     y = call(step.nodes[0], [keras.ops.convert_to_tensor(codes)])
     y = keras.ops.convert_to_numpy(keras.ops.cast(y, "float32"))
     return (np.floor(y + 0.5) if rounds else y) * scale
+
+
+def _matmul(step, arrays):
+    """Multiplies codes, as `_linear` does."""
+    scales = [np.float64(value.grid.scale) for value in step.inputs]
+    codes = [np.rint(a / s).astype("float32") for a, s in zip(arrays, scales, strict=True)]
+    return _float64(call(step.nodes[0], [keras.ops.convert_to_tensor(c) for c in codes])) * (
+        scales[0] * scales[1]
+    )
 
 
 def _linear(step, array):

@@ -30,7 +30,7 @@ def container_of(step, storage):
     if not _fits(low, high, "int4"):
         return "int8", f"its codes go from {low} to {high}"
     if storage == "int4":
-        if matrix and step.inputs[0].shape[-1] % 2:
+        if matrix and step.weights.codes.size // step.weights.scale.size % 2:
             return "int8", "the fast kernel reads 4 bits in pairs, and its inputs are odd in number"
         if matrix:
             return "int4", ""

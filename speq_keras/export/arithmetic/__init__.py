@@ -10,7 +10,8 @@ and, for the operations that XNNPACK leaves alone, the builtin kernel:
 
     module         rounds
     -------------  -------------------------------------------------------------------------
-    products       conv_2d, depthwise_conv_2d, fully_connected, transpose_conv: float32, even
+    products       conv_2d, depthwise_conv_2d, fully_connected, transpose_conv: float32, even;
+                   batch_matmul: float32, even, or* fixed point, twice
     elementwise    mul: float32, even; add, sub: fixed point, up; prelu*: fixed point, twice
     tables         logistic, tanh, elu: float32, even; leaky_relu: 1/256, up; gelu*: float32,
                    away from zero; hard_swish*: 16-bit fixed point; lookup*: does not round
@@ -43,6 +44,7 @@ KERNELS = {
         products.conv_2d,
         products.depthwise_conv_2d,
         products.fully_connected,
+        products.batch_matmul,
         products.transpose_conv,
         pooling.average_pool_2d,
         pooling.max_pool_2d,

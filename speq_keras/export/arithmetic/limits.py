@@ -10,6 +10,7 @@ LIMITS = {
     "depthwise_conv_2d": (0, 2**8),
     "fully_connected": (0, 2**8),
     "transpose_conv": (0, 2**8),
+    "batch_matmul": (0, 2**8),
     "add": (2**-10, 2**8),
     "sub": (2**-10, 2**8),
     "mul": (2**-16, 2**8),

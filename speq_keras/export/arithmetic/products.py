@@ -106,6 +106,20 @@ def fully_connected(values, inputs, output, *, activation="none", keep_num_dims=
     return finish(sums, bias, inputs, output, activation, ties_up)
 
 
+def batch_matmul(values, inputs, output):
+    """Matrix products of two tensors: (..., rows, n) · (..., n, columns).
+
+    XNNPACK takes those whose second tensor has a zero point of 0.
+    """
+    x, y = (centre(*pair).astype(np.float64) for pair in zip(values, inputs, strict=True))
+    scales = [float32_scale(tensor.scale) for tensor in (*inputs, output)]
+    sums = (x @ y).astype(np.int64)  # exact: below 2^53
+    if inputs[1].zero_point == 0:
+        return requantize(sums, scales[0] * scales[1] / scales[2], output)
+    scales = [np.float64(scale) for scale in scales]
+    return rescale(sums, scales[0] * scales[1] / scales[2], output)
+
+
 def transpose_conv(
     values,
     inputs,

@@ -18,10 +18,10 @@ from speq_keras.export.folding.steps import (
 )
 from speq_keras.export.folding.weights import (
     NotOnGridError,
-    check_is_dense,
     codes_of,
     finish,
     make_scales_positive,
+    summed_axes,
 )
 from speq_keras.export.storage import container_of
 from speq_keras.graph import Names, read_graph
@@ -189,12 +189,15 @@ class _Walker:
             raise CannotExport("there is no integer kernel for it")
         if getattr(operation.layer, "data_format", None) == "channels_first":
             raise CannotExport("integer kernels read channels last")
-        if isinstance(operation.layer, keras.layers.EinsumDense):
-            check_is_dense(operation.layer)
+        summed_axes(operation.layer)  # checks it
         return self.pending("linear", node, [self.codes(arguments[0], node, padded=True)])
 
     def matmul(self, node, arguments):
-        raise CannotExport("products of two tensors, as in attention, cannot be exported yet")
+        values = [self.codes(argument, node) for argument in arguments]
+        x, y = (tuple(value.shape) for value in values)
+        if len(x) != len(y) or len(x) < 3 or x[1:-2] != y[1:-2]:
+            raise CannotExport(f"there is no integer kernel for the shapes {x} and {y}")
+        return self.pending("matmul", node, values)
 
     def begin_affine(self, node, arguments):
         pending = self.pending("affine", node, [self.codes(arguments[0], node)])
@@ -339,6 +342,8 @@ class _Walker:
         else:
             codes, scale, bias, axes = _weights_of(pending.nodes[0].operation)
         for slope, shift in pending.affines:
+            # Where several axes number the channels, one number for each place on the last one.
+            slope, shift = (np.resize(vector, scale.shape) for vector in (slope, shift))
             scale, bias = scale * slope, bias * slope + shift
         step.weights = Weights(codes, scale, bias, axes, input_scale=float(source.grid.scale))
         make_scales_positive(step.weights)

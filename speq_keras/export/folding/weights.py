@@ -1,5 +1,6 @@
 """From trained weights to whole numbers: codes, scales, multipliers, bias codes."""
 
+import keras
 import numpy as np
 
 from speq_keras.export.folding.steps import CannotExport
@@ -71,18 +72,28 @@ def _step_of(unique, likely):
     raise NotOnGridError
 
 
-def check_is_dense(layer):
-    """Raises `CannotExport` for an EinsumDense that is no Dense on the last axis.
+def summed_axes(layer):
+    """Returns how many of the last axes of its input a Dense or EinsumDense sums over.
 
-    A Dense is "ab...x,xy->ab...y", with a bias for y or without.
+    Of EinsumDense, equations like "ab...xy,xyz->ab...z", with a bias for what is new or without.
+
+    Raises:
+        CannotExport: If an EinsumDense does something else.
     """
-    inputs, kernel, output = layer.equation.replace(" ", "").replace("->", ",").split(",")
-    is_dense = len(kernel) == 2 and inputs[-1] == kernel[0] and output == inputs[:-1] + kernel[1]
-    if not is_dense or layer.bias_axes not in (None, "", kernel[1]):
+    if not isinstance(layer, keras.layers.EinsumDense):
+        return 1
+    equation = layer.equation.replace(" ", "")
+    inputs, kernel, output = equation.replace("->", ",").split(",")
+    summed = "".join(axis for axis in kernel if axis in inputs)
+    made = kernel[len(summed) :]
+    kept = inputs[: len(inputs) - len(summed)]
+    is_dense = kernel.startswith(summed) and inputs == kept + summed and output == kept + made
+    if not (is_dense and summed and made) or layer.bias_axes not in (None, "", made):
         raise CannotExport(
             f"its equation {layer.equation!r} with bias_axes={layer.bias_axes!r} is not a Dense "
-            "layer on the last axis"
+            "layer on the last axes"
         )
+    return len(summed)
 
 
 def make_scales_positive(weights):

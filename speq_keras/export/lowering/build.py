@@ -17,6 +17,7 @@ ROWS = {
     "add": rows.pair("add"),
     "subtract": rows.pair("sub"),
     "multiply": rows.pair("mul"),
+    "matmul": rows.matmul,
     "mean": rows.mean,
     "average_pool": rows.average_pool,
     "max_pool": rows.pool("max_pool_2d"),
@@ -97,14 +98,19 @@ class _Builder:
         else:
             self.tensor_for(step)
 
-    def plain(self, value):
-        """Returns a tensor whose scale is its step, for operations without a scale of their own."""
-        tensor = self.tensor(value)
-        if tensor.scale == tensor.step:
+    def plain(self, value, *, around_zero=False):
+        """Returns a tensor whose scale is its step, for operations without a scale of their own.
+
+        With `around_zero` its zero point is 0 as well, if 8 bits hold its codes so: XNNPACK
+        multiplies by such a tensor.
+        """
+        tensor, grid = self.tensor(value), value.grid
+        moves = around_zero and tensor.zero_point and grid.low >= -128 and grid.high <= 127
+        if tensor.scale == tensor.step and not moves:
             return tensor
         if id(value) not in self.plains:
             made = self.network.add_tensor(_unclipped(f"{value.name}/plain", tensor.shape, tensor))
-            factor = np.float64(tensor.step) / np.float64(tensor.scale) / np.float64(made.scale)
+            factor = np.float64(tensor.step) / np.float64(tensor.scale)
             one = self.constant(f"{value.name}/one", 127, np.float32(factor / 127))
             # The value is kept, so that its id stays its own.
             self.plains[id(value)] = (value, self.add("mul", [tensor.name, one.name], made))
@@ -160,32 +166,42 @@ class _Builder:
         inner.name, inner.shape, inner.layer = name, tuple(shape), ""
         return self.network.add_tensor(inner)
 
-    def rounded(self, step, kind, inputs, options, *, flattened=False, has_scale=True):
+    def rounded(self, step, kind, inputs, options, *, flattened=False, has_scale=True, shape=None):
         """Adds a node that rounds to the step's grid, and one more where it cannot clip.
 
-        `has_scale` says whether the operation multiplies by a scale of its own, which takes in the
-        factor between a file's scale and the step of the trained grid.
+        `shape` is what the node makes, if it is not the shape of the step. `has_scale` says whether
+        the operation multiplies by a scale of its own, which takes in the factor between a file's
+        scale and the step of the trained grid.
         """
         grid = step.output.grid
         fused, after = fused_activation(step.activation, grid)
         encoding = encoding_of(grid)
-        fuses = kind != "mean" or fused == "none"
+        can_fuse = kind not in ("mean", "batch_matmul")
+        fuses = can_fuse or fused == "none"
         if after is None and fuses and (has_scale or encoding.clip != "relu_n1_to_1"):
-            return self.emit(step, kind, inputs, options, activation=fused, flattened=flattened)
+            return self.emit(
+                step, kind, inputs, options, activation=fused, flattened=flattened, shape=shape
+            )
         if after == "relu6":
             raise CannotExport("ReLU6 below 6 on a signed grid of fewer than 8 bits")
         output = self.tensor_for(step)
         if has_scale:
-            inner = self.like(output, f"{step.name}/clipped", output.shape)
+            inner = self.like(output, f"{step.name}/clipped", shape or output.shape)
         else:
             name = f"{step.name}/unclipped"
             inner = self.network.add_tensor(_unclipped(name, output.shape, output))
-        first = fused if has_scale else step.activation if kind != "mean" else "none"
+        first = fused if has_scale else step.activation if can_fuse else "none"
         second = after if has_scale else fused
         self.add(kind, inputs, inner, activation=first, options=options, layer=step.name)
         factor = np.float64(inner.step) / np.float64(inner.scale) / encoding.factor
         one = self.constant(f"{step.name}/one", 127, np.float32(factor / 127))
-        return self.add("mul", [inner.name, one.name], output, activation=second)
+        if tuple(inner.shape) != tuple(output.shape):
+            output = self.like(output, f"{step.name}/flat", inner.shape)
+        made = self.add("mul", [inner.name, one.name], output, activation=second)
+        if shape is None:
+            return made
+        options = {"shape": self.tensor_for(step).shape}
+        return self.add("reshape", [made.name], self.tensor_for(step), options=options)
 
     def reshape(self, tensor, shape, name):
         made = self.like(tensor, f"{name}/reshaped", shape)

@@ -104,10 +104,15 @@ def _weighted(island, operation, layer, x):
     step = island.step
     plan = plan_of(step, layer, keras.ops.convert_to_numpy(kernel))
     x = prepared_input(island.builder, x, layer, plan.rank, step.name)
-    channels = step.output.shape[-1]
-    bias = np.zeros(channels) if layer.bias is None else keras.ops.convert_to_numpy(layer.bias)
+    if plan.reads is not None:
+        x = island.emit("reshape", [x], plan.reads, shape=plan.reads)
+    bias = (
+        np.zeros(plan.kernel.shape[plan.axis])
+        if layer.bias is None
+        else keras.ops.convert_to_numpy(layer.bias)
+    )
     inputs = [x, island.constant("weights", plan.kernel), island.constant("bias", bias.ravel())]
-    shape = step.output.shape
+    shape = step.output.shape if plan.makes is None else plan.makes
     if plan.rank is not None and len(shape) == 3:
         shape = (shape[0], 1, *shape[1:])
     return island.emit(plan.kind, inputs, shape, **plan.options)

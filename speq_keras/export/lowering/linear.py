@@ -6,6 +6,7 @@ import numpy as np
 from keras import layers
 
 from speq_keras.export.folding.steps import CannotExport
+from speq_keras.export.folding.weights import summed_axes
 from speq_keras.export.lowering.encoding import encoding_of
 from speq_keras.export.network import Tensor
 
@@ -17,7 +18,8 @@ _LARGEST = 127
 class Plan:
     """How a layer is written: node kind, kernel in the file's order, its channel axis, options.
 
-    `rank` is 4 where the kernel reads height and width whatever the layer reads.
+    `rank` is 4 where the kernel reads height and width whatever the layer reads. `reads` and
+    `makes` are shapes that differ from those of the layer, None where they do not.
     """
 
     kind: str
@@ -25,6 +27,8 @@ class Plan:
     axis: int
     options: dict
     rank: int | None = None
+    reads: tuple | None = None
+    makes: tuple | None = None
 
 
 def plan_of(step, layer, kernel, container="int8"):
@@ -49,9 +53,18 @@ def linear(builder, step):
 
 
 def _dense(step, layer, kernel, container):
-    kernel = kernel.reshape(kernel.shape[0], -1).T
-    rank = len(step.inputs[0].shape)
-    return Plan("fully_connected", kernel, 0, {"keep_num_dims": rank > 2})
+    summed = summed_axes(layer)
+    kernel = kernel.reshape(int(np.prod(kernel.shape[:summed])), -1).T
+    kept = tuple(step.inputs[0].shape[:-summed])
+    reads, makes = (*kept, kernel.shape[1]), (*kept, kernel.shape[0])
+    return Plan(
+        "fully_connected",
+        kernel,
+        0,
+        {"keep_num_dims": len(kept) > 1},
+        reads=reads if summed > 1 else None,
+        makes=makes if makes != tuple(step.output.shape) else None,
+    )
 
 
 def _convolution(step, layer, kernel, container):
@@ -134,6 +147,8 @@ def _emit(builder, step, plan):
     weights, kernel = step.weights, plan.kernel
     layer = step.nodes[0].operation.layer if step.kind == "linear" else None
     x = prepared_input(builder, builder.tensor(step.inputs[0]), layer, plan.rank, step.name)
+    if plan.reads is not None:
+        x = builder.reshape(x, plan.reads, step.name)
     encoding = encoding_of(step.output.grid)
     scale = weights.unit / encoding.factor / np.float64(x.scale)
     multiplier = _along(weights.multiplier, kernel.ndim, plan.axis)
@@ -164,7 +179,8 @@ def _emit(builder, step, plan):
             )
         ).name
     inputs = [x.name, filter_tensor.name, bias]
-    builder.rounded(step, plan.kind, inputs, plan.options, flattened=plan.rank is not None)
+    flattened = plan.rank is not None
+    builder.rounded(step, plan.kind, inputs, plan.options, flattened=flattened, shape=plan.makes)
 
 
 def _along(vector, rank, axis):

@@ -28,6 +28,13 @@ def pair(kind):
     return row
 
 
+def matmul(builder, step):
+    """The product of two tensors; its kernel fuses no activation."""
+    x, y = step.inputs
+    inputs = [builder.plain(x).name, builder.plain(y, around_zero=True).name]
+    builder.rounded(step, "batch_matmul", inputs, {}, has_scale=False)
+
+
 def mean(builder, step):
     """A mean has a grid of its own."""
     x = builder.plain(step.inputs[0])
@@ -162,7 +169,8 @@ def table(builder, step):
     x = builder.plain(step.inputs[0])
     operation = step.nodes[0].operation
     name = function_name(operation)
-    if name == "softmax" and getattr(operation, "axis", -1) not in (-1, len(x.shape) - 1):
+    axes = np.atleast_1d(getattr(operation, "axis", -1)) % len(x.shape)
+    if name == "softmax" and axes.tolist() != [len(x.shape) - 1]:
         raise CannotExport("softmax over another than the last axis has no integer kernel")
     if name in _PRESCRIBED:
         return builder.emit(step, _PRESCRIBED[name], [x.name])
