@@ -8,6 +8,7 @@ import numpy as np
 from speq_keras.export.folding import affine, ties
 from speq_keras.export.folding.carry import carry_of, changes_nothing
 from speq_keras.export.folding.floats import check_float
+from speq_keras.export.folding.padding import Padded, is_same_padding
 from speq_keras.export.folding.steps import (
     CannotExport,
     FoldedNetwork,
@@ -17,11 +18,10 @@ from speq_keras.export.folding.steps import (
     Weights,
 )
 from speq_keras.export.folding.weights import (
-    NotOnGridError,
-    codes_of,
     finish,
     make_scales_positive,
     summed_axes,
+    weights_of,
 )
 from speq_keras.export.storage import container_of
 from speq_keras.graph import Names, read_graph
@@ -52,21 +52,6 @@ class Pending:
     affines: list = dataclasses.field(default_factory=list)  # (slope, shift), in order
     activation: str = "none"
     options: dict = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(eq=False)
-class Padded:
-    """Codes with zeros around them that nobody has written yet: the reader may pad itself."""
-
-    source: Value
-    paddings: list
-    node: object
-    shape: tuple
-    written: Value | None = None
-
-    @property
-    def grid(self):
-        return self.source.grid
 
 
 def fold_graph(model, storage="int8"):
@@ -340,7 +325,7 @@ class _Walker:
             codes, scale, bias = np.ones(channels, "int32"), np.ones(channels), np.zeros(channels)
             axes = (-1,)
         else:
-            codes, scale, bias, axes = _weights_of(pending.nodes[0].operation)
+            codes, scale, bias, axes = weights_of(pending.nodes[0].operation)
         for slope, shift in pending.affines:
             # Where several axes number the channels, one number for each place on the last one.
             slope, shift = (np.resize(vector, scale.shape) for vector in (slope, shift))
@@ -459,35 +444,6 @@ def fixed_grid(operation):
     return Grid(scale, round(low / float(scale)), round(high / float(scale)))
 
 
-def is_same_padding(layer, padded):
-    """Whether a convolution without padding on padded codes is one with padding "same"."""
-    if getattr(layer, "padding", None) != "valid" or not hasattr(layer, "kernel_size"):
-        return False
-    if "Transpose" in type(layer).__name__:
-        return False
-    paddings = padded.paddings
-    spatial = paddings[1:-1]
-    if any(pair != (0, 0) for pair in (paddings[0], paddings[-1])):
-        return False
-    if len(spatial) != len(layer.kernel_size):
-        return False
-    rows = zip(
-        padded.source.shape[1:-1],
-        layer.kernel_size,
-        layer.strides,
-        layer.dilation_rate,
-        spatial,
-        strict=True,
-    )
-    for size, kernel, stride, dilation, pair in rows:
-        reach = (kernel - 1) * dilation + 1
-        outputs = -(-size // stride)
-        total = max((outputs - 1) * stride + reach - size, 0)
-        if pair != (total // 2, total - total // 2):
-            return False
-    return True
-
-
 def _is_float(value, kind):
     """Whether a node of this kind finds floats in `value`, not codes."""
     if isinstance(value, Pending):
@@ -498,27 +454,3 @@ def _is_float(value, kind):
 def _stricter(before, now):
     order = ("none", "relu", "relu6")
     return order[max(order.index(before), order.index(now))]
-
-
-def _weights_of(layer):
-    """Returns codes, scale, bias and channel axes of a `QuantizedLayer`."""
-    (attribute,) = layer.quantizers
-    quantizer = layer.quantizers[attribute]
-    variable = layer.variable(attribute)
-    values = keras.ops.convert_to_numpy(quantizer(variable.value))
-    axes = tuple(quantizer.channel_axes)
-    channels = int(np.prod([values.shape[axis] for axis in axes]))
-    try:
-        codes, scale = codes_of(values, axes if quantizer.per_channel else ())
-    except NotOnGridError as error:
-        raise CannotExport(
-            f"the values of its weight quantizer {type(quantizer).__name__} are not whole "
-            "multiples, up to 127, of one step per output channel"
-        ) from error
-    scale = np.broadcast_to(scale, (channels,)).astype("float64")
-    bias = getattr(layer.layer, "bias", None)
-    if bias is None:
-        bias = np.zeros(channels)
-    else:
-        bias = keras.ops.convert_to_numpy(bias.value).astype("float64").reshape(-1)
-    return codes, scale, bias, axes

@@ -142,3 +142,27 @@ def finish(weights, output_grid, notes, name):
     # Without weights any scale will do: fine enough for the bias, far from what kernels refuse.
     weights.scale = np.where(dead, step / weights.input_scale * 2.0**-12, weights.scale)
     weights.bias_codes = np.rint(weights.bias / weights.unit).astype("int64")
+
+
+def weights_of(layer):
+    """Returns codes, scale, bias and channel axes of a `QuantizedLayer`."""
+    (attribute,) = layer.quantizers
+    quantizer = layer.quantizers[attribute]
+    variable = layer.variable(attribute)
+    values = keras.ops.convert_to_numpy(quantizer(variable.value))
+    axes = tuple(quantizer.channel_axes)
+    channels = int(np.prod([values.shape[axis] for axis in axes]))
+    try:
+        codes, scale = codes_of(values, axes if quantizer.per_channel else ())
+    except NotOnGridError as error:
+        raise CannotExport(
+            f"the values of its weight quantizer {type(quantizer).__name__} are not whole "
+            "multiples, up to 127, of one step per output channel"
+        ) from error
+    scale = np.broadcast_to(scale, (channels,)).astype("float64")
+    bias = getattr(layer.layer, "bias", None)
+    if bias is None:
+        bias = np.zeros(channels)
+    else:
+        bias = keras.ops.convert_to_numpy(bias.value).astype("float64").reshape(-1)
+    return codes, scale, bias, axes
