@@ -2,8 +2,6 @@
 
 import dataclasses
 import itertools
-import json
-import os
 import types
 import warnings
 
@@ -11,11 +9,10 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from speq_keras import batch_norm, calibration, reporting, training
+from speq_keras import batch_norm, calibration, float_weights, reporting, training
 from speq_keras._checks import check_bits, describe
-from speq_keras.composite import expander
-from speq_keras.graph import deep_graphs, is_functional, read_graph, weights_changed
-from speq_keras.layers import QuantizedLayer, weight_quantizers
+from speq_keras.graph import deep_graphs, is_functional
+from speq_keras.layers import weight_quantizers
 from speq_keras.processes import path_to_write
 from speq_keras.quantizers import ActivationQuantizer, Quantizer
 from speq_keras.settings import Settings
@@ -443,12 +440,7 @@ class SPEQModel(keras.Model):
 
         Clipping levels and scales have no place in it. Random layers start from their own seeds.
         """
-        model = self._bare_float_model()
-        for mine, theirs in self._weight_pairs(model):
-            theirs.assign(ops.copy(mine.value))
-        expand = expander(lambda name, layer: False)
-        weights_changed(node.operation for node in read_graph(model, expand).nodes)
-        return model
+        return float_weights.model_with_weights_of(self)
 
     def load_float_weights(self, source):
         """Takes the weights of a float checkpoint of the wrapped model; ranges stay as they are.
@@ -459,66 +451,7 @@ class SPEQModel(keras.Model):
         Raises:
             ValueError: If the weights do not fit.
         """
-        if not isinstance(source, keras.Model | str | os.PathLike):
-            raise TypeError(
-                "`source` must be a Keras model or a path to a .keras or .weights.h5 file. "
-                f"{describe(source=source)}"
-            )
-        if isinstance(source, keras.Model):
-            model = source
-        elif str(source).endswith(".keras"):
-            model = keras.saving.load_model(source)
-        else:
-            model = self._bare_float_model()
-            model.load_weights(source)
-        if isinstance(model, SPEQModel):
-            model = model.float_model()
-        for mine, theirs in self._weight_pairs(model):
-            if tuple(mine.shape) != tuple(theirs.shape):
-                raise ValueError(
-                    "The float weights must have the shapes of this model's. Received: "
-                    f"{theirs.path} with shape {tuple(theirs.shape)} for shape {tuple(mine.shape)}."
-                )
-        for mine, theirs in self._weight_pairs(model):
-            mine.assign(ops.copy(theirs.value))
-        weights_changed(self.layers)
-
-    def _bare_float_model(self):
-        config = self._settings.float_config
-        if config is None:
-            raise RuntimeError(
-                "The float model is known to models made by `speq_keras.wrap`, and this one was "
-                "made in another way."
-            )
-        return keras.saving.deserialize_keras_object(json.loads(config))
-
-    def _weight_pairs(self, float_model):
-        """Yields (variable here, variable of the float model)."""
-        sources = {name for _, name, _ in self._settings.origins}
-        expand = expander(lambda name, layer: name in sources)
-        nodes = read_graph(float_model, expand).nodes
-        float_layers = {node.name: node.operation for node in nodes}
-        mine = {layer.name: layer for layer in self.layers}
-        for name, float_name, indices in self._settings.origins:
-            if float_name not in float_layers:
-                raise ValueError(
-                    "The float model must have the layers of the one that was wrapped. Received: "
-                    f"model={float_model.name!r} without layer '{float_name}'."
-                )
-            layer, source = mine[name], float_layers[float_name]
-            was_wrapped = isinstance(source, QuantizedLayer)
-            if isinstance(layer, QuantizedLayer) and not was_wrapped:
-                layer = layer.layer
-            theirs = source.weights
-            if indices is not None:
-                theirs = [theirs[index] for index in indices]
-            if len(layer.weights) != len(theirs):
-                raise ValueError(
-                    "The float model must have the layers of the one that was wrapped. Received: "
-                    f"layer '{float_name}' with {len(theirs)} instead of {len(layer.weights)} "
-                    "weights."
-                )
-            yield from zip(layer.weights, theirs, strict=True)
+        float_weights.load(self, source)
 
     # ---- inherited methods that would betray ---------------------------------------------------
 

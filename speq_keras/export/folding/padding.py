@@ -1,0 +1,49 @@
+"""Zeros around codes, which the convolution behind them may add itself."""
+
+import dataclasses
+
+from speq_keras.export.folding.steps import Value
+
+
+@dataclasses.dataclass(eq=False)
+class Padded:
+    """Codes with zeros around them that nobody has written yet: the reader may pad itself."""
+
+    source: Value
+    paddings: list
+    node: object
+    shape: tuple
+    written: Value | None = None
+
+    @property
+    def grid(self):
+        return self.source.grid
+
+
+def is_same_padding(layer, padded):
+    """Whether a convolution without padding on padded codes is one with padding "same"."""
+    if getattr(layer, "padding", None) != "valid" or not hasattr(layer, "kernel_size"):
+        return False
+    if "Transpose" in type(layer).__name__:
+        return False
+    paddings = padded.paddings
+    spatial = paddings[1:-1]
+    if any(pair != (0, 0) for pair in (paddings[0], paddings[-1])):
+        return False
+    if len(spatial) != len(layer.kernel_size):
+        return False
+    rows = zip(
+        padded.source.shape[1:-1],
+        layer.kernel_size,
+        layer.strides,
+        layer.dilation_rate,
+        spatial,
+        strict=True,
+    )
+    for size, kernel, stride, dilation, pair in rows:
+        reach = (kernel - 1) * dilation + 1
+        outputs = -(-size // stride)
+        total = max((outputs - 1) * stride + reach - size, 0)
+        if pair != (total // 2, total - total // 2):
+            return False
+    return True

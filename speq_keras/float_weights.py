@@ -1,0 +1,93 @@
+"""From a wrapped model back to the float model it was made of, and float weights into it."""
+
+import json
+import os
+
+import keras
+from keras import ops
+
+from speq_keras._checks import describe
+from speq_keras.composite import expander
+from speq_keras.graph import read_graph, weights_changed
+from speq_keras.layers import QuantizedLayer
+
+
+def model_with_weights_of(wrapped):
+    """Returns the float model that a `SPEQModel` was made of, with its weights."""
+    model = _bare_model(wrapped)
+    for mine, theirs in _pairs(wrapped, model):
+        theirs.assign(ops.copy(mine.value))
+    expand = expander(lambda name, layer: False)
+    weights_changed(node.operation for node in read_graph(model, expand).nodes)
+    return model
+
+
+def load(wrapped, source):
+    """Copies the weights of a float model or file into a `SPEQModel`.
+
+    Args:
+        wrapped: The `SPEQModel`.
+        source: As for `SPEQModel.load_float_weights`.
+    """
+    if not isinstance(source, keras.Model | str | os.PathLike):
+        raise TypeError(
+            "`source` must be a Keras model or a path to a .keras or .weights.h5 file. "
+            f"{describe(source=source)}"
+        )
+    if isinstance(source, keras.Model):
+        model = source
+    elif str(source).endswith(".keras"):
+        model = keras.saving.load_model(source)
+    else:
+        model = _bare_model(wrapped)
+        model.load_weights(source)
+    if isinstance(model, type(wrapped)):
+        model = model.float_model()
+    for mine, theirs in _pairs(wrapped, model):
+        if tuple(mine.shape) != tuple(theirs.shape):
+            raise ValueError(
+                "The float weights must have the shapes of this model's. Received: "
+                f"{theirs.path} with shape {tuple(theirs.shape)} for shape {tuple(mine.shape)}."
+            )
+    for mine, theirs in _pairs(wrapped, model):
+        mine.assign(ops.copy(theirs.value))
+    weights_changed(wrapped.layers)
+
+
+def _bare_model(wrapped):
+    """Returns the float model with weights of its own."""
+    config = wrapped.settings.float_config
+    if config is None:
+        raise RuntimeError(
+            "The float model is known to models made by `speq_keras.wrap`, and this one was "
+            "made in another way."
+        )
+    return keras.saving.deserialize_keras_object(json.loads(config))
+
+
+def _pairs(wrapped, float_model):
+    """Yields (variable of the `SPEQModel`, variable of the float model)."""
+    sources = {name for _, name, _ in wrapped.settings.origins}
+    expand = expander(lambda name, layer: name in sources)
+    nodes = read_graph(float_model, expand).nodes
+    float_layers = {node.name: node.operation for node in nodes}
+    mine = {layer.name: layer for layer in wrapped.layers}
+    for name, float_name, indices in wrapped.settings.origins:
+        if float_name not in float_layers:
+            raise ValueError(
+                "The float model must have the layers of the one that was wrapped. Received: "
+                f"model={float_model.name!r} without layer '{float_name}'."
+            )
+        layer, source = mine[name], float_layers[float_name]
+        was_wrapped = isinstance(source, QuantizedLayer)
+        if isinstance(layer, QuantizedLayer) and not was_wrapped:
+            layer = layer.layer
+        theirs = source.weights
+        if indices is not None:
+            theirs = [theirs[index] for index in indices]
+        if len(layer.weights) != len(theirs):
+            raise ValueError(
+                "The float model must have the layers of the one that was wrapped. Received: "
+                f"layer '{float_name}' with {len(theirs)} instead of {len(layer.weights)} weights."
+            )
+        yield from zip(layer.weights, theirs, strict=True)
