@@ -71,10 +71,12 @@ def _rounded(step, y):
     if step.quantizer is None:
         return y32
     grid = step.output.grid
-    rounded = keras.ops.convert_to_numpy(keras.ops.cast(step.quantizer(y32), "float32"))
+    rounded = np.array(keras.ops.convert_to_numpy(keras.ops.cast(step.quantizer(y32), "float32")))
     steps = y / np.float64(grid.scale)
-    is_near_half = np.abs(steps - np.floor(steps) - 0.5) < _NEAR_HALF
-    return np.where(is_near_half, _on_grid(grid, y), rounded)
+    steps -= np.floor(steps)
+    is_near_half = np.abs(steps - 0.5) < _NEAR_HALF
+    rounded[is_near_half] = _on_grid(grid, y[is_near_half])
+    return rounded
 
 
 def _on_grid(grid, y):
