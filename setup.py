@@ -28,6 +28,7 @@ EXAMPLES = [
 # Pinned are the tools whose verdict changes with their version.
 TEST = [
     "jax>=0.6",
+    "keras-hub>=0.32; python_version < '3.14'",  # needs tensorflow-text
     "mypy==2.4.1",
     "pytest>=8.0",
     "pytest-timeout>=2.3.1",

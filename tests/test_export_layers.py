@@ -484,3 +484,57 @@ def test_what_no_kernel_computes_is_refused(name, tmp_path):
     with pytest.raises(ValueError, match=reason):
         model.export_tflite(tmp_path / "m.tflite")
     assert not list(tmp_path.iterdir())
+
+
+# ---- places in tables, and masks ---------------------------------------------------------------
+
+
+def reader(masked=True, positions=False):
+    """A small encoder of 12 words out of 30: what it reads are whole numbers."""
+    keras.utils.set_random_seed(0)
+    words = keras.Input((12,), dtype="int32", name="words")
+    mask = keras.Input((12,), dtype="int32", name="mask")
+    x = layers.Embedding(30, 8, name="table")(words)
+    if positions:
+        keras_hub = pytest.importorskip("keras_hub")
+        x = layers.Add()([x, keras_hub.layers.PositionEmbedding(20, name="position")(x)])
+    x = layers.LayerNormalization()(x)
+    keeps = {"attention_mask": ops.expand_dims(mask, 1)} if masked else {}
+    y = layers.MultiHeadAttention(2, 4, dropout=0.1, name="attention")(x, x, **keeps)
+    x = layers.LayerNormalization()(layers.Add()([x, y]))
+    x = layers.Dense(8, activation="gelu")(x)
+    inputs = {"words": words, "mask": mask} if masked else words
+    model = speq_keras.wrap(keras.Model(inputs, layers.Dense(2, name="last")(x)), 3, 3, seed=0)
+    rng = np.random.default_rng(1)
+    data = {
+        "words": rng.integers(0, 30, (16, 12)),
+        "mask": (np.arange(12) < rng.integers(3, 13, (16, 1))).astype("int32"),
+    }
+    return model, data if masked else data["words"]
+
+
+@pytest.mark.parametrize("options", [{}, {"masked": False}, {"positions": True}], ids=str)
+def test_a_model_that_reads_words_is_exported(options, tmp_path):
+    model, data = reader(**options)
+    model.calibrate(data, verbose=0)
+    report = model.export_tflite(tmp_path / "m.tflite", data=data)
+    assert report.proof.mismatches == report.proof.outside == 0
+    assert {"gather", "batch_matmul"} <= {row.kind for row in report.proof.tensors}
+    arrays = [data[name] for name in sorted(data)] if isinstance(data, dict) else [data]
+    folded = speq_keras.fold(model)
+    found, trained = folded.predict_float(arrays), ops.convert_to_numpy(model(data))
+    # Of 3 bits: where a rounded bias moves a code, it moves far.
+    assert np.mean(np.abs(found - trained)) < 0.1 * np.std(trained)
+
+
+def test_masked_words_change_nothing_in_the_file():
+    model, data = reader()
+    model.calibrate(data, verbose=0)
+    folded = speq_keras.fold(model)
+    other = np.where(data["mask"] > 0, data["words"], 7)
+    before, after = (
+        folded.predict({"words": words, "mask": data["mask"]}) for words in (data["words"], other)
+    )
+    kept = data["mask"] > 0
+    np.testing.assert_array_equal(before[kept], after[kept])
+    assert np.any(before[~kept] != after[~kept])

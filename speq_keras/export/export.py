@@ -157,7 +157,11 @@ def _arrays(inputs, model):
         keys = names if set(names) == set(inputs) else sorted(inputs)
         inputs = [inputs[key] for key in keys]
     arrays = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
-    arrays = [np.asarray(keras.ops.convert_to_numpy(x), "float32") for x in arrays]
+    types = ["float32" if "float" in tensor.dtype else "int32" for tensor in model.inputs]
+    arrays = [
+        np.asarray(keras.ops.convert_to_numpy(x), dtype)
+        for x, dtype in zip(arrays, types, strict=True)
+    ]
     shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
     received = [array.shape[1:] for array in arrays]
     if received != shapes:

@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 
 from speq_keras.export.arithmetic import compute as compute_node
+from speq_keras.export.network import CODES
 from speq_keras.export.reference import compute, run_steps
 from speq_keras.export.runtimes import run_file
 from speq_keras.export.simulate import simulate
@@ -19,6 +20,7 @@ from speq_keras.export.write import write
 # Where float arithmetic and integer kernels see a tie on different sides: XNNPACK adds with 20 bits
 # of scale, so that a code of 255 may be off by 2 · 255 / 2^20 steps before it is rounded.
 ALLOWED_STEPS = 0.5 + 2.0**-9
+PLAIN = ("float32", "int32")
 GENERATED_EXAMPLES = 4
 MOST_EXAMPLES = 32
 
@@ -95,8 +97,13 @@ def generate_inputs(folded, seed=0):
     """Returns float inputs that fill the trained input ranges, `GENERATED_EXAMPLES` of them."""
     rng = np.random.default_rng(seed)
     readers = {id(step.inputs[0]): step for step in folded.steps if step.kind == "quantize"}
+    tables = {id(step.inputs[0]): step for step in folded.steps if step.kind == "embedding"}
     arrays = []
     for value in folded.inputs:
+        if value.dtype == "int32":  # places in a table, or a mask
+            rows = len(tables[id(value)].options["codes"]) if id(value) in tables else 2
+            arrays.append(rng.integers(0, rows, (GENERATED_EXAMPLES, *value.shape[1:])))
+            continue
         grid = readers[id(value)].output.grid
         shape = (GENERATED_EXAMPLES, *value.shape[1:])
         array = rng.uniform(grid.low, grid.high, shape) * np.float64(grid.scale)
@@ -110,7 +117,7 @@ def as_network_inputs(folded, network, arrays):
     converted = []
     for value, name, array in zip(folded.inputs, network.inputs, arrays, strict=True):
         tensor = network.tensors[name]
-        if tensor.dtype != "float32":
+        if tensor.dtype in CODES:
             codes = readers[id(value)].output.grid.round(array)
             array = (codes + tensor.zero_point).astype(tensor.dtype)
         converted.append(np.asarray(array))
@@ -138,7 +145,9 @@ def prove(folded, network, content, arrays, *, batch_size=1):
     outputs = results[: len(network.outputs)]
     file_codes = dict(zip([*network.outputs, *extra], results, strict=True))
     file_codes.update(zip(network.inputs, inputs, strict=True))
-    names = [name for name in names if network.tensors[name].dtype != "float32"]
+    constants = [step.name for step in folded.steps if step.kind == "constant"]
+    file_codes.update((name, network.tensors[name].data) for name in constants)
+    names = [name for name in names if network.tensors[name].dtype in CODES]
     simulated = _simulated(network, inputs, file_codes, names)
     differing = {name: int(np.sum(file_codes[name] != simulated[name])) for name in names}
     # The file itself, which keeps its tensors inside the delegate.
@@ -168,7 +177,7 @@ def prove(folded, network, content, arrays, *, batch_size=1):
 def _made_tensors(network):
     """Returns the names of all tensors that the proof reads: codes, and floats inside islands."""
     made = [name for node in network.nodes for name in node.outputs]
-    return [name for name in made if network.tensors[name].dtype in ("int8", "uint8", "float32")]
+    return [name for name in made if network.tensors[name].dtype in (*CODES, *PLAIN)]
 
 
 def _simulated(network, inputs, file_values, names):
@@ -220,7 +229,7 @@ def _deviations(folded, network, file_codes):
 
 def _decoded(network, value, stored):
     tensor = network.tensors[value.name]
-    if tensor.dtype == "float32":
+    if tensor.dtype in PLAIN:
         return stored
     step = tensor.step if value.grid is None else value.grid.scale
     return (stored.astype("int32") - tensor.zero_point).astype("float32") * step

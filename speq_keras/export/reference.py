@@ -32,7 +32,7 @@ def run_steps(folded, inputs, *, keep=False):
     Returns:
         A list of arrays, one per output; with `keep`, `(outputs, {Value name: array})`.
     """
-    values = {id(v): np.asarray(x, "float32") for v, x in zip(folded.inputs, inputs, strict=True)}
+    values = {id(v): np.asarray(x, v.dtype) for v, x in zip(folded.inputs, inputs, strict=True)}
     named = {}
     for step in folded.steps:
         arrays = [values[id(value)] for value in step.inputs]
@@ -55,9 +55,14 @@ def compute(step, arrays, *, rounds=True):
         y = arrays[0] * weights.values + weights.rounded_bias
     elif step.kind in ("quantize", "requantize", "dequantize"):
         y = arrays[0].astype("float64")
+    elif step.output.dtype == "int32":
+        return keras.ops.convert_to_numpy(call(step.nodes[0], arrays)).astype("int32")
     elif step.kind == "average_pool" and step.activation == "none":
         return _average_pool(step, arrays[0], rounds)
     else:
+        # Whole numbers that a float operation reads beside floats are a mask.
+        is_mask = [value.dtype == "int32" and step.kind == "float" for value in step.inputs]
+        arrays = [a != 0 if mask else a for a, mask in zip(arrays, is_mask, strict=True)]
         y = _float64(call(step.nodes[0], [keras.ops.convert_to_tensor(a) for a in arrays]))
     y = _activated(y, step.activation)
     return _rounded(step, y) if rounds else y

@@ -53,6 +53,7 @@ KERNELS = {
         pooling.resize_bilinear,
         pooling.softmax,
         shapes.concatenation,
+        shapes.gather,
         shapes.reshape,
         shapes.transpose,
         shapes.pad,

@@ -105,11 +105,6 @@ def batch_matmul(values, inputs, output, *, adj_x=False, adj_y=False):
     return np.matmul(a.swapaxes(-1, -2) if adj_x else a, b.swapaxes(-1, -2) if adj_y else b)
 
 
-def gather(values, inputs, output, *, axis=0):
-    """Slices of the first input at the positions that the second one names."""
-    return values[0].take(values[1], axis)
-
-
 def cast(values, inputs, output):
     """The same numbers in the output's type."""
     return values[0].astype(output.dtype)
@@ -148,6 +143,5 @@ KERNELS = {
     "resize_nearest_neighbor": resize_nearest_neighbor,
     "resize_bilinear": resize_bilinear,
     "batch_matmul": batch_matmul,
-    "gather": gather,
     "cast": cast,
 }

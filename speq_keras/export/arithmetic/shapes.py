@@ -8,6 +8,11 @@ def concatenation(values, inputs, output, *, axis, activation="none"):
     return np.concatenate(values, axis=axis)
 
 
+def gather(values, inputs, output, *, axis=0):
+    """Slices of the first input at the positions that the second one names."""
+    return values[0].take(values[1], axis)
+
+
 def reshape(values, inputs, output, *, shape):
     """Gives every example another shape."""
     return values[0].reshape([-1 if size is None else size for size in shape])

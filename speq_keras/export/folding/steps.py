@@ -15,6 +15,8 @@ max_pool, reshape, transpose, pad, slice, repeat, concatenate
 codes       nothing: codes are copied, there is no rounding
 dequantize    codes       x, in float
 float         float       the operation itself
+embedding     int32       rows of the layer's table, which are codes already
+constant      -           the layer's table itself (PositionEmbedding)
 """
 
 import dataclasses
@@ -47,12 +49,16 @@ class Grid:
 
 @dataclasses.dataclass(eq=False)
 class Value:
-    """A tensor between steps: codes on a grid, or floats (`grid` None)."""
+    """A tensor between steps: codes on a grid, or plain numbers (`grid` None).
+
+    `dtype` is that of plain numbers: "float32", or "int32" for whole numbers and masks.
+    """
 
     name: str
     shape: tuple
     grid: Grid | None
     layer: str = ""
+    dtype: str = "float32"
 
 
 @dataclasses.dataclass(eq=False)

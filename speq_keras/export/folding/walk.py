@@ -19,8 +19,11 @@ from speq_keras.export.folding.steps import (
 )
 from speq_keras.export.folding.weights import (
     finish,
+    is_embedding,
+    is_position_embedding,
     make_scales_positive,
     summed_axes,
+    table_of,
     weights_of,
 )
 from speq_keras.export.storage import container_of
@@ -94,13 +97,15 @@ class _Walker:
         self.values = {}
         self.names = Names()
         self.problems = []
+        self.constants = {}  # id(value): the step that makes it
         self.floats = {}  # id(value): (value, the same in float)
         self.float_layers = []
 
     def run(self):
         for index in self.graph.input_indices:
             tensor = self.graph.tensors[index]
-            value = Value(self.names.unique(tensor.name), tensor.shape, None)
+            name = self.names.unique(tensor.name)
+            value = Value(name, tensor.shape, None, dtype=_plain_dtype(tensor.dtype))
             self.values[index] = value
             self.folded.inputs.append(value)
         for node in self.graph.nodes:
@@ -146,8 +151,10 @@ class _Walker:
         kind = kind_of(node.operation)
         if kind is Kind.QUANTIZER:
             return [self.quantize(node, arguments[0])]
-        if changes_nothing(node.operation):
+        if changes_nothing(node.operation) or self.only_renames_type(node, arguments):
             return [arguments[0]]  # may stand before a quantizer
+        if kind is Kind.WEIGHTED and is_embedding(node.operation.layer):
+            return [self.embedding(node, arguments[0])]
         if kind is Kind.FLOAT or any(_is_float(value, kind) for value in arguments):
             return [self.in_float(node, [self.as_float(value) for value in arguments])]
         if kind is Kind.CARRY:
@@ -167,6 +174,27 @@ class _Walker:
             Kind.TABLE: self.table,
         }
         return [visits[kind](node, arguments)]
+
+    def only_renames_type(self, node, arguments):
+        """Whether a cast leaves whole numbers what they are; in a mask all but 0 is true."""
+        made = self.graph.tensors[node.outputs[0]].dtype
+        is_cast = type(node.operation).__name__ == "Cast" and _plain_dtype(made) == "int32"
+        return is_cast and _is_whole(arguments[0])
+
+    def embedding(self, node, value):
+        """A table's rows have the grid of its weights: nothing is rounded."""
+        codes, scale = table_of(node.operation)
+        grid = Grid(np.float32(scale), -128, 127)
+        shape = self.shape_of(node)
+        output = Value(self.names.unique(node.name), shape, grid)
+        if is_position_embedding(node.operation.layer):
+            kind, codes = "constant", codes[: shape[-2]]
+        elif _is_whole(value):
+            kind = "embedding"
+        else:
+            raise CannotExport("only whole numbers can look rows up")
+        self.add(Step(kind, [value], output, [node], options={"codes": codes}))
+        return output
 
     def weighted(self, node, arguments):
         operation = node.operation
@@ -276,8 +304,19 @@ class _Walker:
             return self.rounded("quantize", node, [value], grid, quantizer)
         if value.grid == grid:
             return value
+        if id(value) in self.constants:
+            return self.round_constant(self.constants[id(value)], node, grid, quantizer)
         self.check_ties("requantize", [value], grid, quantizer)
         return self.rounded("requantize", node, [value], grid, quantizer)
+
+    def round_constant(self, step, node, grid, quantizer):
+        codes = grid.round(step.options["codes"] * np.float64(step.output.grid.scale))
+        output = Value(self.names.unique(node.name), step.output.shape, grid, layer=node.name)
+        options = {"codes": codes}
+        self.add(
+            Step("constant", step.inputs, output, step.nodes, options=options, quantizer=quantizer)
+        )
+        return output
 
     def check_ties(self, kind, values, grid, quantizer):
         if quantizer is None or quantizer.name in self.grids:
@@ -371,9 +410,10 @@ class _Walker:
     def in_float(self, node, values):
         """Adds a step that computes one node in float."""
         check_float(node)
-        output = Value(self.names.unique(node.name), self.shape_of(node), None)
+        dtype = _plain_dtype(self.graph.tensors[node.outputs[0]].dtype)
+        output = Value(self.names.unique(node.name), self.shape_of(node), None, dtype=dtype)
         self.add(Step("float", values, output, [node]))
-        if node.name not in self.float_layers:
+        if node.name not in self.float_layers and dtype == "float32":
             self.float_layers.append(node.name)
         return output
 
@@ -420,6 +460,8 @@ class _Walker:
 
     def add(self, step):
         self.folded.steps.append(step)
+        if step.kind == "constant":
+            self.constants[id(step.output)] = step
 
     def shape_of(self, node):
         shape = self.graph.tensors[node.outputs[0]].shape
@@ -442,6 +484,15 @@ def fixed_grid(operation):
     low, high = fixed_range(operation)
     scale = np.float32((high - low) / 255)
     return Grid(scale, round(low / float(scale)), round(high / float(scale)))
+
+
+def _plain_dtype(dtype):
+    """Returns the type in the file of numbers that are no codes."""
+    return "float32" if "float" in dtype else "int32"
+
+
+def _is_whole(value):
+    return isinstance(value, Value) and value.grid is None and value.dtype == "int32"
 
 
 def _is_float(value, kind):

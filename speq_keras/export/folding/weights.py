@@ -166,3 +166,24 @@ def weights_of(layer):
     else:
         bias = keras.ops.convert_to_numpy(bias.value).astype("float64").reshape(-1)
     return codes, scale, bias, axes
+
+
+def is_embedding(layer):
+    """Whether a layer looks rows up in a table."""
+    return isinstance(layer, keras.layers.Embedding) or is_position_embedding(layer)
+
+
+def is_position_embedding(layer):
+    """Whether this is KerasHub's layer, told by its name: the package need not be installed."""
+    return type(layer).__name__ == "PositionEmbedding"
+
+
+def table_of(layer):
+    """Returns the codes and the one scale of the table of a `QuantizedLayer`."""
+    ((attribute, quantizer),) = layer.quantizers.items()
+    values = keras.ops.convert_to_numpy(quantizer(layer.variable(attribute).value))
+    try:
+        codes, scale = codes_of(values, ())
+    except NotOnGridError as error:
+        raise CannotExport("the rows of its table have different scales") from error
+    return codes, float(scale[0])

@@ -29,6 +29,8 @@ ROWS = {
     "transpose": rows.transpose,
     "pad": rows.pad,
     "slice": rows.slice_,
+    "embedding": rows.embedding,
+    "constant": rows.constant,
     "dequantize": islands.dequantize,
     "float": islands.float_,
 }
@@ -243,9 +245,9 @@ class _Builder:
     # ---- ends ----------------------------------------------------------------------------------
 
     def input(self, value):
-        """Adds a float input; `quantize` replaces it where the input is to be codes."""
+        """Adds an input; `quantize` replaces a float one where the input is to be codes."""
         tensor = self.network.add_tensor(
-            Tensor(name=value.name, shape=tuple(value.shape), dtype="float32")
+            Tensor(name=value.name, shape=tuple(value.shape), dtype=value.dtype)
         )
         self.tensors[id(value)] = tensor
         self.network.inputs.append(tensor.name)

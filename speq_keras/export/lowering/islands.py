@@ -52,6 +52,8 @@ def float_(builder, step):
         function = fused
     else:
         y = x if function is not None else _other(island, layer, x)
+    if function == "softmax" and len(step.inputs) == 2:
+        y = _masked(island, y, builder.tensor(step.inputs[1]))
     if function is not None:
         y = _function(island, layer, function, y)
     island.finish(y)
@@ -60,7 +62,8 @@ def float_(builder, step):
 def float_output(builder, step):
     """Returns the float tensor of a step's output, made once."""
     if id(step.output) not in builder.tensors:
-        tensor = Tensor(name=step.name, shape=tuple(step.output.shape), dtype="float32")
+        shape, dtype = tuple(step.output.shape), step.output.dtype
+        tensor = Tensor(name=step.name, shape=shape, dtype=dtype)
         builder.tensors[id(step.output)] = builder.network.add_tensor(tensor)
     return builder.tensors[id(step.output)]
 
@@ -71,9 +74,10 @@ class _Island:
     def __init__(self, builder, step):
         self.builder, self.step = builder, step
 
-    def emit(self, kind, inputs, shape, **options):
+    def emit(self, kind, inputs, made_shape, **options):
         name = f"{self.step.name}/{kind}"
-        tensor = Tensor(name=name, shape=tuple(shape), dtype="float32")
+        dtype = "float32" if kind == "cast" else self.step.output.dtype
+        tensor = Tensor(name=name, shape=tuple(made_shape), dtype=dtype)
         output = self.builder.network.add_tensor(tensor)
         names = [tensor if isinstance(tensor, str) else tensor.name for tensor in inputs]
         return self.builder.add(kind, names, output, options=options, layer=self.step.name)
@@ -116,6 +120,16 @@ def _weighted(island, operation, layer, x):
     if plan.rank is not None and len(shape) == 3:
         shape = (shape[0], 1, *shape[1:])
     return island.emit(plan.kind, inputs, shape, **plan.options)
+
+
+def _masked(island, scores, mask):
+    """Adds −1e9 to the scores where the mask is 0, as Keras' softmax does."""
+    one = island.constant("one", [1])
+    kept = island.emit("cast", [mask], mask.shape)
+    kept = island.emit("minimum", [island.emit("abs", [kept], mask.shape), one], mask.shape)
+    lost = island.emit("sub", [kept, one], mask.shape)
+    lost = island.emit("mul", [lost, island.constant("far", [1e9])], mask.shape)
+    return island.emit("add", [scores, lost], scores.shape)
 
 
 def _function(island, layer, name, x):

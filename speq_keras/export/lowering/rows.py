@@ -7,6 +7,7 @@ import numpy as np
 
 from speq_keras.export.folding.carry import slice_sizes
 from speq_keras.export.folding.steps import CannotExport
+from speq_keras.export.lowering.encoding import encoding_of
 from speq_keras.export.network import Tensor
 from speq_keras.wrapping.kinds import function_name
 
@@ -33,6 +34,35 @@ def matmul(builder, step):
     x, y = step.inputs
     inputs = [builder.plain(x).name, builder.plain(y, around_zero=True).name]
     builder.rounded(step, "batch_matmul", inputs, {}, has_scale=False)
+
+
+def embedding(builder, step):
+    """Rows of a table, copied."""
+    rows = _table_tensor(builder, step, f"{step.name}/table")
+    names = [rows.name, builder.tensor(step.inputs[0]).name]
+    builder.add("gather", names, builder.tensor_for(step), layer=step.name)
+
+
+def constant(builder, step):
+    """A table that is added to every example."""
+    tensor = _table_tensor(builder, step, step.name)
+    tensor.shape, tensor.data = (1, *tensor.shape), tensor.data[None]
+    builder.tensors[id(step.output)] = tensor
+
+
+def _table_tensor(builder, step, name):
+    encoding = encoding_of(step.output.grid)
+    codes = step.options["codes"] + encoding.zero_point
+    return builder.network.add_tensor(
+        Tensor(
+            name=name,
+            shape=codes.shape,
+            scale=encoding.scale,
+            zero_point=encoding.zero_point,
+            step=encoding.step,
+            data=codes.astype("int8"),
+        )
+    )
 
 
 def mean(builder, step):
