@@ -222,6 +222,13 @@ def move(rng, kind, result, **options):
     return single(kind, [x], output, **options), [random_codes(rng, 2, 6, 5, 4)]
 
 
+def gather(rng):
+    table = constant("table", random_codes(rng, 30, 8), 0.1)
+    places = tensor("places", (None, 12), dtype="int32")
+    output = codes((12, 8), 0.1, name="y")
+    return single("gather", [table, places], output), [rng.integers(0, 30, (5, 12), dtype="int32")]
+
+
 def lookup(rng):
     table = constant("table", random_codes(rng, 256), 0.1)
     output = codes((256,), 0.1, name="y")
@@ -276,6 +283,7 @@ CASES = {
         end=[None, 6, 5, 4],
         strides=[1, 1, 2, 1],
     ),
+    "gather": gather,
     "lookup": lookup,
 }
 # What XNNPACK leaves to a builtin kernel, always or for some options.
@@ -297,6 +305,7 @@ BUILTIN = {
     "softmax",
     "concatenation",
     "strided_slice",
+    "gather",
     "lookup",
 }
 

@@ -150,18 +150,14 @@ def _batches(data):
 
 
 def _arrays(inputs, model):
-    """Returns float inputs in the order of the model's inputs, after a check of their shapes."""
+    """Returns inputs in the order of the model's, after a check of their shapes."""
     if isinstance(inputs, dict):
         names = [tensor.name for tensor in model.inputs]
         # Keras sorts the inputs of a model that was made with a dict, whose keys are no names then.
         keys = names if set(names) == set(inputs) else sorted(inputs)
         inputs = [inputs[key] for key in keys]
     arrays = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
-    types = ["float32" if "float" in tensor.dtype else "int32" for tensor in model.inputs]
-    arrays = [
-        np.asarray(keras.ops.convert_to_numpy(x), dtype)
-        for x, dtype in zip(arrays, types, strict=True)
-    ]
+    arrays = [np.asarray(keras.ops.convert_to_numpy(x)) for x in arrays]
     shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
     received = [array.shape[1:] for array in arrays]
     if received != shapes:
@@ -171,7 +167,8 @@ def _arrays(inputs, model):
         )
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError("`data` must be finite. Received: NaN or infinity. Clean the data first.")
-    return arrays
+    types = ["float32" if "float" in tensor.dtype else "int32" for tensor in model.inputs]
+    return [array.astype(dtype) for array, dtype in zip(arrays, types, strict=True)]
 
 
 def _accuracy(model, folded, content, batches):

@@ -94,7 +94,7 @@ class Proof:
 
 
 def generate_inputs(folded, seed=0):
-    """Returns float inputs that fill the trained input ranges, `GENERATED_EXAMPLES` of them."""
+    """Returns inputs that fill the trained ranges and tables, `GENERATED_EXAMPLES` of them."""
     rng = np.random.default_rng(seed)
     readers = {id(step.inputs[0]): step for step in folded.steps if step.kind == "quantize"}
     tables = {id(step.inputs[0]): step for step in folded.steps if step.kind == "embedding"}
@@ -102,7 +102,8 @@ def generate_inputs(folded, seed=0):
     for value in folded.inputs:
         if value.dtype == "int32":  # places in a table, or a mask
             rows = len(tables[id(value)].options["codes"]) if id(value) in tables else 2
-            arrays.append(rng.integers(0, rows, (GENERATED_EXAMPLES, *value.shape[1:])))
+            shape = (GENERATED_EXAMPLES, *value.shape[1:])
+            arrays.append(rng.integers(0, rows, shape, dtype="int32"))
             continue
         grid = readers[id(value)].output.grid
         shape = (GENERATED_EXAMPLES, *value.shape[1:])
