@@ -8,7 +8,7 @@ import pytest
 from dense_network import compiled, data, distance, quantized_model
 from keras import layers
 
-from speq_keras import precision
+from speq_keras import precision, wrap
 
 CROSS_ENTROPY = "sparse_categorical_crossentropy"
 
@@ -350,3 +350,37 @@ def test_greedy_compares_losses_in_which_activity_losses_count_once(monkeypatch)
     model.train_on_batch(x, y)
     # The first combination is the student's own.
     assert float(losses[0]) == float(losses[-1])
+
+
+# ---- places that a mask takes out ----------------------------------------------------------------
+
+
+def place_finder():
+    """Returns a float model that picks one of eight places, of which a mask takes some out."""
+    keras.utils.set_random_seed(2)
+    inputs = {"x": keras.Input((8, 4), name="x"), "mask": keras.Input((8,), name="mask")}
+    y = layers.Dense(6, "relu", name="first")(inputs["x"])
+    y = layers.Dense(6, "relu", name="second")(y)
+    y = layers.Flatten(name="places")(layers.Dense(1, name="place")(y))
+    return keras.Model(inputs, keras.ops.where(inputs["mask"] > 0, y, -1e9))
+
+
+def test_masked_places_are_not_distilled():
+    rng = np.random.default_rng(3)
+    inputs = {
+        "x": rng.normal(size=(16, 8, 4)).astype("float32"),
+        "mask": (np.arange(8) < rng.integers(2, 9, (16, 1))).astype("float32"),
+    }
+    teacher = precision.Fixed(8)
+    model = wrap(place_finder(), 2, 2, distillation="kl", teacher_precision=teacher)
+    model.calibrate(inputs, verbose=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    found = distillation_loss(model, inputs, np.zeros(16, "int32"), loss=loss)
+    student, teacher = (logits[..., 0] for logits in logits_of(model, "place", inputs))
+    distances = [
+        distance(teacher[i : i + 1, keeps], student[i : i + 1, keeps], "kl")[0]
+        for i, keeps in enumerate(inputs["mask"] > 0)
+    ]
+    assert found == pytest.approx(np.mean(distances), rel=1e-3)
+    with_all = np.mean(distance(teacher, student, "kl"))
+    assert abs(with_all - found) > 0.02 * found
