@@ -25,10 +25,11 @@ EXAMPLES = [
     "tensorboard>=2.20",
     "tensorflow-datasets>=4.9.10",  # older ones fail under protobuf 7, which TensorFlow 2.20 allows
 ]
+# For examples/bert_squad.py. It needs tensorflow-text, which has no wheels for Python 3.14 yet.
+HUB = ["keras-hub>=0.32; python_version < '3.14'"]
 # Pinned are the tools whose verdict changes with their version.
 TEST = [
     "jax>=0.6",
-    "keras-hub>=0.32; python_version < '3.14'",  # needs tensorflow-text
     "mypy==2.4.1",
     "pytest>=8.0",
     "pytest-timeout>=2.3.1",
@@ -57,8 +58,9 @@ setup(
     install_requires=REQUIREMENTS,
     extras_require={
         "examples": EXAMPLES,
+        "hub": HUB,
         "jax": ["jax>=0.6"],
         "tfmot": ["tensorflow-model-optimization>=0.8", "tf_keras>=2.20"],
-        "test": EXAMPLES + TEST,  # the tests run the examples
+        "test": EXAMPLES + HUB + TEST,  # the tests run the examples
     },
 )

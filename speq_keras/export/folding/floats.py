@@ -10,7 +10,7 @@ FLOAT_LAYERS = frozenset(
     "Dense EinsumDense Conv1D Conv2D DepthwiseConv1D DepthwiseConv2D Conv1DTranspose "
     "Conv2DTranspose BatchNormalization Rescaling Normalization LayerNormalization Add Subtract "
     "Multiply Divide TrueDivide Square Negative Concatenate GlobalAveragePooling1D "
-    "GlobalAveragePooling2D".split()
+    "GlobalAveragePooling2D Cast".split()
 )
 FLOAT_FUNCTIONS = frozenset(
     "relu relu6 sigmoid tanh softmax silu gelu elu hard_silu leaky_relu".split()

@@ -411,6 +411,8 @@ class _Walker:
         """Adds a step that computes one node in float."""
         check_float(node)
         dtype = _plain_dtype(self.graph.tensors[node.outputs[0]].dtype)
+        if dtype == "int32" and any(value.dtype == "float32" for value in values):
+            raise CannotExport("whole numbers are not made of floats")
         output = Value(self.names.unique(node.name), self.shape_of(node), None, dtype=dtype)
         self.add(Step("float", values, output, [node]))
         if node.name not in self.float_layers and dtype == "float32":

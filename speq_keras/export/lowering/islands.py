@@ -160,6 +160,8 @@ def _other(island, layer, x):
         axes = tuple(range(1, len(x.shape) - 1))
         shape = island.step.output.shape
         return island.emit("mean", [x], shape, axes=axes, keep_dims=len(shape) == len(x.shape))
+    if class_name == "Cast":
+        return island.emit("cast", [x], x.shape)
     if class_name == "Square":
         return island.emit("square", [x], x.shape)
     if class_name == "Negative":
