@@ -2,13 +2,17 @@
 
 A composite layer is taken apart by calling its `call` on symbolic tensors. The result stands for
 the layer only if every weight of the layer belongs to a layer of that graph; otherwise, and where
-`call` does not run on symbolic tensors, the layer stays one node. So does a layer behind
-`Embedding(mask_zero=True)` or `Masking`: a mask has to be given as an argument to be seen.
+`call` does not run on symbolic tensors or makes another graph in training, the layer stays one
+node. So does a layer behind `Embedding(mask_zero=True)` or `Masking`: a mask has to be given as an
+argument to be seen.
 
 `ops.dot_product_attention`, which Keras' attention layers call where they have no dropout, is
 taken apart, too: into two products and the softmax between them. And `ops.einsum` of two tensors
 becomes `ops.matmul` between transpositions, as integer kernels have it.
 """
+
+import functools
+import inspect
 
 import keras
 from keras import layers, ops, tree
@@ -69,19 +73,24 @@ def expand(operation, args, kwargs):
         return inputs[-1]
 
     args, kwargs = tree.map_structure(fresh, (args, kwargs))
+    parts = _PARTS.get(type(operation).__name__)
+    call = operation.call if parts is None else functools.partial(parts, operation)
     try:
-        parts = _PARTS.get(type(operation).__name__)
-        if parts is not None:
-            outputs = parts(operation, *args, **kwargs)
-        else:
-            outputs = operation.call(*args, **kwargs)
-        model = keras.Model(inputs, outputs)
+        model = keras.Model(inputs, call(*args, **kwargs))
+        if "training" in inspect.signature(call).parameters and kwargs.get("training") is None:
+            in_training = keras.Model(inputs, call(*args, **{**kwargs, "training": True}))
+            if _classes_in(in_training) != _classes_in(model):
+                return None  # the graph can be only one of them
     except Exception:  # anything: it is code of other people, on tensors it may not know
         return None
     found = {id(variable) for variable in model.weights}
     if isinstance(operation, layers.Layer) and any(id(v) not in found for v in operation.weights):
         return None
     return model, tensors
+
+
+def _classes_in(model):
+    return [type(operation) for operation in model.operations]
 
 
 def _attention(operation, query, key, value, bias=None, mask=None, **options):

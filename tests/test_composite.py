@@ -46,6 +46,14 @@ class OwnWeight(Block):
 
 
 @keras.saving.register_keras_serializable(package="tests")
+class Trains(Block):
+    """Another graph in training."""
+
+    def call(self, x, training=None):
+        return super().call(x) if training else super().call(x) * 0.5
+
+
+@keras.saving.register_keras_serializable(package="tests")
 class Decides(Block):
     def compute_output_shape(self, shape):
         return shape
@@ -94,7 +102,7 @@ def test_names_inside_do_not_depend_on_what_was_made_before():
     assert first == second
 
 
-@pytest.mark.parametrize("cls", [OwnWeight, Decides])
+@pytest.mark.parametrize("cls", [OwnWeight, Trains, Decides])
 def test_a_layer_with_weights_or_decisions_of_its_own_stays_whole(cls):
     assert names(take_apart(around(cls(name="block")))) == ["first", "block", "last"]
 
