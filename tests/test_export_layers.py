@@ -527,6 +527,32 @@ def test_a_model_that_reads_words_is_exported(options, tmp_path):
     assert np.mean(np.abs(found - trained)) < 0.1 * np.std(trained)
 
 
+def counter(function):
+    """A model that counts with whole numbers: it casts them, or adds floats to them."""
+    keras.utils.set_random_seed(0)
+    count = keras.Input((5,), dtype="int32", name="count")
+    x = layers.Dense(8, activation="relu")(function(count))
+    model = speq_keras.wrap(keras.Model(count, layers.Dense(2, name="last")(x)), 3, 3, seed=0)
+    data = np.random.default_rng(1).integers(0, 9, (16, 5))
+    model.calibrate(data, verbose=0)
+    return model, data
+
+
+def test_whole_numbers_that_are_cast_keep_their_values(tmp_path):
+    model, data = counter(lambda count: ops.cast(count, "float32"))
+    report = model.export_tflite(tmp_path / "m.tflite", data=data)
+    assert report.proof.mismatches == report.proof.outside == 0
+    found = speq_keras.fold(model).predict_float(data)
+    np.testing.assert_allclose(found, model(data), atol=0.2 * np.std(found))
+    assert len(np.unique(found[:, 0])) > 8
+
+
+def test_whole_numbers_beside_floats_are_refused():
+    model, _ = counter(lambda count: ops.add(count, np.full(5, 0.5, "float32")))
+    with pytest.raises(ValueError, match="whole numbers have to be cast to floats first"):
+        speq_keras.fold(model)
+
+
 def test_masked_words_change_nothing_in_the_file():
     model, data = reader()
     model.calibrate(data, verbose=0)

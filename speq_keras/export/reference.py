@@ -60,9 +60,8 @@ def compute(step, arrays, *, rounds=True):
     elif step.kind == "average_pool" and step.activation == "none":
         return _average_pool(step, arrays[0], rounds)
     else:
-        # Whole numbers that a float operation reads beside floats are a mask.
-        is_mask = [value.dtype == "int32" and step.kind == "float" for value in step.inputs]
-        arrays = [a != 0 if mask else a for a, mask in zip(arrays, is_mask, strict=True)]
+        if len(arrays) == 2 and step.inputs[1].dtype == "int32":  # the mask of a softmax
+            arrays = [arrays[0], arrays[1] != 0]
         y = _float64(call(step.nodes[0], [keras.ops.convert_to_tensor(a) for a in arrays]))
     y = _activated(y, step.activation)
     return _rounded(step, y) if rounds else y

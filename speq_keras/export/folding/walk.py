@@ -413,6 +413,11 @@ class _Walker:
         dtype = _plain_dtype(self.graph.tensors[node.outputs[0]].dtype)
         if dtype == "int32" and any(value.dtype == "float32" for value in values):
             raise CannotExport("whole numbers are not made of floats")
+        reads_whole = [_is_whole(value) for value in values]
+        is_masked = reads_whole == [False, True] and function_name(node.operation) == "softmax"
+        is_cast = type(node.operation).__name__ == "Cast"
+        if dtype == "float32" and any(reads_whole) and not (is_masked or is_cast):
+            raise CannotExport("whole numbers have to be cast to floats first")
         output = Value(self.names.unique(node.name), self.shape_of(node), None, dtype=dtype)
         self.add(Step("float", values, output, [node]))
         if node.name not in self.float_layers and dtype == "float32":
