@@ -140,4 +140,4 @@ def _transposed(x, axes, wanted):
     return x if order == sorted(order) else ops.transpose(x, order)
 
 
-_PARTS = {"DotProductAttention": _attention, "Einsum": _einsum}
+_PARTS: dict = {"DotProductAttention": _attention, "Einsum": _einsum}
