@@ -64,8 +64,8 @@ flags.DEFINE_enum("activation_quantizer", "lsq_plus", ("pact", "lsq_plus"), "For
 flags.DEFINE_enum("distillation", "cosine", ("cosine", "dot", "kl"), "The loss of SPEQ.")
 flags.DEFINE_float("temperature", 2.0, "T of Eq. 2.", 0.0)
 flags.DEFINE_float("u", 0.5, "How often the teacher's layers take the target width (Eq. 1).", 0, 1)
-for _stage, _epochs in (("pretrain", 2), ("retrain", 2), ("speq", 2)):
-    flags.DEFINE_integer(f"{_stage}_epochs", _epochs, f"Epochs of {_stage}.", 1)
+for _stage in ("pretrain", "retrain", "speq"):
+    flags.DEFINE_integer(f"{_stage}_epochs", 2, f"Epochs of {_stage}.", 1)
     flags.DEFINE_float(f"{_stage}_learning_rate", 3e-5, "At the start; falls to zero.", 0.0)
 flags.DEFINE_integer("batch_size", 32, "Windows per step.", 1)
 flags.DEFINE_integer("calibration_examples", 256, "Training windows that set the ranges.", 1)
@@ -83,11 +83,11 @@ def main(_):
         set_defaults(
             {
                 "train_examples": 8_000,
-                "test_examples": 500,
+                "test_examples": 1_000,
                 "length": 32,
                 "batch_size": 64,
-                "pretrain_epochs": 4,
-                "pretrain_learning_rate": 2e-3,
+                "pretrain_epochs": 8,
+                "pretrain_learning_rate": 3e-3,
                 "retrain_learning_rate": 1e-3,
                 "speq_learning_rate": 1e-3,
             }

@@ -59,26 +59,30 @@ def _question_of(row):
     return Question(*fields, answers, int(row["answers"]["answer_start"][0]))
 
 
-NAMES = "anna ben clara david emma finn greta hugo ida jonas klara leo mia nils olga paul".split()
 COLOURS = "red blue green white black yellow brown".split()
-THINGS = "ball car hat cup book lamp chair kite".split()
 COUNTS = "one two three four five".split()
+SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
+# Sixty words that nobody has heard: with a dozen, every width answers every question.
+NOUNS = [
+    first + second for first, second in zip(SYLLABLES, SYLLABLES[7:] + SYLLABLES, strict=False)
+]
 
 
 def embedded(count, seed):
-    """Returns made-up questions, such as "which car?", about texts that say who has what.
+    """Returns made-up questions, such as "which diga?", about texts that say who has what.
 
-    "anna two blue cup. ben red car. ..." has the answer "red car", of two or three words. Whoever
-    finds its end has compared the question with the text, and its beginning comes before.
+    "miro two blue diga. teba red kulo. ..." has the answer "two blue diga", of one to three words.
+    Whoever finds its end has compared the question with the text, and its beginning comes before.
     """
     rng = np.random.default_rng(seed)
     questions = []
     for number in range(count):
-        names, kinds = (rng.choice(words, 4, replace=False) for words in (NAMES, THINGS))
+        names, kinds = rng.choice(NOUNS, (2, 5), replace=False)
         parts, answers = [], []
         for name, kind in zip(names, kinds, strict=True):
-            words = [rng.choice(COUNTS), rng.choice(COLOURS), kind]
-            answers.append(" ".join(words if rng.random() < 0.5 else words[1:]))
+            words = [rng.choice(COUNTS)] * int(rng.integers(2))
+            words += [rng.choice(COLOURS)] * int(rng.integers(2))
+            answers.append(" ".join([*words, kind]))
             parts.append(f"{name} {answers[-1]}.")
         asked = int(rng.integers(len(names)))
         start = sum(len(part) + 1 for part in parts[:asked]) + len(names[asked]) + 1

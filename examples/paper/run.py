@@ -16,14 +16,13 @@ and a run that was killed goes on where it was. The test images choose nothing.
 two cores at most. `--scale=full` has the paper's networks and data sets, for a GPU; the paper does
 not print its training lengths: 100 epochs in float and 60 for each stage after it are ours.
 
-Table 8 (BERT) is not here; Table 9 runs `examples/transfer.py`.
+Tables 8 (BERT) and 9 (new last layers) run `examples/bert_squad.py` and `examples/transfer.py`.
 """
 
 import dataclasses
 import fnmatch
 import json
 import pathlib
-import subprocess
 import sys
 import time
 
@@ -35,7 +34,9 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder 
 import figures
 import methods
 import networks
+import programs
 import tables
+from results import table
 
 import image_data
 import speq_keras
@@ -111,7 +112,7 @@ FULL = dataclasses.replace(
 )
 SCALES = {"short": SHORT, "cpu": CPU, "full": FULL}
 
-flags.DEFINE_list("table", None, "The tables to run: some of 1 to 7 and 9; default 2.")
+flags.DEFINE_list("table", None, "The tables to run: some of 1 to 9; default 2.")
 flags.DEFINE_list("figure", [], "The figures to draw: some of 2a, 2b, 3.")
 flags.DEFINE_enum("scale", "short", SCALES, "How large the experiments are.")
 flags.DEFINE_string("model", None, "Network for all cells; with --scale=full: only its cells.")
@@ -137,7 +138,7 @@ def main(_):
     training_run.silence_notices()
     check_flags()
     numbers = [int(number) for number in chosen_tables()]
-    cells = [cell for number in numbers if number != 9 for cell in chosen_cells(number)]
+    cells = [cell for number in numbers if number in tables.TABLES for cell in chosen_cells(number)]
     if FLAGS.scale == "short":
         print(
             "This is the short form: digits, and a few steps of every stage. It shows that the "
@@ -149,11 +150,11 @@ def main(_):
     except FileNotFoundError as error:
         raise SystemExit(str(error)) from None
     for number in numbers:
-        if number == 9:
-            run_transfer()
+        if number in programs.TABLES:
+            programs.TABLES[number]()
             continue
         rows = [cell for cell in cells if cell.table == number]
-        print(f"\n{table(number, rows, results)}\n", flush=True)
+        print(f"\n{table(number, rows, results, scale=FLAGS.scale)}\n", flush=True)
     out_dir = pathlib.Path(FLAGS.out_dir).expanduser()
     content = {
         "flags": own_flags(__name__),
@@ -175,8 +176,7 @@ def main(_):
 
 def check_flags():
     """Ends the program with one sentence if flags do not fit together."""
-    known = [*map(str, tables.TABLES), "9"]
-    check_words("table", known)
+    check_words("table", [str(number) for number in (*tables.TABLES, *programs.TABLES)])
     check_words("figure", FIGURES)
     if FLAGS.model and FLAGS.model not in networks.NAMES:
         raise SystemExit(f"--model takes {', '.join(networks.NAMES)}. Received: {FLAGS.model}.")
@@ -184,7 +184,7 @@ def check_flags():
     if FLAGS.float_weights and not (FLAGS.model or scale().model):
         raise SystemExit("--float_weights are those of one network: pass --model too.")
     for number in chosen_tables():
-        if number != "9" and not chosen_cells(int(number)):
+        if int(number) in tables.TABLES and not chosen_cells(int(number)):
             raise SystemExit(
                 f"Table {number} has no such cell. Received: --cells={','.join(FLAGS.cells)}, "
                 f"--model={FLAGS.model}."
@@ -543,20 +543,6 @@ def compile_model(model, optimizer, learning_rate, steps, loss_weight):
     )
 
 
-def run_transfer():
-    """Runs Table 9, which is a program of its own."""
-    program = pathlib.Path(__file__).resolve().parents[1] / "transfer.py"
-    arguments = [f"--out_dir={pathlib.Path(FLAGS.out_dir) / FLAGS.scale / 'table9'}"]
-    arguments += [f"--seed={seed}" for seed in FLAGS.seed]
-    if FLAGS.scale != "short":
-        raise SystemExit(
-            "Table 9 at this scale needs trained feature extractors: run examples/transfer.py."
-        )
-    status = subprocess.run([sys.executable, str(program), *arguments], check=False).returncode
-    if status:
-        raise SystemExit(status)
-
-
 # Figures.
 
 
@@ -607,7 +593,7 @@ def stochastic_picture(laboratory, on):
     return figures.draw_2b(outputs, int(labels[hardest].argmax()))
 
 
-# Results.
+# Files.
 
 
 def slug(text):
@@ -618,72 +604,6 @@ def slug(text):
 def write_json(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     training_run.write_file(path, lambda target: target.write_text(json.dumps(content, indent=1)))
-
-
-def spread(values, digits=2):
-    """Returns the mean, and with it the deviation of several values."""
-    text = f"{np.mean(values):.{digits}f}"
-    return text if len(values) < 2 else f"{text} ± {np.std(values, ddof=1):.{digits}f}"
-
-
-def table(number, cells, results):
-    """Returns a table in Markdown: a row per cell, ours and the paper's accuracy."""
-    if number == 1:
-        return table_1(cells, results)
-    lines = [
-        f"Table {number}, {FLAGS.scale}, {len(FLAGS.seed)} seed(s); test accuracy in %",
-        "",
-        "| network | data | W/A | method | ours | paper | more than retrain, by seed | "
-        "on training images | steps | s |",
-        "| --- " * 10 + "|",
-    ]
-    for cell in cells:
-        of_seeds = list(results[cell].values())
-        row = (
-            cell.model,
-            cell.dataset,
-            cell.widths,
-            cell.row,
-            spread([100 * figures["test_accuracy"] for figures in of_seeds]),
-            "-" if cell.paper is None else str(cell.paper),
-            more_than_retrain(cell, cells, results),
-            spread([100 * figures["train_accuracy"] for figures in of_seeds]),
-            str(of_seeds[0]["steps"]),
-            spread([figures["seconds"] for figures in of_seeds], digits=0),
-        )
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
-
-
-def more_than_retrain(cell, cells, results):
-    """Returns how much more accurate a cell is than the control with the same seed, in points."""
-    same = {"model": cell.model, "dataset": cell.dataset, "widths": cell.widths}
-    for other in cells:
-        is_alike = all(getattr(other, name) == value for name, value in same.items())
-        if other.row == "retrain" and other != cell and is_alike:
-            ours, control = results[cell], results[other]
-            return spread(
-                [100 * (ours[s]["test_accuracy"] - control[s]["test_accuracy"]) for s in ours]
-            )
-    return "-"
-
-
-def table_1(cells, results):
-    """Returns Table 1 in Markdown: accuracy at widths that were not trained; paper in brackets."""
-    widths = list(tables.READ_AT["W2AF"])
-    lines = [
-        f"Table 1, {FLAGS.scale}, {len(FLAGS.seed)} seed(s); test accuracy in %, (paper)",
-        "",
-        f"| trained | {' | '.join(f'read at {width}' for width in widths)} |",
-        "| --- " * (len(widths) + 1) + "|",
-    ]
-    for cell in cells:
-        texts = []
-        for width in widths:
-            values = [100 * figures["read_at"][width] for figures in results[cell].values()]
-            texts.append(f"{spread(values)} ({tables.READ_AT[cell.row][width]})")
-        lines.append(f"| {cell.row} | {' | '.join(texts)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
