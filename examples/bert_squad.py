@@ -66,7 +66,9 @@ flags.DEFINE_float("temperature", 2.0, "T of Eq. 2.", 0.0)
 flags.DEFINE_float("u", 0.5, "How often the teacher's layers take the target width (Eq. 1).", 0, 1)
 for _stage in ("pretrain", "retrain", "speq"):
     flags.DEFINE_integer(f"{_stage}_epochs", 2, f"Epochs of {_stage}.", 1)
-    flags.DEFINE_float(f"{_stage}_learning_rate", 3e-5, "At the start; falls to zero.", 0.0)
+    flags.DEFINE_float(
+        f"{_stage}_learning_rate", 3e-5, "After a tenth of the steps, as in BERT.", 0.0
+    )
 flags.DEFINE_integer("batch_size", 32, "Windows per step.", 1)
 flags.DEFINE_integer("calibration_examples", 256, "Training windows that set the ranges.", 1)
 flags.DEFINE_integer("seed", 0, "Seed of weights, draws, order.", 0)
@@ -88,6 +90,8 @@ def main(_):
                 "batch_size": 64,
                 "pretrain_epochs": 8,
                 "pretrain_learning_rate": 3e-3,
+                "retrain_epochs": 1,
+                "speq_epochs": 1,
                 "retrain_learning_rate": 1e-3,
                 "speq_learning_rate": 1e-3,
             }
@@ -256,7 +260,10 @@ def network(token_count):
 
 def compile_model(model, rate, steps):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
+    rise = max(1, steps // 10)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - rise, warmup_target=rate, warmup_steps=rise
+    )
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.01, clipnorm=1.0)
     model.compile(optimizer, dict.fromkeys(HEADS, loss), loss_weights=dict.fromkeys(HEADS, 0.5))
 

@@ -77,7 +77,7 @@ def embedded(count, seed):
     rng = np.random.default_rng(seed)
     questions = []
     for number in range(count):
-        names, kinds = rng.choice(NOUNS, (2, 5), replace=False)
+        names, kinds = rng.choice(NOUNS, (2, rng.integers(2, 6)), replace=False)
         parts, answers = [], []
         for name, kind in zip(names, kinds, strict=True):
             words = [rng.choice(COUNTS)] * int(rng.integers(2))
