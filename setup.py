@@ -20,6 +20,7 @@ REQUIREMENTS = [
     "tensorflow>=2.20",
 ]
 EXAMPLES = [
+    "importlib_resources>=6.0",  # tensorflow-datasets imports it for some data sets, SQuAD too
     "matplotlib>=3.8",
     "scikit-learn>=1.4",
     "tensorboard>=2.20",

@@ -148,7 +148,9 @@ class WordPieces:
 
     def pieces(self, words):
         """Returns the tokens of each word, a list of lists."""
-        return self.tokenizer(words).to_list() if words else []
+        # A list of lists or a ragged tensor, as the version of KerasHub has it.
+        rows = self.tokenizer(words) if words else []
+        return [[int(token) for token in of_word] for of_word in rows]
 
 
 # Windows.

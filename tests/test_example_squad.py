@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 from test_examples import run
@@ -103,6 +104,24 @@ def test_an_answer_has_no_more_tokens_than_allowed_and_ends_behind_its_start():
     assert answer == questions[0].text[places[text[5], 0] : places[text[7], 1]]
 
 
+def test_learning_rates_rise_for_a_tenth_of_the_steps_and_fall_to_zero():
+    pytest.importorskip("keras_hub")
+    import bert_squad
+
+    x = keras.Input((2,))
+    model = keras.Model(x, {name: keras.layers.Dense(2)(x) for name in bert_squad.HEADS})
+    bert_squad.compile_model(model, 0.01, 100)
+    rates = [
+        float(keras.ops.convert_to_numpy(rate_at(model, step))) for step in (0, 5, 10, 55, 100)
+    ]
+    assert rates == pytest.approx([0, 0.005, 0.01, 0.005, 0], abs=1e-9)
+
+
+def rate_at(model, step):
+    model.optimizer.iterations.assign(step)
+    return model.optimizer.learning_rate
+
+
 def test_unknown_words_have_their_token():
     import squad
 
@@ -111,15 +130,116 @@ def test_unknown_words_have_their_token():
     assert unknown == tokens[squad.UNKNOWN] != known
 
 
+# ---- SQuAD as TensorFlow Datasets lays it out ----------------------------------------------------
+
+
+def official_json(questions):
+    """SQuAD's own layout: articles, paragraphs, questions with all their answers."""
+    paragraphs = []
+    for question in questions:
+        answer = {"text": question.answers[0], "answer_start": question.start}
+        asked = {"id": question.key, "question": question.question, "answers": [answer, answer]}
+        paragraphs.append({"context": question.text, "qas": [asked]})
+    return {"version": "1.1", "data": [{"title": "who has what", "paragraphs": paragraphs}]}
+
+
+@pytest.fixture(scope="module")
+def squad_dir(tmp_path_factory):
+    """SQuAD 1.1 in little: the builder of TensorFlow Datasets reads files written here."""
+    import sys
+
+    import tensorflow_datasets as tfds
+    from test_examples import EXAMPLES
+
+    sys.path.insert(0, str(EXAMPLES))
+    import squad
+
+    root = tmp_path_factory.mktemp("squad")
+    paths = {}
+    for split, count, seed in (("train", 48, 0), ("dev", 8, 1)):
+        paths[split] = root / f"{split}.json"
+        paths[split].write_text(json.dumps(official_json(squad.embedded(count, seed))))
+    with pytest.MonkeyPatch.context() as patch:
+        manager = tfds.download.DownloadManager
+        patch.setattr(
+            manager, "download_and_extract", lambda self, urls: {k: paths[k] for k in urls}
+        )
+        tfds.builder("squad/v1.1", data_dir=root).download_and_prepare()
+    return root
+
+
 @pytest.mark.slow
-def test_a_small_encoder_is_trained_quantized_and_exported(tmp_path):
-    pytest.importorskip("keras_hub")
-    flags = ["--train_examples=1280", "--test_examples=40", "--out_dir=out"]
-    flags += ["--stages=pretrain,retrain", "--retrain_epochs=1"]
+def test_squad_is_read_through_tensorflow_datasets(squad_dir):
+    import squad
+
+    train, test = squad.load(str(squad_dir), train_examples=40)
+    assert (len(train), len(test)) == (40, 8)
+    known = {question.key: question for question in squad.embedded(8, seed=1)}
+    for question in test:
+        made = known[question.key]
+        assert question.answers == made.answers * 2
+        assert (question.question, question.text, question.start) == (
+            made.question,
+            made.text,
+            made.start,
+        )
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    """A BERT of KerasHub in little, saved as a preset: a vocabulary of word pieces, weights."""
+    keras_hub = pytest.importorskip("keras_hub")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "which", "?", ".", "red", "blue", "two"]
+    pieces += [mark + c + v for mark in ("", "##") for c in "bdfgklmnprst" for v in "aeiou"]
+    folder = tmp_path_factory.mktemp("preset")
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=len(pieces),
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=32,
+        intermediate_dim=64,
+        max_sequence_length=48,
+    )
+    backbone.save_to_preset(str(folder))
+    keras_hub.models.BertTokenizer(pieces, lowercase=True).save_to_preset(str(folder))
+    return folder
+
+
+@pytest.mark.slow
+def test_word_pieces_know_the_place_of_their_word(preset):
+    import squad
+
+    tokens = squad.WordPieces(str(preset))
+    text = "tiru red nolo"
+    pieces = tokens.pieces([word for word, _, _ in squad.words_of(text)])
+    assert [len(of_word) for of_word in pieces] == [2, 1, 2]
+    question = squad.Question("a", "which nolo?", text, ("nolo",), 9)
+    windows = squad.windows_of([question], tokens, length=24, stride=8)
+    first, last = windows.starts[0], windows.ends[0]
+    assert last == first + 1  # two pieces
+    assert {tuple(place) for place in windows.places[0][first : last + 1]} == {(9, 13)}
+
+
+@pytest.mark.slow
+def test_squad_runs_through_all_stages_and_goes_on_where_it_was(squad_dir, preset, tmp_path):
+    flags = ["--dataset=squad", f"--data_dir={squad_dir}", f"--preset={preset}", "--out_dir=out"]
+    flags += ["--length=48", "--stride=16", "--batch_size=16", "--calibration_examples=16"]
+    status, text = run("bert_squad.py", *flags, "--stages=pretrain", cwd=tmp_path)
+    assert status == 0, text
     status, text = run("bert_squad.py", *flags, cwd=tmp_path)
     assert status == 0, text
+    assert "pretrain: goes on after step" in text
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["pretrain", "retrain", "folded", ".tflite"]
-    assert [row["steps"] for row in rows] == [80, 20, 0, 0]
-    assert abs(rows[-1]["f1"] - rows[-2]["f1"]) < 5  # of 40 questions
+    stages = ["pretrain", "retrain", "control", "speq", "folded", ".tflite"]
+    assert [row["name"] for row in rows] == stages
     assert "0 differ from the simulation" in text
+
+
+@pytest.mark.slow
+def test_the_embedded_questions_need_nothing_but_the_program(tmp_path):
+    pytest.importorskip("keras_hub")
+    flags = ["--train_examples=640", "--test_examples=40", "--stages=pretrain"]
+    status, text = run("bert_squad.py", *flags, "--pretrain_epochs=1", cwd=tmp_path)
+    assert status == 0, text
+    (row,) = json.loads((tmp_path / "out" / "bert" / "results.json").read_text())["rows"]
+    assert (row["name"], row["steps"]) == ("pretrain", 10)
