@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from gradients import gradients_of
 from keras import layers, ops
 
 import speq_keras
@@ -220,6 +221,12 @@ def min_max(weights, bits):
     return np.rint(weights / scale) * scale
 
 
+def inside(x, alpha, bits):
+    """Where the gradient of PACT passes: between the lowest and the highest level."""
+    codes = x / alpha * 2 ** (bits - 1)
+    return (codes >= -(2 ** (bits - 1))) & (codes <= 2 ** (bits - 1) - 1)
+
+
 def on_levels_by_name(model, bits):
     """Returns a function that rounds as a PACT quantizer of the model should, by its name."""
     quantizers = {quantizer.name: quantizer for quantizer in model.activation_quantizers}
@@ -313,3 +320,73 @@ def test_masked_places_get_no_weight():
     first, found = (ops.convert_to_numpy(y) for y in keras.Model(model.input, ends)(inputs))
     expected = attention_in_numpy(model, first, 3, on_levels_by_name(model, 3), keeps=mask())
     assert np.mean(np.abs(found - expected) < 1e-4) > 0.99
+
+
+# ---- its gradient ------------------------------------------------------------------------------
+
+
+def gradients_in_numpy(model, x, upstream, bits):
+    """The derivatives to the kernels, backwards through Section 3.2; rounding is the identity."""
+    quantizers = {quantizer.name: quantizer for quantizer in model.activation_quantizers}
+
+    def rounded(name, x, bits=bits):
+        alpha = float(np.asarray(quantizers[f"{name}_quantizer"].alpha))
+        return on_levels(x, alpha, bits), inside(x, alpha, bits)
+
+    def kernel(name):
+        return np.asarray(model.get_layer(f"mha.{name}").layer.kernel)
+
+    def projected(name):
+        bias = np.asarray(model.get_layer(f"mha.{name}").layer.bias)
+        return np.einsum("bts,shd->bthd", x, min_max(kernel(name), bits)) + bias
+
+    x, _ = rounded("first", x)
+    query, query_passes = rounded("mha.rescaling", projected("query") / np.sqrt(4))
+    key, key_passes = rounded("mha.key", projected("key"))
+    value, value_passes = rounded("mha.value", projected("value"))
+    scores, scores_pass = rounded("mha.matmul", np.einsum("bthd,buhd->bhtu", query, key), 8)
+    exact = np.exp(scores - scores.max(-1, keepdims=True))
+    exact /= exact.sum(-1, keepdims=True)
+    weights = np.rint(exact * 256).clip(0, 255) / 256
+    mixed, mixed_passes = rounded("mha.matmul_1", np.einsum("bhtu,buhd->bthd", weights, value))
+
+    of_output = np.einsum("bthd,bts->hds", mixed, upstream)
+    of_mixed = np.einsum("bts,hds->bthd", upstream, min_max(kernel("attention_output"), bits))
+    of_mixed *= mixed_passes
+    of_value = np.einsum("bhtu,bthd->buhd", weights, of_mixed) * value_passes
+    of_weights = np.einsum("bthd,buhd->bhtu", of_mixed, value) * (exact <= 255 / 256)
+    of_scores = exact * (of_weights - (of_weights * exact).sum(-1, keepdims=True)) * scores_pass
+    of_key = np.einsum("bhtu,bthd->buhd", of_scores, query) * key_passes
+    of_query = np.einsum("bhtu,buhd->bthd", of_scores, key) * query_passes / np.sqrt(4)
+    through = [np.einsum("bts,bthd->shd", x, y) for y in (of_query, of_key, of_value)]
+    return dict(
+        zip(("query", "key", "value", "attention_output"), [*through, of_output], strict=True)
+    )
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gradients_reach_every_projection_through_a_long_sequence(bits):
+    length = 384  # at 1/384 the weights are below the distance of the codes, 1/256
+    keras.utils.set_random_seed(0)
+    x = keras.Input((length, SIZE), name="x")
+    y = layers.Dense(SIZE, name="first")(x)
+    y = layers.Dense(3, name="last")(attention()(y, y))
+    model = speq_keras.wrap(
+        keras.Model(x, y), bits, bits, weight_quantizer="minmax", distillation=None
+    )
+    rng = np.random.default_rng(2)
+    inputs = rng.normal(size=(2, length, SIZE)).astype("float32")
+    model.calibrate(inputs, verbose=0)
+    first, out = (model.get_layer(name).output for name in ("first", "mha.attention_output"))
+    ends = keras.Model(model.input, [first, out])
+    upstream = rng.normal(size=(2, length, SIZE)).astype("float32")
+    names = ("query", "key", "value", "attention_output")
+    kernels = [model.get_layer(f"mha.{name}").layer.kernel for name in names]
+    _, *found = gradients_of(lambda x: ops.sum(ends(x)[1] * upstream), [inputs], variables=kernels)
+    expected = gradients_in_numpy(model, ops.convert_to_numpy(ends(inputs)[0]), upstream, bits)
+    for name, gradient in zip(names, found, strict=True):
+        # Where float32 sends a half to the other side, one step of one code of 384.
+        np.testing.assert_allclose(
+            gradient, expected[name], atol=0.02 * np.abs(expected[name]).max(), err_msg=name
+        )
+        assert np.abs(expected[name]).max() > 1e-3

@@ -146,6 +146,10 @@ CASES = {
             L.Reshape((10, 2, 3))(L.Dense(6)(x))
         )
     ),
+    "grouped queries": sequence(
+        lambda x: L.GroupQueryAttention(3, 4, 2)(x, x),
+        others={"SOFTMAX": 1, "RESIZE_NEAREST_NEIGHBOR": 2},
+    ),
     "attention": sequence(lambda x: L.MultiHeadAttention(2, 3)(x, x), others={"SOFTMAX": 1}),
     "attention with dropout": sequence(
         lambda x: L.MultiHeadAttention(2, 3, dropout=0.1)(x, x), others={"SOFTMAX": 1}
@@ -246,6 +250,7 @@ CASES = {
     "UpSampling1D": sequence(lambda x: L.UpSampling1D(2)(x), others={"RESIZE_NEAREST_NEIGHBOR": 1}),
     "UpSampling2D": image(lambda x: L.UpSampling2D(2)(x), others={"RESIZE_NEAREST_NEIGHBOR": 1}),
     "UpSampling2D bilinear": image(lambda x: L.UpSampling2D(2, interpolation="bilinear")(x)),
+    "repeat": image(lambda x: ops.repeat(x, 3, axis=2), others={"RESIZE_NEAREST_NEIGHBOR": 1}),
     "Resizing": image(lambda x: L.Resizing(5, 11)(x)),
     "Resizing nearest": image(
         lambda x: L.Resizing(5, 11, interpolation="nearest")(x),
@@ -457,7 +462,7 @@ REFUSED = {
         sequence(lambda x: layers.EinsumDense("abc,bcd->abd", output_shape=(10, 6))(x)),
         "abc,bcd->abd",
     ),
-    "grouped queries": (sequence(lambda x: layers.GroupQueryAttention(3, 2, 1)(x, x)), "Repeat"),
+    "repeated features": (sequence(lambda x: ops.repeat(x, 2, axis=-1)), "repeat along one axis"),
     "a product that repeats a batch": (
         sequence(lambda x: ops.matmul(L.Reshape((2, 5, 4))(x), L.Reshape((1, 4, 10))(x))),
         "there is no integer kernel for the shapes",

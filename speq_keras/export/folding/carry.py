@@ -166,6 +166,15 @@ def _up_sampling(operation, node, shape):
     return _resize(interpolation, size)
 
 
+def _repeat(operation, node, shape):
+    axis = None if operation.axis is None else operation.axis % len(shape)
+    if not isinstance(operation.repeats, int) or axis not in range(1, len(shape) - 1):
+        raise CannotExport("it must repeat along one axis between the first and the last")
+    size = list(shape)
+    size[axis] *= operation.repeats
+    return _resize("nearest", tuple(size[1:-1]))
+
+
 def _resizing(operation, node, shape):
     plain = not (
         operation.crop_to_aspect_ratio or operation.pad_to_aspect_ratio or operation.antialias
@@ -207,6 +216,7 @@ CARRIES = {
     "Moveaxis": _move,
     "GetItem": _get_item,
     "Pad": _pad,
+    "Repeat": _repeat,
     "Resizing": _resizing,
 }
 
