@@ -8,6 +8,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", *(f"examples/{name}.md" for name in ("README", "results", "limits"))]
 
 
 def marked_block(name):
@@ -39,10 +40,43 @@ def test_each_of_the_two_commands_stands_on_one_line(name):
     assert command.startswith("python3 -m venv")
 
 
-def test_the_programs_that_the_readme_names_exist():
-    names = set(re.findall(r"(?:examples|tests|\.ci)/[\w/.]+\w", README))
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    names = set(re.findall(r"(?:examples|tests|\.ci)/[\w/.]+\w", text))
     assert names
     assert [name for name in sorted(names) if not (ROOT / name).exists()] == []
+
+
+def commands_in(text):
+    """Returns (program, flags) of the examples that a page runs."""
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    shorthands = dict(re.findall(r'^(\w)="(.*)"$', blocks, re.MULTILINE))
+    for name, value in shorthands.items():
+        blocks = blocks.replace(f"${name}", value)
+    for line in blocks.splitlines():
+        for program, rest in re.findall(r"python (examples/\S+\.py)(.*)", line):
+            yield program, re.findall(r"--(\w+)", rest)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_flags_that_a_page_shows_are_those_of_the_program(page):
+    for program, flags in commands_in((ROOT / page).read_text(encoding="utf-8")):
+        source = (ROOT / program).read_text(encoding="utf-8")
+        known = set(re.findall(r'DEFINE_\w+\(\s*f?"([\w{}]+)"', source))
+        # f"{stage}_epochs" stands for all stages.
+        patterns = [re.sub(r"\{\w+\}", r"\\w+", name) for name in known]
+        if "_field.name" in source:  # paper/run.py: one for every field of its scales
+            patterns += re.findall(r"^    (\w+): (?:int|float)", source, re.MULTILINE)
+        unknown = [f for f in flags if not any(re.fullmatch(p, f) for p in patterns)]
+        assert unknown == [], program
+
+
+def test_commands_are_found_on_the_page_of_results():
+    text = (ROOT / "examples" / "results.md").read_text(encoding="utf-8")
+    found = list(commands_in(text))
+    assert len(found) >= 10
+    assert sum(len(flags) for _, flags in found) >= 40
 
 
 def test_every_program_is_listed_for_those_who_look_for_one():
