@@ -19,6 +19,7 @@ from keras import layers, ops, tree
 
 from speq_keras.configs import registered_config
 from speq_keras.layers import QuantizedLayer
+from speq_keras.ops import einsum_axes
 from speq_keras.quantizers import Quantizer
 
 # Of Keras' own layers, only these are taken apart: recurrent layers and their like loop over time.
@@ -93,7 +94,7 @@ def _classes_in(model):
     return [type(operation) for operation in model.operations]
 
 
-def _attention(operation, query, key, value, bias=None, mask=None, **options):
+def _attention(operation, query, key, value, bias=None, mask=None, scale=None):
     """Eq. 1 of "Attention Is All You Need" in products that can be quantized.
 
     Args:
@@ -103,11 +104,10 @@ def _attention(operation, query, key, value, bias=None, mask=None, **options):
         value: (batch, sources, heads, size).
         bias: Added to the scores, (batch, heads, targets, sources).
         mask: True where a source may be looked at.
-        **options: `scale` of the scores, if it is not 1/√size.
+        scale: Of the scores, if it is not 1/√size.
     """
     if operation.is_causal or operation.attn_logits_soft_cap is not None:
         raise NotImplementedError
-    scale = options.get("scale")
     query = layers.Rescaling(query.shape[-1] ** -0.5 if scale is None else scale)(query)
     scores = _product("bthd,bshd->bhts", query, key)
     if bias is not None:
@@ -122,7 +122,7 @@ def _einsum(operation, *operands):
 
 def _product(equation, x, y):
     """Returns `ops.einsum(equation, x, y)` as transpositions around one `ops.matmul`."""
-    x_axes, y_axes, axes = equation.replace(" ", "").replace("->", ",").split(",")
+    x_axes, y_axes, axes = einsum_axes(equation)
     shared = [a for a in axes if a in x_axes and a in y_axes]
     summed = [a for a in x_axes if a in y_axes and a not in axes]
     rows = [a for a in x_axes if a not in y_axes]

@@ -14,6 +14,7 @@ import keras
 from keras import tree
 
 from speq_keras._checks import describe
+from speq_keras.ops import einsum_axes
 
 MOST_OPERATIONS_IN_A_ROW = 20_000
 
@@ -311,7 +312,7 @@ def output_specs(graph, operation, args, kwargs):
 
 def _einsum_shape(equation, read, made):
     """Returns the shape that an EinsumDense makes, with the sizes that it leaves open but reads."""
-    inputs, _, output = equation.replace(" ", "").replace("->", ",").split(",")
+    inputs, _, output = einsum_axes(equation)
     if "." in equation:
         return made
     sizes = dict(zip(inputs, read, strict=True))

@@ -180,3 +180,13 @@ def _tensorflow_kernel():
         return switched(x, low, high, tf.convert_to_tensor(rounds))
 
     return kernel
+
+
+def einsum_axes(equation):
+    """Returns the letters of both operands and of the result of an einsum equation.
+
+    Example:
+        >>> einsum_axes("abc, cd -> abd")
+        ['abc', 'cd', 'abd']
+    """
+    return equation.replace(" ", "").replace("->", ",").split(",")

@@ -8,6 +8,7 @@ from keras import layers
 from speq_keras._checks import check_choice
 from speq_keras.graph import read_graph
 from speq_keras.layers import QuantizedLayer
+from speq_keras.ops import einsum_axes
 from speq_keras.quantizers import ActivationQuantizer
 from speq_keras.wrapping.kinds import Kind, kind_of
 
@@ -286,7 +287,7 @@ def _macs(node, graph):
 
 def _einsum_macs(layer, reads):
     """Every combination of the equation's indices is one multiplication, per example."""
-    inputs, kernel = layer.equation.replace(" ", "").split("->")[0].split(",")
+    inputs, kernel, _ = einsum_axes(layer.equation)
     left, _, right = inputs.partition("...")
     sizes = dict(zip(kernel.replace("...", ""), layer.kernel.shape, strict=True))
     sizes |= dict(zip(left, reads, strict=False))

@@ -3,6 +3,7 @@
 from keras import layers
 
 from speq_keras.configs.quantize_config import QuantizeConfig
+from speq_keras.ops import einsum_axes
 
 _LAST = QuantizeConfig(weights=("kernel",), channel_axes=(-1,))
 # (height, width, channels, multiplier): a channel of the output is a pair of the last two.
@@ -15,9 +16,9 @@ _TRANSPOSED = QuantizeConfig(weights=("kernel",), channel_axes=(-2,))
 
 def _einsum_dense(layer):
     """The channels are the kernel's axes that appear in the output: "abc,cde->abde" has d and e."""
-    inputs_and_kernel, output = layer.equation.replace(" ", "").split("->")
-    kernel = inputs_and_kernel.split(",")[1].replace("...", "")
-    axes = tuple(axis for axis, letter in enumerate(kernel) if letter in output)
+    _, kernel, output = einsum_axes(layer.equation)
+    letters = kernel.replace("...", "")
+    axes = tuple(axis for axis, letter in enumerate(letters) if letter in output)
     return QuantizeConfig(weights=("kernel",), channel_axes=axes)
 
 

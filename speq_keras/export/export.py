@@ -11,6 +11,7 @@ from speq_keras._version import __version__
 from speq_keras.export import simulate
 from speq_keras.export.files import check_path, write_safely
 from speq_keras.export.fold import IO_TYPES, fold
+from speq_keras.export.folding.steps import plain_dtype
 from speq_keras.export.network import CODES
 from speq_keras.export.proof import MOST_EXAMPLES, as_network_inputs, generate_inputs, prove
 from speq_keras.export.report import Accuracy, ExportReport, WeightRow
@@ -167,8 +168,10 @@ def _arrays(inputs, model):
         )
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError("`data` must be finite. Received: NaN or infinity. Clean the data first.")
-    types = ["float32" if "float" in tensor.dtype else "int32" for tensor in model.inputs]
-    return [array.astype(dtype) for array, dtype in zip(arrays, types, strict=True)]
+    return [
+        array.astype(plain_dtype(tensor.dtype))
+        for array, tensor in zip(arrays, model.inputs, strict=True)
+    ]
 
 
 def _accuracy(model, folded, content, batches):

@@ -47,6 +47,11 @@ class Grid:
         return np.clip(codes, self.low, self.high).astype("int32")
 
 
+def plain_dtype(dtype):
+    """Returns the type in the file of numbers that are no codes; masks are whole numbers."""
+    return "float32" if "float" in dtype else "int32"
+
+
 @dataclasses.dataclass(eq=False)
 class Value:
     """A tensor between steps: codes on a grid, or plain numbers (`grid` None).

@@ -16,6 +16,7 @@ from speq_keras.export.folding.steps import (
     Step,
     Value,
     Weights,
+    plain_dtype,
 )
 from speq_keras.export.folding.weights import (
     finish,
@@ -105,7 +106,7 @@ class _Walker:
         for index in self.graph.input_indices:
             tensor = self.graph.tensors[index]
             name = self.names.unique(tensor.name)
-            value = Value(name, tensor.shape, None, dtype=_plain_dtype(tensor.dtype))
+            value = Value(name, tensor.shape, None, dtype=plain_dtype(tensor.dtype))
             self.values[index] = value
             self.folded.inputs.append(value)
         for node in self.graph.nodes:
@@ -178,7 +179,7 @@ class _Walker:
     def only_renames_type(self, node, arguments):
         """Whether a cast leaves whole numbers what they are; in a mask all but 0 is true."""
         made = self.graph.tensors[node.outputs[0]].dtype
-        is_cast = type(node.operation).__name__ == "Cast" and _plain_dtype(made) == "int32"
+        is_cast = type(node.operation).__name__ == "Cast" and plain_dtype(made) == "int32"
         return is_cast and _is_whole(arguments[0])
 
     def embedding(self, node, value):
@@ -410,7 +411,7 @@ class _Walker:
     def in_float(self, node, values):
         """Adds a step that computes one node in float."""
         check_float(node)
-        dtype = _plain_dtype(self.graph.tensors[node.outputs[0]].dtype)
+        dtype = plain_dtype(self.graph.tensors[node.outputs[0]].dtype)
         if dtype == "int32" and any(value.dtype == "float32" for value in values):
             raise CannotExport("whole numbers are not made of floats")
         reads_whole = [_is_whole(value) for value in values]
@@ -491,11 +492,6 @@ def fixed_grid(operation):
     low, high = fixed_range(operation)
     scale = np.float32((high - low) / 255)
     return Grid(scale, round(low / float(scale)), round(high / float(scale)))
-
-
-def _plain_dtype(dtype):
-    """Returns the type in the file of numbers that are no codes."""
-    return "float32" if "float" in dtype else "int32"
 
 
 def _is_whole(value):

@@ -5,6 +5,7 @@ import numpy as np
 
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.storage import largest_multiplier
+from speq_keras.ops import einsum_axes
 
 # A quantized weight is a float32 product: off its multiple by a few last bits of the largest code.
 _TOLERANCE = 2e-4
@@ -82,8 +83,7 @@ def summed_axes(layer):
     """
     if not isinstance(layer, keras.layers.EinsumDense):
         return 1
-    equation = layer.equation.replace(" ", "")
-    inputs, kernel, output = equation.replace("->", ",").split(",")
+    inputs, kernel, output = einsum_axes(layer.equation)
     summed = "".join(axis for axis in kernel if axis in inputs)
     made = kernel[len(summed) :]
     kept = inputs[: len(inputs) - len(summed)]
