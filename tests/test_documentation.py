@@ -8,7 +8,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", *(f"examples/{name}.md" for name in ("README", "results", "limits", "migration"))]
+PAGES = [
+    "README.md",
+    *(f"examples/{name}.md" for name in ("README", "results", "limits", "migration")),
+]
 
 
 def marked_block(name):
