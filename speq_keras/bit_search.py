@@ -97,22 +97,26 @@ class BitSearch:
             raise RuntimeError("matplotlib is not installed. `pip install matplotlib` gets it.")
         from matplotlib.figure import Figure  # only who draws needs it
 
-        figure = Figure(figsize=(max(6, 0.3 * len(self.chosen) + 2), 4.5), layout="constrained")
-        axes = figure.subplots()
         names = list(self.changes)
+        changes = np.array(list(self.changes.values()))
+        chosen = [self.changes[name][self.widths.index(self.chosen[name])] for name in names]
+        figure = Figure(figsize=(max(6, 0.3 * len(names) + 3), 4.5), layout="constrained")
+        axes = figure.subplots()
         for column, bits in enumerate(self.widths):
-            changes = [self.changes[name][column] for name in names]
-            axes.plot(range(len(names)), changes, "o-", label=f"{bits} bits", linewidth=0.8)
-        picked = [self.changes[n][self.widths.index(self.chosen[n])] for n in names]
-        axes.plot(range(len(names)), picked, "ks", label="chosen", markersize=10, fillstyle="none")
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_ylabel("change of the loss")
-        axes.set_yscale(
-            "symlog", linthresh=max(1e-4, np.abs(list(self.changes.values())).max() / 100)
+            axes.plot(names, changes[:, column], "o-", label=f"{bits} bits", linewidth=0.8)
+        axes.plot(names, chosen, "ks", label="chosen", markersize=10, fillstyle="none")
+        # Linear around zero, where a change may be negative; from a hundredth of the largest on,
+        # logarithmic: the narrowest width would hide all others.
+        linear = max(np.abs(changes).max() / 100, 1e-6)
+        axes.set_yscale("symlog", linthresh=linear)
+        axes.set_ylim(1.5 * changes.min() - linear / 2, 2 * changes.max() + linear / 2)
+        axes.set(
+            ylabel="change of the loss",
+            title=f"{self.budget_name} {self.cost:,.10g} of {self.budget:,.10g}",
         )
-        axes.set_title(f"{self.budget_name} {self.cost:,.10g} of {self.budget:,.10g}")
+        axes.tick_params("x", rotation=90)
         axes.grid(alpha=0.3)
-        axes.legend()
+        figure.legend(loc="outside right upper")
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=120)
         write_safely(path, content.getvalue())
