@@ -132,7 +132,7 @@ def search_bits(model, data, *, size_bytes=None, bit_ops=None, widths=(2, 3, 4, 
     and activations keep theirs: one activation quantizer serves several layers.
 
     The model is not changed. Train the choice: wrap the float model again with the same arguments
-    and `configs=result.configs`, whose layers come before other entries of `configs`.
+    and `configs={**result.configs, **your_own}`.
 
     Args:
         model: A calibrated and compiled `SPEQModel`, before quantized training: weights that were
