@@ -11,6 +11,7 @@ from speq_keras.configs import QuantizeConfig
 from speq_keras.export.files import check_path, write_safely
 from speq_keras.layers import QuantizedLayer
 from speq_keras.model import SPEQModel
+from speq_keras.reporting import table
 
 _IN_A_ROW = {"size_bytes": "bytes", "bit_ops": "bitops"}  # budget: field of a `LayerRow`
 
@@ -62,28 +63,20 @@ class BitSearch:
         return {**{name: getattr(self, name) for name in names}, "change": self.predicted_change}
 
     def __str__(self):
-        head = ["layer", *(f"{bits} bits" for bits in self.widths), "chosen"]
-        rows = [head]
+        cells = [("layer", *(f"{bits} bits" for bits in self.widths), "chosen")]
         for name, changes in self.changes.items():
-            rows.append([name, *(f"{change:+.4f}" for change in changes), str(self.chosen[name])])
-        sizes = [max(len(row[column]) for row in rows) for column in range(len(head))]
+            cells.append((name, *(f"{x:+.4f}" for x in changes), str(self.chosen[name])))
         lines = [
-            "  ".join(
-                text.rjust(size) if column else text.ljust(size)
-                for column, (text, size) in enumerate(zip(row, sizes, strict=True))
-            )
-            for row in rows
+            f"Change of the loss ({self.loss:.4f} with all at {self.widths[-1]} bits), one layer "
+            "at a time",
+            *table(cells, left=1),
+            f"{self._budget_line}, predicted change {self.predicted_change:+.4f}",
         ]
-        lines.insert(1, "  ".join("-" * size for size in sizes))
-        return "\n".join(
-            [
-                f"Change of the loss ({self.loss:.4f} with all at {self.widths[-1]} bits), "
-                "one layer at a time",
-                *lines,
-                f"{self.budget_name} {self.cost:,.10g} of {self.budget:,.10g}, "
-                f"predicted change {self.predicted_change:+.4f}",
-            ]
-        )
+        return "\n".join(lines)
+
+    @property
+    def _budget_line(self):
+        return f"{self.budget_name} {self.cost:,.10g} of {self.budget:,.10g}"
 
     def plot(self, path):
         """Draws the changes of all layers, with the chosen widths marked, into a PNG file.
@@ -110,10 +103,7 @@ class BitSearch:
         linear = max(np.abs(changes).max() / 100, 1e-6)
         axes.set_yscale("symlog", linthresh=linear)
         axes.set_ylim(1.5 * changes.min() - linear / 2, 2 * changes.max() + linear / 2)
-        axes.set(
-            ylabel="change of the loss",
-            title=f"{self.budget_name} {self.cost:,.10g} of {self.budget:,.10g}",
-        )
+        axes.set(ylabel="change of the loss", title=self._budget_line)
         axes.tick_params("x", rotation=90)
         axes.grid(alpha=0.3)
         figure.legend(loc="outside right upper")
@@ -136,7 +126,8 @@ def search_bits(model, data, *, size_bytes=None, bit_ops=None, widths=(2, 3, 4, 
 
     Args:
         model: A calibrated and compiled `SPEQModel`, before quantized training: weights that were
-            trained for one width say little about another.
+            trained for one width say little about another. Trained ranges of weights (`lsq`) are
+            measured as they are, at every width.
         data: `(inputs, targets)`, `(inputs, targets, sample_weight)`, a `tf.data.Dataset` or a
             `PyDataset`: the same examples each time that it is gone through.
         size_bytes: Budget of `plan().totals["bytes"]`, positive.
@@ -374,8 +365,9 @@ def _check_model(model):
 
 
 def _check_data(data):
-    if hasattr(data, "__next__") or not (hasattr(data, "__len__") or hasattr(data, "__iter__")):
+    is_data = any(hasattr(data, name) for name in ("__len__", "__iter__"))
+    if not is_data or any(hasattr(data, name) for name in ("__next__", "shape")):
         raise TypeError(
             "`data` must be `(inputs, targets)`, a tf.data.Dataset or a PyDataset, which can be "
-            f"gone through many times. {describe(data=data)}"
+            f"gone through many times. {describe(data=type(data).__name__)}"
         )

@@ -24,7 +24,8 @@ class OscillationDamping:
 
     It is a setting of the model, saved with it: `model.damping = OscillationDamping(...)` adds the
     loss to what `fit` minimizes (not to `task_loss`, nor in evaluation), `model.damping = None`
-    takes it away; either costs one trace. The teacher's pass is not touched.
+    takes it away; either costs one trace. The teacher's pass is not touched. `Apprentice` and
+    `CoStudy` train without it.
 
     Args:
         strength: λ at the end, positive. The paper has 0.1 with SGD.
@@ -89,7 +90,7 @@ def _quantized(layers):
 
 
 def check_damping(damping, layers):
-    """Raises an error if `damping` is none, or a layer has weights whose values it cannot pull."""
+    """Raises an error if `damping` is no damping, or a layer has weights that it cannot pull."""
     if not isinstance(damping, OscillationDamping):
         raise TypeError(
             f"`damping` must be an OscillationDamping or None. {describe(damping=damping)}"

@@ -55,6 +55,11 @@ class LowerWidths(keras.callbacks.Callback):
             for side, is_lowered in (("weights", weights), ("activations", activations))
             if is_lowered
         ]
+        if hasattr(calibration_data, "__next__"):
+            raise TypeError(
+                "`calibration_data` must be arrays or batches that can be gone through many times. "
+                f"{describe(calibration_data=calibration_data)} Pass a list of batches."
+            )
         self.calibration_data = calibration_data
 
     def on_train_begin(self, logs=None):
