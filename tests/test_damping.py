@@ -39,10 +39,12 @@ def test_the_gradient_pulls_weights_inside_the_range_and_no_others():
 
 
 def test_with_a_scale_per_channel_each_channel_has_its_own_ends():
-    # Scales 1/3 and 3/3: what is inside the second channel's range is far outside the first's.
-    weights = np.array([[1.0, 3.0], [0.5, 1.2], [-1.0, -3.0]], "float32")
-    quantizer = MinMax(bits=3, per_channel=True)
-    expected = (0.5 - 2 / 3) ** 2 + (1.2 - 1.0) ** 2
+    # Codes -2 ... 1 at the scales 1 and 4: 3.0 is beyond the end of its own channel only.
+    weights = np.array([[3.0, 3.9], [-0.4, -8.5], [-1.8, 1.0]], "float32")
+    quantizer = LSQ(bits=2, per_channel=True)
+    quantizer.build(weights.shape)
+    quantizer.scale.assign([[1.0, 4.0]])
+    expected = (0 + 0.4**2 + 0.2**2) + (0.1**2 + 0 + 1.0**2)
     assert float(distance_to_grid(weights, quantizer)) == pytest.approx(expected, rel=1e-5)
 
 
