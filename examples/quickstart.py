@@ -123,7 +123,7 @@ def run_all_stages(digits, seed, *, show_plan):
     return stages, model
 
 
-def train(model, digits, *, name, epochs, seed):
+def train(model, digits, *, name, epochs, seed, callbacks=()):
     """Trains `model` and returns its test accuracy, steps, seconds and curves."""
     x_train, y_train, x_test, y_test = digits
     steps = epochs * -(-len(x_train) // FLAGS.batch_size)
@@ -142,6 +142,7 @@ def train(model, digits, *, name, epochs, seed):
         epochs=epochs,
         validation_data=(x_test, y_test),
         validation_batch_size=len(x_test),
+        callbacks=list(callbacks),
         verbose=0,
     ).history
     seconds = time.perf_counter() - start

@@ -10,20 +10,29 @@ The parts, from the bottom up: `ops` (tensor functions), `losses` (Eq. 2-8), `pr
 the teacher's widths), `quantizers`, `configs` (what is quantized in which layer), `layers`,
 `wrapping` (float graph in, quantized graph out), `training`, `model`, `co_training` (methods with a
 teacher that is trained too), and beside them `export` (trained graph in, integers and TFLite out).
+
+Beyond the paper: `damping` (against oscillating weights), `progressive` (widths that fall during
+training), `bit_search` (a width per layer, within a budget).
 """
 
 from speq_keras import configs, losses, precision, quantizers
 from speq_keras._version import __version__
+from speq_keras.bit_search import BitSearch, search_bits
 from speq_keras.co_training import Apprentice, CoStudy
 from speq_keras.configs import QuantizeConfig
+from speq_keras.damping import OscillationDamping
 from speq_keras.entry import wrap
 from speq_keras.export.fold import fold
 from speq_keras.layers import QuantizedLayer
 from speq_keras.model import SPEQModel
+from speq_keras.progressive import LowerWidths
 
 __all__ = [
     "Apprentice",
+    "BitSearch",
     "CoStudy",
+    "LowerWidths",
+    "OscillationDamping",
     "QuantizeConfig",
     "QuantizedLayer",
     "SPEQModel",
@@ -33,5 +42,6 @@ __all__ = [
     "losses",
     "precision",
     "quantizers",
+    "search_bits",
     "wrap",
 ]

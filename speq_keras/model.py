@@ -11,6 +11,7 @@ from keras import ops, tree
 
 from speq_keras import batch_norm, calibration, float_weights, reporting, training
 from speq_keras._checks import check_bits, describe
+from speq_keras.damping import check_damping
 from speq_keras.graph import deep_graphs, is_functional
 from speq_keras.layers import weight_quantizers
 from speq_keras.processes import path_to_write
@@ -121,6 +122,17 @@ class SPEQModel(keras.Model):
     def speq_weight(self):
         """λ of Eq. 4, or None without an external teacher."""
         return self._settings.speq_weight
+
+    @property
+    def damping(self):
+        """The `OscillationDamping` of the weights, or None. Setting it rebuilds the step."""
+        return self._settings.damping
+
+    @damping.setter
+    def damping(self, damping):
+        if damping is not None:
+            check_damping(damping, self.layers)
+        self._change(damping=damping)
 
     @property
     def teacher(self):

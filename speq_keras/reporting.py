@@ -145,7 +145,7 @@ class Report:
                 )
             )
         totals = self.totals
-        lines = [*_table(cells, left=3), ""]
+        lines = [*table(cells, left=3), ""]
         lines.append(
             f"{totals['parameters']:,} parameters, {totals['bytes'] / 1000:.1f} kB "
             f"({totals['size_ratio']:.1f} times smaller than float32), "
@@ -165,7 +165,7 @@ class Report:
                 )
                 for row in self.ranges
             ]
-            lines += ["", *_table(cells, left=3)]
+            lines += ["", *table(cells, left=3)]
         return "\n".join(lines)
 
 
@@ -173,7 +173,8 @@ def _width(bits, quantizer=""):
     return f"{'float' if bits is None else bits} {quantizer}".strip()
 
 
-def _table(cells, left):
+def table(cells, left):
+    """Returns the lines of a text table whose first `left` columns are aligned on the left."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
 
     def line(row):

@@ -6,6 +6,7 @@ import json
 import keras
 
 from speq_keras._checks import check_choice, check_number, check_seed, describe
+from speq_keras.damping import OscillationDamping
 from speq_keras.losses import METHODS
 from speq_keras.precision import Bernoulli, TeacherPrecision
 
@@ -24,6 +25,7 @@ class Settings:
         reasons: ((layer name, why it stays float), ...).
         origins: ((layer name, layer of the float model, indices of its weights or None), ...).
         float_config: The float model's config as JSON text, or None.
+        damping: An `OscillationDamping`, or None.
         output_names: The output names of the float model: targets, losses and metrics go by them.
     """
 
@@ -37,6 +39,7 @@ class Settings:
     origins: tuple = ()
     float_config: str | None = None
     output_names: tuple = ()
+    damping: OscillationDamping | None = None
 
     def __post_init__(self):
         check_choice("distillation", self.distillation, (*METHODS, None))
@@ -65,6 +68,8 @@ class Settings:
         """Returns the settings as JSON text."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["teacher_precision"] = keras.saving.serialize_keras_object(self.teacher_precision)
+        if self.damping is not None:
+            values["damping"] = dataclasses.asdict(self.damping)
         return json.dumps(values)
 
     @classmethod
@@ -77,6 +82,8 @@ class Settings:
         for name in ("reasons", "origins"):
             values[name] = tuple(tuple(row) for row in values[name])
         values["output_names"] = tuple(values.get("output_names", ()))
+        if values.get("damping") is not None:
+            values["damping"] = OscillationDamping(**values["damping"])
         return cls(**values)
 
 

@@ -43,6 +43,19 @@ def test_quickstart_prints_a_table_and_writes_its_files(tmp_path):
     assert accuracy["trained"] == pytest.approx(results["runs"][0]["stages"][-1]["test_accuracy"])
 
 
+@pytest.mark.slow
+def test_beyond_prints_a_row_per_method_and_writes_its_files(tmp_path):
+    short = ("--seeds=0", "--pretrain_epochs=1", "--epochs=1", "--strengths=0.1")
+    program = "benchmarks/beyond.py"
+    status, text = run(program, *short, "--lowering_epochs=", f"--out_dir={tmp_path}", cwd=tmp_path)
+    assert status == 0, text
+    assert {path.name for path in tmp_path.iterdir()} == {"beyond.json", "beyond.png"}
+    rows = json.loads((tmp_path / "beyond.json").read_text())["rows"]
+    assert list(rows) == ["W2/A2", "W2/A2, damping 0.1", "W3/A3", "W3/A3, searched"]
+    assert all(f"\n| {name} | " in text for name in rows)
+    assert rows["W3/A3, searched"][0]["kB"] <= rows["W3/A3"][0]["kB"]
+
+
 # A stand-in for TensorFlow Datasets, which has no CIFAR-10 on a machine without a network: the
 # program itself is the real one.
 CIFAR_ON_NOISE = """

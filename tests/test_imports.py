@@ -81,6 +81,7 @@ STAIRCASE = [
     "quantizers",
     "configs",
     "layers",
+    "damping",
     "graph",
     "composite",
     "wrapping",
@@ -93,6 +94,8 @@ STAIRCASE = [
     "float_weights",
     "model",
     "co_training",
+    "progressive",
+    "bit_search",
     "entry",
     "__main__",
 ]

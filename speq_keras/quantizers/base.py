@@ -100,6 +100,9 @@ class WeightQuantizer(Quantizer):
             layer's quantize config.
     """
 
+    # Whether quantized weights approximate the weights, rather than a function of them.
+    keeps_units = True
+
     def __init__(self, *, per_channel=False, channel_axes=(-1,), **kwargs):
         super().__init__(**kwargs)
         self.per_channel = bool(per_channel)

@@ -31,6 +31,8 @@ class DoReFa(WeightQuantizer):
     Reference: Zhou et al., "DoReFa-Net" (arXiv:1606.06160), Eq. 9.
     """
 
+    keeps_units = False
+
     def round_to_grid(self, weights, bits):
         levels = speq_ops.levels_of(bits)
         squashed = ops.tanh(weights)

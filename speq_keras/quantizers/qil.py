@@ -45,6 +45,8 @@ class QIL(WeightQuantizer):
     with Task Loss" (arXiv:1808.05779), Eq. 3-5.
     """
 
+    keeps_units = False
+
     def build(self, input_shape):
         super().build(input_shape)
         reduced = self.reduced_axes(len(input_shape))

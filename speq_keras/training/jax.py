@@ -26,11 +26,11 @@ def train_step(model, state, data):
             *zip(model.trainable_variables, trainable, strict=True),
             *zip(model.non_trainable_variables, non_trainable, strict=True),
             *zip(model.metrics_variables, metrics_state, strict=True),
+            *zip(model.optimizer.variables, optimizer_state, strict=True),
         ]
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             teacher_logits = teachers(model, x, y, sample_weight)
             outputs, parts = student(model, x, y, sample_weight, teacher_logits)
-        with _scope(model.optimizer.variables, optimizer_state):
             scaled = model.optimizer.scale_loss(parts["loss"])
         updated = [
             [scope.get_current_value(variable) for variable in variables]

@@ -50,6 +50,8 @@ def student(model, x, y, sample_weight, teacher_logits):
         method = model.settings.teacher_distillation
         external = distill(model, method, external_logits, logits, sample_weight)
     loss = combine(task_loss, distillation, external, model.speq_weight)
+    if model.damping is not None:
+        loss = loss + model.damping.loss(model.layers, model.optimizer.iterations)
     parts = {"loss": loss, "task_loss": task_loss, "distillation_loss": distillation}
     if external is not None:
         parts["teacher_loss"] = external
