@@ -88,6 +88,7 @@ STAIRCASE = [
     "calibration",
     "batch_norm",
     "settings",
+    "html",
     "reporting",
     "training",
     "float_weights",
