@@ -63,7 +63,10 @@ def random_state(model):
 
 CALLBACKS = {
     "snapshot": lambda folder: ActivationSnapshot(data()[0], folder),
-    "report": lambda folder: PrecisionReport(data(), draws=2),
+    # A rule that draws, and never the student's own width.
+    "report": lambda folder: PrecisionReport(
+        data(), draws=2, teacher_precision=precision.UniformMix(5, 8)
+    ),
 }
 
 
@@ -279,6 +282,15 @@ def test_a_network_that_diverged_can_be_drawn(tmp_path):
     for variable in model.trainable_variables:
         variable.assign(variable * float("nan"))
     assert snapshot(model, tmp_path) == ["epoch_0001.png"]
+
+
+def test_a_clipping_level_that_diverged_has_values_and_no_levels():
+    model = wrapped()
+    quantizer = model.get_layer("dense_0_relu_quantizer")
+    quantizer.alpha.assign(float("nan"))
+    (observation,) = observe(model, data()[0], [quantizer])
+    assert not observation.has_levels
+    assert observation.values.size == 24 * 8
 
 
 def test_names_choose_quantizers(tmp_path):

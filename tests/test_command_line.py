@@ -121,9 +121,16 @@ def test_plan_passes_widths_quantizers_and_names_on(folder, float_model, call):
     assert "2 MSE" in printed
 
 
-def test_plan_takes_an_activation_quantizer(folder, call):
-    options = ["--activation_quantizer", "lsq_plus", "--a_bits", "4"]
-    assert call("plan", folder / "float.keras", *options)[0] == 0
+def test_plan_takes_an_activation_quantizer(folder, call, monkeypatch):
+    given = {}
+
+    def spy(model, **arguments):
+        given.update(arguments)
+        return speq_keras.wrap(model, **arguments)
+
+    monkeypatch.setattr("speq_keras.__main__.wrap", spy)
+    assert call("plan", folder / "float.keras", "--activation_quantizer", "lsq_plus")[0] == 0
+    assert given == {"distillation": None, "activation_quantizer": "lsq_plus"}
 
 
 def test_plan_writes_a_web_page_on_request(folder, tmp_path, call):
