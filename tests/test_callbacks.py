@@ -96,9 +96,10 @@ def test_an_error_leaves_widths_and_quantizers_as_they_were(name, tmp_path, monk
             return predict(*arguments, **options)
         raise KeyboardInterrupt
 
-    last = model.get_layer("last")
-    monkeypatch.setattr(last, "call", fail)
-    monkeypatch.setattr(model, "predict", fail)
+    if name == "snapshot":
+        monkeypatch.setattr(model.get_layer("last"), "call", fail)
+    else:
+        monkeypatch.setattr(model, "predict", fail)
     with pytest.raises(KeyboardInterrupt):
         callback.on_epoch_end(0, {})
     assert bits_of(model) == before
