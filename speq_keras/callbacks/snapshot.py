@@ -25,7 +25,8 @@ class ActivationSnapshot(keras.callbacks.Callback):
     with its levels as lines; below, how often each of its codes is used. Codes that are never used
     are bits that are wasted, values far beyond the last level are what the clipping level cuts off.
     The files are `epoch_0001.png` after the first epoch and so on; networks with more than 24
-    quantizers get pages, `epoch_0001_01.png` and so on.
+    quantizers get pages, `epoch_0001_01.png` and so on. A page takes seconds: `layers`
+    and `every` choose.
 
     The student runs on the batch in inference mode. Nothing of the model changes, and no random
     state: training goes on as it would have without the callback. Of several processes the first
