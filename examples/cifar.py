@@ -306,7 +306,13 @@ class Experiment:
         callbacks = [stream.callback]
         if a_bits and FLAGS.num_processes == 1:
             probe = slice(FLAGS.probe_examples)
-            callbacks.append(PrecisionProbe(self.x_test[probe], self.y_test[probe], a_bits=a_bits))
+            callbacks.append(
+                speq_keras.callbacks.PrecisionReport(
+                    (self.x_test[probe], self.y_test[probe]),
+                    batch_size=500,
+                    teacher_precision=speq_keras.precision.Fixed(8),
+                )
+            )
         folder = FLAGS.checkpoint_dir
         if folder:
             folder = pathlib.Path(folder, f"seed{self.seed}", stage)
@@ -409,43 +415,6 @@ def method_arguments(method):
 
 
 # Callbacks.
-
-
-class PrecisionProbe(keras.callbacks.Callback):
-    """After every epoch, compares the network with itself at 8-bit activations.
-
-    Adds to the logs: `student_accuracy` and `teacher_accuracy`, at the target width and at 8 bits;
-    `distance`, the mean L2 distance between the two softmax outputs; `agreement`, the share of
-    images with the same top class. The distance is what SPEQ makes smaller.
-
-    Args:
-        images, labels: Arrays that the network does not train on.
-        a_bits: The target width of the activations, which is set again afterwards.
-    """
-
-    def __init__(self, images, labels, *, a_bits):
-        super().__init__()
-        self.images = images
-        self.labels = labels
-        self.a_bits = a_bits
-
-    def on_epoch_end(self, epoch, logs=None):
-        student = self.probabilities()
-        self.model.set_bits(activations=8)
-        try:
-            teacher = self.probabilities()
-        finally:
-            self.model.set_bits(activations=self.a_bits)
-        logs["student_accuracy"] = float(np.mean(student.argmax(-1) == self.labels))
-        logs["teacher_accuracy"] = float(np.mean(teacher.argmax(-1) == self.labels))
-        logs["distance"] = float(np.mean(np.linalg.norm(student - teacher, axis=-1)))
-        logs["agreement"] = float(np.mean(student.argmax(-1) == teacher.argmax(-1)))
-
-    def probabilities(self):
-        outputs = self.model.predict(self.images, batch_size=500, verbose=0)
-        if ends_in_logits():
-            outputs = keras.ops.convert_to_numpy(keras.ops.softmax(outputs))
-        return outputs
 
 
 class Backup(keras.callbacks.BackupAndRestore):

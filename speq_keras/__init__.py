@@ -9,13 +9,14 @@
 The parts, from the bottom up: `ops` (tensor functions), `losses` (Eq. 2-8), `precision` (who draws
 the teacher's widths), `quantizers`, `configs` (what is quantized in which layer), `layers`,
 `wrapping` (float graph in, quantized graph out), `training`, `model`, `co_training` (methods with a
-teacher that is trained too), and beside them `export` (trained graph in, integers and TFLite out).
+teacher that is trained too), `callbacks` (what quantization does, epoch by epoch), and beside them
+`export` (trained graph in, integers and TFLite out).
 
 Beyond the paper: `damping` (against oscillating weights), `progressive` (widths that fall during
 training), `bit_search` (a width per layer, within a budget).
 """
 
-from speq_keras import configs, losses, precision, quantizers
+from speq_keras import callbacks, configs, losses, precision, quantizers
 from speq_keras._version import __version__
 from speq_keras.bit_search import BitSearch, search_bits
 from speq_keras.co_training import Apprentice, CoStudy
@@ -37,6 +38,7 @@ __all__ = [
     "QuantizedLayer",
     "SPEQModel",
     "__version__",
+    "callbacks",
     "configs",
     "fold",
     "losses",

@@ -1,4 +1,4 @@
-"""The command line: `python -m speq_keras export MODEL.keras OUT.tflite`, and `inspect FILE`."""
+"""The command line: `python -m speq_keras` with `plan`, `export` and `inspect`."""
 
 import argparse
 import os
@@ -7,13 +7,23 @@ import sys
 import keras
 
 from speq_keras._checks import describe
+from speq_keras.entry import wrap
 from speq_keras.export.files import check_path
 from speq_keras.export.fold import IO_TYPES
 from speq_keras.export.inspect import inspect
 from speq_keras.export.runtimes import RUNTIMES
 from speq_keras.export.storage import STORAGES
 from speq_keras.model import SPEQModel
+from speq_keras.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 
+WRAP_OPTIONS = (
+    "w_bits",
+    "a_bits",
+    "boundary_bits",
+    "weight_quantizer",
+    "activation_quantizer",
+    "skip",
+)
 EXIT_CODE_OF_ERRORS = 2  # as argparse has it
 
 
@@ -35,9 +45,34 @@ def main(arguments=None):
     return 0
 
 
+def _plan(options):
+    if options.html is not None:
+        check_path(options.html, name="html", suffix=".html")  # before the model is loaded
+    model = _load(options.model, "The model must be a .keras file of a SPEQModel or a float model.")
+    given = {name: getattr(options, name) for name in WRAP_OPTIONS if hasattr(options, name)}
+    if not isinstance(model, SPEQModel):
+        model = wrap(model, distillation=None, **given)
+    elif given:
+        raise ValueError(
+            "A float model can be given widths and quantizers, and this one is wrapped already. "
+            f"{describe(**given)} Leave that out: its plan has those it was wrapped with."
+        )
+    plan = model.plan()
+    if options.html is None:
+        return plan
+    plan.to_html(options.html)
+    return f"{plan}\n\nWrote {options.html}"
+
+
 def _export(options):
     check_path(options.output)  # before the model is loaded, which takes long
-    model = _load(options.model)
+    rule = "The model must be a .keras file that a SPEQModel was saved to."
+    model = _load(options.model, rule)
+    if not isinstance(model, SPEQModel):
+        raise ValueError(
+            f"{rule} {describe(model=options.model)} It holds a {type(model).__name__}. Train what "
+            "`speq_keras.wrap` makes of it, and save that."
+        )
     return model.export_tflite(
         options.output,
         storage=options.storage,
@@ -48,22 +83,15 @@ def _export(options):
     )
 
 
-def _load(path):
-    rule = "The model must be a .keras file that a SPEQModel was saved to."
+def _load(path, rule):
     received = describe(model=path)
     if not os.path.isfile(path):
         raise ValueError(f"{rule} {received} There is no such file.")
     try:
         # Not compiled: losses and metrics of one's own need not be importable here.
-        model = keras.saving.load_model(path, compile=False)
+        return keras.saving.load_model(path, compile=False)
     except Exception as error:  # whatever a damaged archive or a foreign layer makes Keras raise
         raise ValueError(f"{rule} {received} Keras cannot load it: {error}") from error
-    if not isinstance(model, SPEQModel):
-        raise ValueError(
-            f"{rule} {received} It holds a {type(model).__name__}. Train what `speq_keras.wrap` "
-            "makes of it, and save that."
-        )
-    return model
 
 
 def _inspect(options):
@@ -73,6 +101,7 @@ def _inspect(options):
 def _parser():
     parser = argparse.ArgumentParser(prog="python -m speq_keras", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_plan(commands)
     export = commands.add_parser("export", help="write a trained model as an integer TFLite file")
     export.add_argument("model", metavar="MODEL.keras", help="file that a SPEQModel was saved to")
     export.add_argument("output", metavar="OUT.tflite", help="file to write")
@@ -98,6 +127,47 @@ def _parser():
     look.add_argument("file", metavar="FILE.tflite", help="file to read")
     look.set_defaults(command=_inspect, program=look.prog)
     return parser
+
+
+def _add_plan(commands):
+    # An option that is left out is absent: `wrap` has the defaults.
+    plan = commands.add_parser(
+        "plan",
+        help="tell what is quantized in a model, or would be, and what it costs",
+        argument_default=argparse.SUPPRESS,
+    )
+    plan.add_argument("model", metavar="MODEL.keras", help="file of a SPEQModel or a float model")
+    for name, meaning in (
+        ("--w_bits", "the weights"),
+        ("--a_bits", "the activations"),
+        ("--boundary_bits", "the first and last layers"),
+    ):
+        plan.add_argument(
+            name, type=_width, metavar="BITS", help=f"width of {meaning}, 2 to 8 or 'float'"
+        )
+    plan.add_argument("--weight_quantizer", choices=WEIGHT_QUANTIZERS, help="of a float model")
+    plan.add_argument(
+        "--activation_quantizer", choices=ACTIVATION_QUANTIZERS, help="of a float model"
+    )
+    plan.add_argument(
+        "--skip",
+        action="append",
+        metavar="PATTERN",
+        help="layers to leave in float; may be given several times",
+    )
+    plan.add_argument(
+        "--html", default=None, metavar="OUT.html", help="write the plan as a web page, too"
+    )
+    plan.set_defaults(command=_plan, program=plan.prog)
+
+
+def _width(text):
+    if text == "float":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number or 'float', not {text!r}") from None
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
 
     def observe(quantizer, values):
         if id(quantizer) in seen:
-            seen[id(quantizer)].append(_sample(ops.convert_to_numpy(ops.cast(values, "float32"))))
+            seen[id(quantizer)].append(sample(ops.convert_to_numpy(ops.cast(values, "float32"))))
 
     observed = [layer for layer in model.layers if isinstance(layer, ActivationQuantizer)]
     fixed_bits = {q: q.bits for q in model.weight_quantizers if q.width is None}
@@ -77,8 +77,8 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
         quantizer.calibrate(Histogram(values))
 
 
-def _sample(values):
-    """Returns evenly spaced values of a tensor, and its ends."""
+def sample(values):
+    """Returns at most about 65,536 evenly spaced values of an array, and its ends."""
     values = values.ravel()
     stride = -(-values.size // _VALUES_PER_BATCH)
     if stride <= 1:

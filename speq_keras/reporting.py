@@ -1,4 +1,4 @@
-"""plan() and report(): what is quantized, why not, and what it costs."""
+"""plan() and report(): what is quantized, why not, and what it costs; as text and as a page."""
 
 import dataclasses
 import math
@@ -6,9 +6,12 @@ import math
 from keras import layers
 
 from speq_keras._checks import check_choice
+from speq_keras.export.files import check_path, write_safely
 from speq_keras.graph import read_graph
+from speq_keras.html import WORD_COLUMNS, report_page
 from speq_keras.layers import QuantizedLayer
 from speq_keras.ops import einsum_axes
+from speq_keras.processes import path_to_write
 from speq_keras.quantizers import ActivationQuantizer
 from speq_keras.wrapping.kinds import Kind, kind_of
 
@@ -58,6 +61,11 @@ class LayerRow:
     macs: int | None
     bitops: int | None
 
+    @property
+    def has_width(self):
+        """Whether it means something to speak of the widths of this layer."""
+        return self.macs is not None or bool(self.weight_quantizer)
+
 
 @dataclasses.dataclass(frozen=True)
 class RangeRow:
@@ -75,11 +83,12 @@ class RangeRow:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A table that prints itself; `to_dict()` gives the same as plain values."""
+    """A table that prints itself; `to_dict()` gives plain values, `to_html()` a web page."""
 
     title: str
     rows: tuple
     ranges: tuple = ()
+    model: str = ""
 
     def row(self, name):
         """Returns the row of one layer.
@@ -121,31 +130,47 @@ class Report:
         """Returns plain dicts, lists and numbers."""
         return {
             "title": self.title,
+            "model": self.model,
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "ranges": [dataclasses.asdict(row) for row in self.ranges],
             "totals": self.totals,
         }
 
+    def to_html(self, path=None):
+        """Returns the tables as a web page that needs nothing beside itself.
+
+        Bars show widths (of 8 bits; float fills the cell in another colour), and sizes and bit
+        operations as shares of the largest layer's.
+
+        Args:
+            path: File to write the page to, ".html", or None. It is written whole or not at all; of
+                several processes the first one writes.
+
+        Returns:
+            The page as text.
+
+        Raises:
+            TypeError, ValueError: If no file can be written to `path`.
+
+        Example:
+            >>> import keras, speq_keras
+            >>> inputs = keras.Input((4,))
+            >>> float_model = keras.Model(inputs, layers.Dense(2, name="last")(inputs))
+            >>> page = speq_keras.wrap(float_model, 3, 3).plan().to_html()
+            >>> ">last</td>" in page
+            True
+        """
+        if path is not None:
+            path = check_path(path, suffix=".html")
+        page = report_page(self)
+        if path is not None:
+            with path_to_write(path) as target:
+                write_safely(target, page.encode())
+        return page
+
     def __str__(self):
-        shown = [row for row in self.rows if row.parameters or row.status.startswith("float: ")]
-        cells = [("layer", "type", "status", "W", "A", "params", "kB", "MMAC", "GBitOP")]
-        for row in shown:
-            has_width = row.macs is not None or row.weight_quantizer
-            cells.append(
-                (
-                    row.name,
-                    row.type,
-                    row.status,
-                    _width(row.w_bits, row.weight_quantizer) if has_width else "",
-                    _width(row.a_bits) if has_width else "",
-                    f"{row.parameters:,}",
-                    f"{row.bytes / 1000:.2f}",
-                    "" if row.macs is None else f"{row.macs / 1e6:.3f}",
-                    "" if row.bitops is None else f"{row.bitops / 1e9:.3f}",
-                )
-            )
         totals = self.totals
-        lines = [*table(cells, left=3), ""]
+        lines = [*table(self.layer_cells(), left=WORD_COLUMNS), ""]
         lines.append(
             f"{totals['parameters']:,} parameters, {totals['bytes'] / 1000:.1f} kB "
             f"({totals['size_ratio']:.1f} times smaller than float32), "
@@ -153,20 +178,47 @@ class Report:
             f"({totals['bitops_ratio']:.1f} times fewer than float32)"
         )
         if self.ranges:
-            cells = [("quantizer", "type", "drawn", "bits", "scale", "codes")]
-            cells += [
+            lines += ["", *table(self.range_cells(), left=WORD_COLUMNS)]
+        return "\n".join(lines)
+
+    def shown_rows(self):
+        """Returns the rows of layers with parameters, and of those that stay float."""
+        return [row for row in self.rows if row.parameters or row.status.startswith("float: ")]
+
+    def layer_cells(self):
+        """Returns the table of the layers as text, with its header."""
+        cells = [("layer", "type", "status", "W", "A", "params", "kB", "MMAC", "GBitOP")]
+        for row in self.shown_rows():
+            cells.append(
                 (
                     row.name,
                     row.type,
-                    "yes" if row.drawn_by_teacher else "",
-                    _width(row.bits),
-                    "" if row.scale is None else f"{row.scale:.5g}",
-                    "" if row.scale is None else f"{row.low_code} ... {row.high_code}",
+                    row.status,
+                    _width(row.w_bits, row.weight_quantizer) if row.has_width else "",
+                    _width(row.a_bits) if row.has_width else "",
+                    f"{row.parameters:,}",
+                    f"{row.bytes / 1000:.2f}",
+                    "" if row.macs is None else f"{row.macs / 1e6:.3f}",
+                    "" if row.bitops is None else f"{row.bitops / 1e9:.3f}",
                 )
-                for row in self.ranges
-            ]
-            lines += ["", *table(cells, left=3)]
-        return "\n".join(lines)
+            )
+        return cells
+
+    def range_cells(self):
+        """Returns the table of the activation quantizers as text, with its header."""
+        cells = [("quantizer", "type", "drawn", "bits", "scale", "codes")]
+        cells += [
+            (
+                row.name,
+                row.type,
+                "yes" if row.drawn_by_teacher else "",
+                _width(row.bits),
+                "" if row.scale is None else f"{row.scale:.5g}",
+                "" if row.scale is None else f"{row.low_code} ... {row.high_code}",
+            )
+            for row in self.ranges
+        ]
+        return cells
 
 
 def _width(bits, quantizer=""):
@@ -197,7 +249,7 @@ def report(model, *, title, with_ranges=False):
         macs[node.name] = _add(macs.get(node.name, 0), _macs(node, graph))
         rows[node.name] = _row(node, graph, reasons, macs[node.name])
     ranges = tuple(map(_range_row, model.activation_quantizers)) if with_ranges else ()
-    return Report(title, tuple(rows.values()), ranges)
+    return Report(title, tuple(rows.values()), ranges, model.name)
 
 
 def _row(node, graph, reasons, macs):

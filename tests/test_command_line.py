@@ -89,6 +89,58 @@ def test_the_defaults_are_those_of_export_tflite(folder, tmp_path, call):
     assert out.read_bytes() == (tmp_path / "same.tflite").read_bytes()
 
 
+# ---- plan ------------------------------------------------------------------------------------
+
+
+def test_plan_prints_the_plan_of_a_wrapped_model(folder, call):
+    code, printed, _ = call("plan", folder / "m.keras")
+    assert code == 0
+    assert printed == f"{keras.saving.load_model(folder / 'm.keras').plan()}\n"
+
+
+def test_plan_wraps_a_float_model_with_the_defaults_of_wrap(folder, float_model, call):
+    assert call("plan", folder / "float.keras")[1] == f"{speq_keras.wrap(float_model).plan()}\n"
+
+
+def test_plan_passes_widths_quantizers_and_names_on(folder, float_model, call):
+    options = ["--w_bits", "2", "--a_bits", "float", "--boundary_bits", "float"]
+    options += ["--weight_quantizer", "mse", "--skip", "dense*", "--skip", "label"]
+    printed = call("plan", folder / "float.keras", *options[:-2])
+    assert printed[0] == 2  # there is no layer of that name
+    printed = call("plan", folder / "float.keras", *options[:-4], *options[-2:])[1]
+    expected = speq_keras.wrap(
+        float_model,
+        w_bits=2,
+        a_bits=None,
+        boundary_bits=None,
+        weight_quantizer="mse",
+        skip=["label"],
+        distillation=None,
+    )
+    assert printed == f"{expected.plan()}\n"
+    assert "2 MSE" in printed
+
+
+def test_plan_takes_an_activation_quantizer(folder, call, monkeypatch):
+    given = {}
+
+    def spy(model, **arguments):
+        given.update(arguments)
+        return speq_keras.wrap(model, **arguments)
+
+    monkeypatch.setattr("speq_keras.__main__.wrap", spy)
+    assert call("plan", folder / "float.keras", "--activation_quantizer", "lsq_plus")[0] == 0
+    assert given == {"distillation": None, "activation_quantizer": "lsq_plus"}
+
+
+def test_plan_writes_a_web_page_on_request(folder, tmp_path, call):
+    out = tmp_path / "plan.html"
+    code, printed, _ = call("plan", folder / "m.keras", "--html", out)
+    assert code == 0
+    assert printed.endswith(f"\nWrote {out}\n")
+    assert out.read_text() == keras.saving.load_model(folder / "m.keras").plan().to_html()
+
+
 # ---- inspect ---------------------------------------------------------------------------------
 
 
@@ -113,6 +165,7 @@ def test_it_runs_as_a_module(folder):
 # ---- errors ----------------------------------------------------------------------------------
 
 MODEL_RULE = "The model must be a .keras file that a SPEQModel was saved to. Received: model="
+PLAN_RULE = "The model must be a .keras file of a SPEQModel or a float model. Received: model="
 BAD_CALLS = {
     "missing model": (["export", "no.keras", "m.tflite"], MODEL_RULE + "'no.keras'. There is no "),
     "float model": (
@@ -128,6 +181,30 @@ BAD_CALLS = {
     "batch of nothing": (
         ["export", "m.keras", "m.tflite", "--batch_size", "0"],
         "Received: batch_size=0.",
+    ),
+    "plan of a missing model": (
+        ["plan", "no.keras"],
+        PLAN_RULE + "'no.keras'. There is no such fi",
+    ),
+    "plan of a damaged model": (
+        ["plan", "damaged.keras"],
+        PLAN_RULE + "'damaged.keras'. Keras cannot load it: ",
+    ),
+    "plan of a wrapped model at other widths": (
+        ["plan", "m.keras", "--w_bits", "2", "--a_bits", "float"],
+        "this one is wrapped already. Received: w_bits=2, a_bits=None. Leave that out",
+    ),
+    "plan of a width that no code has": (
+        ["plan", "float.keras", "--w_bits", "9"],
+        "`w_bits` must be a whole number from 2 to 8, or None for floating point. Received: w_bits",
+    ),
+    "plan of nothing": (
+        ["plan", "float.keras", "--w_bits", "float", "--a_bits", "float"],
+        "must not both be None",
+    ),
+    "page without suffix": (
+        ["plan", "no.keras", "--html", "p.txt"],
+        "Received: html='p.txt'. Appe",
     ),
     "missing file": (["inspect", "no.tflite"], "Received: path='no.tflite'. There is no such fi"),
     "damaged file": (["inspect", "damaged.tflite"], "It is cut off or damaged."),
@@ -169,6 +246,9 @@ def test_an_error_of_several_lines_becomes_one(folder, call, monkeypatch):
         (["export", "m.keras", "m.tflite", "--storage", "int3"], "invalid choice: 'int3'"),
         (["export", "m.keras", "m.tflite", "--io", "int4"], "invalid choice: 'int4'"),
         (["export", "m.keras", "m.tflite", "--batch_size", "two"], "invalid int value: 'two'"),
+        (["plan"], "the following arguments are required: MODEL.keras"),
+        (["plan", "m.keras", "--w_bits", "two"], "--w_bits: a number or 'float', not 'two'"),
+        (["plan", "m.keras", "--weight_quantizer", "pact"], "invalid choice: 'pact'"),
         (["inspect"], "the following arguments are required: FILE.tflite"),
     ],
 )

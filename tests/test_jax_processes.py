@@ -53,9 +53,23 @@ def part(array):
     batches = array.reshape(4, processes, 16 // processes, *array.shape[1:])
     return batches[:, process].reshape(-1, *array.shape[1:])
 
+callbacks = []
+if processes > 1:
+    own = slice(8 * process, None)  # the first one's data have to count
+    pictures = os.path.join(folder, f"pictures_{process}")
+    callbacks = [
+        speq_keras.callbacks.PrecisionReport((images[own], labels[own])),
+        speq_keras.callbacks.ActivationSnapshot(images[own], pictures),
+    ]
 model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
 history = model.fit(
-    part(images), part(labels), batch_size=16 // processes, epochs=2, shuffle=False, verbose=0
+    part(images),
+    part(labels),
+    batch_size=16 // processes,
+    epochs=2,
+    shuffle=False,
+    verbose=0,
+    callbacks=callbacks,
 ).history
 model.reestimate_batch_norm(images[:16])
 for name, save in (("keras", model.save), ("weights.h5", model.save_weights)):
@@ -150,6 +164,13 @@ def test_only_the_first_process_saves_models_and_weights(pair):
     saved = keras.saving.load_model(os.path.join(pair[0]["folder"], "0.keras"), compile=False)
     for mine, other in zip(saved.get_weights(), pair[0]["weights"], strict=True):
         np.testing.assert_array_equal(mine.ravel(), np.float32(other))
+
+
+def test_callbacks_write_in_the_first_process_and_report_its_figures_in_all(pair):
+    names = sorted(name for name in os.listdir(pair[0]["folder"]) if name.startswith("pictures"))
+    assert names == ["pictures_0"]
+    for name in ("student_accuracy", "teacher_accuracy", "agreement", "distance"):
+        assert pair[0]["history"][name] == pair[1]["history"][name]
 
 
 def test_two_devices_end_with_the_weights_of_one(alone, tmp_path):

@@ -1,7 +1,11 @@
 """`plan()` and `report()`: bits, bytes, multiply-accumulates and bit operations, worked by hand."""
 
+import dataclasses
 import functools
+import html.parser
+import itertools
 import json
+import re
 
 import keras
 import numpy as np
@@ -10,6 +14,7 @@ from keras import layers
 
 import speq_keras
 from speq_keras import QuantizeConfig
+from speq_keras.reporting import Report
 
 
 def images():
@@ -395,7 +400,131 @@ def test_a_report_survives_json(report):
 
 
 def test_a_dict_has_the_rows_the_ranges_and_the_totals(report):
-    assert list(report.to_dict()) == ["title", "rows", "ranges", "totals"]
+    assert list(report.to_dict()) == ["title", "model", "rows", "ranges", "totals"]
+
+
+# ---- as a web page ---------------------------------------------------------------------------
+
+
+class Page(html.parser.HTMLParser):
+    """Reads a page: its tables as text, the widths of its bars, the tags that are left open."""
+
+    VOID = ("meta",)
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.shares, self.open, self.loads = [], {}, [], []
+        self.classes = {}
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.loads += [name for name in ("src", "href") if name in attributes]
+        if tag in self.VOID:
+            return
+        self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            place = (len(self.tables) - 1, len(self.tables[-1]) - 1, len(self.tables[-1][-1]) - 1)
+            self.classes[place] = attributes["class"]
+            if "style" in attributes:
+                self.shares[place] = float(attributes["style"].removeprefix("--share: ")[:-1])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+
+
+def test_a_page_closes_what_it_opens(report):
+    assert Page(report.to_html()).open == []
+
+
+def test_a_page_loads_nothing(report):
+    page = report.to_html()
+    assert Page(page).loads == []
+    assert not [word for word in ("http", "url(", "@import", "<script", "<link") if word in page]
+
+
+def text_table(text, number):
+    """Returns the cells of a table of a printed report: columns stand two spaces apart."""
+    lines = text.split("\n\n")[number].splitlines()
+    ends = [0, *(match.end() for match in re.finditer("-+", lines[1]))]
+    columns = list(itertools.pairwise(ends))
+    return [[line[a:b].strip() for a, b in columns] for line in (lines[0], *lines[2:])]
+
+
+@pytest.mark.parametrize(("table", "paragraph"), [(0, 0), (1, 2)])
+def test_a_page_has_the_cells_of_the_text_in_its_order(report, table, paragraph):
+    assert Page(report.to_html()).tables[table] == text_table(str(report), paragraph)
+
+
+def test_a_page_has_the_totals(report):
+    page = report.to_html()
+    assert "<dd>581<small>" in page
+    assert "<dd>0.6 kB<small>3.9 times smaller than float32<" in page
+    assert "<small>18.2 times fewer than float32<" in page
+
+
+def test_a_page_names_the_model():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(2)(inputs), name="tiny")
+    page = speq_keras.wrap(model, 3, 3).plan().to_html()
+    assert "<title>Plan of tiny</title>" in page
+    assert "<h1>Plan of tiny</h1>" in page
+
+
+def test_bars_are_shares_of_8_bits_and_of_the_largest_layer(report):
+    shares = Page(report.to_html()).shares
+    # By hand: rows "depth" (3) and "last" (5); columns W, A, kB, GBitOP.
+    assert [shares[0, 3, column] for column in (3, 4)] == [25.0, 25.0]
+    assert shares[0, 3, 6] == round(100 * 9 / 396, 1)
+    assert shares[0, 3, 8] == round(100 * (576 * 2 * 2) / (6912 * 8 * 8), 1)
+    assert shares[0, 5, 6] == 100.0
+
+
+def test_what_is_not_quantized_has_no_bar_for_its_widths(report):
+    assert (0, 2, 3) not in Page(report.to_html()).shares  # BatchNormalization
+
+
+def test_float_fills_its_cell_in_another_colour():
+    page = Page(plan_of(floats).to_html())
+    row = next(n for n, cells in enumerate(page.tables[0]) if cells[0] == "skipped")
+    assert page.shares[0, row, 3] == 100.0
+    assert page.classes[0, row, 3] == "number float"
+
+
+def test_names_are_escaped():
+    row = dataclasses.replace(plan_of(images).rows[1], name="<b>&", status="float: <i>")
+    page = Report("plan", (row,), model="a<b>").to_html()
+    assert Page(page).tables[0][1][0] == "<b>&"
+    assert "<b>" not in page
+    assert "<i>" not in page
+
+
+def test_a_page_of_no_layers_is_a_page():
+    assert Page(Report("plan", ()).to_html()).tables[0][0][0] == "layer"
+
+
+def test_a_page_is_written_to_a_path(tmp_path):
+    page = plan_of(images).to_html(tmp_path / "plan.html")
+    assert (tmp_path / "plan.html").read_text(encoding="utf-8") == page
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.html"]
+
+
+def test_a_page_needs_its_suffix(tmp_path):
+    with pytest.raises(ValueError, match=r"`path` must be a file that ends in \.html"):
+        plan_of(images).to_html(tmp_path / "plan.txt")
+
+
+# ---- errors ----------------------------------------------------------------------------------
 
 
 def test_an_unknown_row_names_the_nearest_one():

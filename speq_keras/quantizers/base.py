@@ -187,10 +187,18 @@ class ActivationQuantizer(Quantizer):
         self._calibrated.assign(1.0)
 
     def call(self, inputs):
-        """Returns `inputs` on the quantizer's grid, in the dtype of `inputs`."""
+        """Returns `inputs` on the quantizer's grid, in the dtype of `inputs`.
+
+        Where there is an `observer`, it is called with the quantizer and `inputs`, and what it
+        returns goes on in place of that; None: `inputs` as they are.
+        """
         if self.observer is not None:
-            self.observer(self, inputs)
-            return inputs
+            outputs = self.observer(self, inputs)
+            return inputs if outputs is None else outputs
+        return self.quantized(inputs)
+
+    def quantized(self, inputs):
+        """Returns `inputs` on the quantizer's grid, in the dtype of `inputs`, observed or not."""
         x = ops.cast(inputs, "float32")
         if self.width is None:
             rounds = self._initial_bits is not None

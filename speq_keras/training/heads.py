@@ -39,21 +39,22 @@ class Head:
     weight: float = 1.0
 
 
-def find_heads(model):
+def find_heads(model, loss=None):
     """Finds the outputs with logits.
 
     A softmax (over the last axis) or sigmoid at the end has its input as logits: the temperature
     acts on logits. An output without one counts where the compiled loss says `from_logits=True`.
 
     Args:
-        model: A compiled `SPEQModel`.
+        model: A `SPEQModel`.
+        loss: What it was compiled with, where another model was compiled in its place.
 
     Returns:
         `(heads, names of the outputs that are neither)`.
     """
     graph = read_graph(model)
-    losses = _per_output(model, model.loss)
-    weights = _per_output(model, model.loss_weights)
+    losses = values_per_output(model, model.loss if loss is None else loss)
+    weights = values_per_output(model, model.loss_weights)
     heads, others = [], []
     outputs = zip(graph.output_indices, model.outputs, model.output_names, strict=True)
     for number, (index, output, name) in enumerate(outputs):
@@ -95,7 +96,7 @@ def _is_last_axis(operation, rank):
     return axis in (-1, rank - 1)
 
 
-def _per_output(model, values):
+def values_per_output(model, values):
     """Returns one value per output from what Keras' `compile` takes: one, a list or a dict."""
     names = model.output_names
     if isinstance(values, dict):

@@ -1,0 +1,304 @@
+"""PrecisionReport: student and teacher side by side, epoch by epoch."""
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from speq_keras._checks import check_count, check_seed, describe
+from speq_keras.callbacks.student import student_of
+from speq_keras.precision import TeacherPrecision
+from speq_keras.processes import from_first_process, is_first_process, local_values, process_count
+from speq_keras.training.heads import find_heads, values_per_output
+
+FIGURES = ("student_accuracy", "teacher_accuracy", "agreement", "distance")
+
+
+class PrecisionReport(keras.callbacks.Callback):
+    """Reads the network as student and as its own teacher, and compares what they say.
+
+    At the end of every epoch the logs get
+
+        student_accuracy    of the network at its own widths
+        teacher_accuracy    of the same network at widths that are drawn as in training (Eq. 1)
+        agreement           how often both have the same top class
+        distance            mean L2 distance between their softmax or sigmoid outputs
+
+    and with them `History`, and every callback that comes after this one in the list (`CSVLogger`,
+    `TensorBoard`). Where a model has several outputs, the name of the output goes in front:
+    "digit_student_accuracy". SPEQ makes the distance smaller; that the teacher is the better one is
+    what it lives on.
+
+    Both run in inference mode: with moving statistics and without dropout, other than in training.
+    An external teacher has no part in it. Of the model nothing changes, nor of its random state:
+    every batch has a draw of its own, and the draws are the same in every epoch. `set_bits` has no
+    influence on the drawn widths but for the target width itself. A model with `distillation=None`
+    is read as the teacher that its `teacher_precision` would be.
+
+    Every position of a sequence counts, also one that a mask hides, unless its sample weight is 0.
+    Of several processes, each of which has data of its own, the figures of the first one are
+    taken.
+
+    Args:
+        data: What the network does not train on: `(inputs, labels)` or `(inputs, labels,
+            sample_weight)` as arrays, a `tf.data.Dataset` or a `PyDataset` of such batches, or a
+            list of them. Labels are class numbers or one-hot.
+        batch_size: Examples per batch, for arrays.
+        teacher_precision: How the teacher's widths are drawn; None: as in training.
+            `precision.Fixed(8)` reads it at 8 bits everywhere.
+        draws: Teachers per batch; the figures are means over them.
+        seed: Seed of the draws, a whole number.
+        verbose: 1 prints a line per epoch.
+
+    Raises:
+        TypeError, ValueError: If an argument is not allowed; where the model or the batches decide,
+            in `fit`.
+
+    Example:
+        >>> import numpy as np, speq_keras
+        >>> layers = keras.layers
+        >>> float_model = keras.Sequential([
+        ...     keras.Input((4,)),
+        ...     layers.Dense(8, activation="relu"),
+        ...     layers.Dense(8, activation="relu"),
+        ...     layers.Dense(3, activation="softmax"),
+        ... ])
+        >>> model = speq_keras.wrap(float_model, w_bits=2, a_bits=2)
+        >>> x, y = np.random.rand(32, 4).astype("float32"), np.random.randint(0, 3, 32)
+        >>> model.calibrate(x, verbose=0)
+        >>> model.compile("sgd", "sparse_categorical_crossentropy")
+        >>> report = speq_keras.callbacks.PrecisionReport((x, y))
+        >>> history = model.fit(x, y, epochs=2, callbacks=[report], verbose=0).history
+        >>> len(history["teacher_accuracy"])
+        2
+        >>> sorted(report.measure(model))
+        ['agreement', 'distance', 'student_accuracy', 'teacher_accuracy']
+    """
+
+    def __init__(self, data, *, batch_size=32, teacher_precision=None, draws=1, seed=0, verbose=0):
+        super().__init__()
+        self.data = _check_data(data)
+        self.batch_size = check_count("batch_size", batch_size)
+        if not isinstance(teacher_precision, TeacherPrecision | None):
+            raise TypeError(
+                "`teacher_precision` must be a TeacherPrecision, such as precision.Fixed(8), or "
+                f"None: that of the model. {describe(teacher_precision=teacher_precision)}"
+            )
+        self.teacher_precision = teacher_precision
+        self.draws = check_count("draws", draws)
+        if seed is None:
+            raise ValueError(
+                "`seed` must be a whole number, as all epochs get the same draws. "
+                f"{describe(seed=seed)} Leave it out, or pass 0."
+            )
+        self.seed = check_seed(seed)
+        self.verbose = verbose
+
+    def on_train_begin(self, logs=None):
+        self._read(self.model)
+
+    def on_epoch_end(self, epoch, logs=None):
+        figures = self.measure(self.model)
+        if logs is not None:
+            logs.update(figures)
+        if self.verbose and is_first_process():
+            text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            print(f"Epoch {epoch + 1}: {text}", flush=True)
+
+    def measure(self, model):
+        """Returns the figures of a model as it is now: {name: number}.
+
+        Args:
+            model: A `SPEQModel`, or an `Apprentice` or `CoStudy` with one; compiled, unless its
+                outputs are a softmax or sigmoid.
+
+        Raises:
+            TypeError, ValueError: If the model or the data have no such figures.
+        """
+        student, heads, rule = self._read(model)
+        random = keras.random.SeedGenerator(self.seed, name="precision_report")
+        sums = {head.name: np.zeros(len(FIGURES) + 1) for head in heads}
+        for x, y, sample_weight in _batches(self.data, self.batch_size):
+            labels = values_per_output(student, y)
+            weights = values_per_output(student, sample_weight)
+            mine = _predict(student, x)
+            for _ in range(self.draws):
+                theirs = _predict(student, x, _draw(student, rule, random))
+                for head in heads:
+                    sums[head.name] += _sums(
+                        head,
+                        mine[head.index],
+                        theirs[head.index],
+                        labels[head.index],
+                        weights[head.index],
+                    )
+        figures = {}
+        for name, parts in sums.items():
+            parts = from_first_process(parts)
+            if not parts[-1]:
+                raise ValueError(
+                    "`data` of a PrecisionReport must hold examples. Received: none, or sample "
+                    "weights that are all 0. Pass some that the network does not train on."
+                )
+            prefix = f"{name}_" if len(student.outputs) > 1 else ""
+            means = parts[:-1] / parts[-1]
+            figures |= {
+                f"{prefix}{figure}": float(mean)
+                for figure, mean in zip(FIGURES, means, strict=True)
+            }
+        return figures
+
+    def _read(self, model):
+        """Returns (student, heads, teacher precision), after checking that there is a teacher."""
+        student = student_of(model, type(self).__name__)
+        if not student.target_quantizers:
+            raise ValueError(
+                "`PrecisionReport` draws the widths of the activation quantizers that have the "
+                f"target width, and this model has none. {describe(model=student.name)} Wrap the "
+                "float model with a width as `a_bits`, or leave the callback out."
+            )
+        heads, others = find_heads(student, model.loss)
+        if not heads:
+            raise ValueError(
+                "`PrecisionReport` compares classes: an output must be a softmax or sigmoid, or "
+                f"have a cross-entropy with from_logits=True. Received: outputs {others}. Leave "
+                "the callback out."
+            )
+        rule = self.teacher_precision or student.teacher_precision
+        rule.check(len(student.target_quantizers))
+        if _draw_count(student, rule) > 1:
+            raise ValueError(
+                "`teacher_precision` of a PrecisionReport must draw one teacher, and this rule "
+                f"tries several and takes the best in training. {describe(teacher_precision=rule)} "
+                "Pass teacher_precision=precision.Fixed(8)."
+            )
+        return student, heads, rule
+
+
+def _rows(student, rule, random):
+    target = np.float32([quantizer.bits or 0 for quantizer in student.target_quantizers])
+    return ops.convert_to_numpy(rule.candidates(ops.convert_to_tensor(target), random))
+
+
+def _draw_count(student, rule):
+    return len(_rows(student, rule, keras.random.SeedGenerator(0, name="precision_report")))
+
+
+def _draw(student, rule, random):
+    """Returns [(width variable, width)] of one teacher."""
+    (row,) = _rows(student, rule, random)
+    return [(q.width, float(bits)) for q, bits in zip(student.target_quantizers, row, strict=True)]
+
+
+def _predict(model, x, widths=()):
+    """Returns the outputs as a flat list of arrays, at other widths than the model's."""
+    if process_count() > 1:
+        # Compiled, a pass takes all processes and all of their data.
+        with keras.StatelessScope([*local_values(model.variables), *widths]):
+            outputs = tree.flatten(model(x, training=False))
+        return [ops.convert_to_numpy(output) for output in outputs]
+    before = [(width, ops.convert_to_numpy(width)) for width, _ in widths]
+    examples = len(tree.flatten(x)[0])
+    try:
+        for width, value in widths:
+            width.assign(value)
+        return tree.flatten(model.predict(x, batch_size=examples, verbose=0))
+    finally:
+        for width, value in before:
+            width.assign(value)
+
+
+def _sums(head, student, teacher, labels, weights):
+    """Returns the weighted sums of the figures over a batch, and the sum of the weights."""
+    student, teacher = (_probabilities(head, outputs) for outputs in (student, teacher))
+    mine, theirs = (_decisions(head, outputs) for outputs in (student, teacher))
+    truth = _truth(head, labels, student.shape)
+    apart = np.linalg.norm(student - teacher, axis=-1)
+    if head.kind == "sigmoid":  # every label counts in an accuracy, and all of them in a distance
+        apart = np.broadcast_to(apart[..., None], mine.shape)
+    weights = _weights(weights, mine.shape)
+    found = (mine == truth, theirs == truth, mine == theirs, apart)
+    return np.array([*(np.sum(weights * values) for values in found), np.sum(weights)])
+
+
+def _probabilities(head, outputs):
+    outputs = np.asarray(outputs, "float64")
+    if head.ends_in_function:
+        return outputs
+    if head.kind == "sigmoid":
+        return 1 / (1 + np.exp(-np.clip(outputs, -700, 700)))
+    powers = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _decisions(head, probabilities):
+    return probabilities > 0.5 if head.kind == "sigmoid" else probabilities.argmax(axis=-1)
+
+
+def _truth(head, labels, shape):
+    """Returns the labels in the form of `_decisions`."""
+    labels = np.asarray(ops.convert_to_numpy(labels)) if labels is not None else np.zeros(0)
+    if head.kind == "softmax" and labels.shape == shape:
+        return labels.argmax(axis=-1)
+    expected = shape if head.kind == "sigmoid" else shape[:-1]
+    if labels.size != np.prod(expected):
+        raise ValueError(
+            f"The labels of output '{head.name}' must be class numbers of shape {expected} or have "
+            f"the shape of the output, {shape}. Received: labels of shape {labels.shape}."
+        )
+    labels = labels.reshape(expected)
+    return labels > 0.5 if head.kind == "sigmoid" else labels
+
+
+def _weights(weights, shape):
+    """Returns sample weights, of an example or of its positions, spread over `shape`."""
+    if weights is None:
+        return np.ones(shape)
+    weights = np.asarray(ops.convert_to_numpy(weights), "float64")
+    if weights.ndim > len(shape):
+        weights = weights.reshape(weights.shape[: len(shape)])
+    return np.broadcast_to(
+        weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim)), shape
+    )
+
+
+def _check_data(data):
+    rule = (
+        "`data` must be (inputs, labels) or (inputs, labels, sample_weight), or a data set or list "
+        "of such batches."
+    )
+    is_data = any(hasattr(data, name) for name in ("__iter__", "__getitem__"))
+    if isinstance(data, str | bytes | dict) or hasattr(data, "shape") or not is_data:
+        raise TypeError(f"{rule} Received: data of type {type(data).__name__}.")
+    if hasattr(data, "__next__"):
+        raise TypeError(
+            f"{rule} Received: an iterator, which ends with the first epoch. Pass what can be read "
+            "again: a list of its batches."
+        )
+    if isinstance(data, tuple):
+        _check_batch(data)
+    return data
+
+
+def _check_batch(batch):
+    if not isinstance(batch, tuple) or len(batch) not in (2, 3):
+        what = f"a tuple of {len(batch)}" if isinstance(batch, tuple) else type(batch).__name__
+        raise TypeError(
+            "A batch must be (inputs, labels) or (inputs, labels, sample_weight). "
+            f"Received: {what}."
+        )
+    return batch if len(batch) == 3 else (*batch, None)
+
+
+def _batches(data, batch_size):
+    """Yields (inputs, labels, sample weights or None)."""
+    if isinstance(data, tuple):
+        whole = _check_batch(data)
+        count = len(tree.flatten(whole[0])[0])
+        for start in range(0, count, batch_size):
+            yield tree.map_structure(
+                lambda part, s=start: None if part is None else part[s : s + batch_size], whole
+            )
+        return
+    in_order = isinstance(data, keras.utils.PyDataset)
+    for batch in map(data.__getitem__, range(len(data))) if in_order else data:
+        yield _check_batch(batch)

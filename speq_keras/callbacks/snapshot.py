@@ -1,0 +1,178 @@
+"""ActivationSnapshot: pictures of what the activation quantizers do, epoch by epoch."""
+
+import importlib.util
+import io
+import os
+import pathlib
+
+import keras
+import numpy as np
+from keras import tree
+
+from speq_keras._checks import check_count, describe
+from speq_keras.calibration import check_finite
+from speq_keras.callbacks import drawing
+from speq_keras.callbacks.observation import observe
+from speq_keras.callbacks.student import student_of
+from speq_keras.configs.quantize_config import matches
+from speq_keras.export.files import write_safely
+
+
+class ActivationSnapshot(keras.callbacks.Callback):
+    """Draws, at the end of epochs, what every activation quantizer reads and which codes it makes.
+
+    A picture has a panel per quantizer: above, the distribution of the float values that it reads,
+    with its levels as lines; below, how often each of its codes is used. Codes that are never used
+    are bits that are wasted, values far beyond the last level are what the clipping level cuts off.
+    The files are `epoch_0001.png` after the first epoch and so on; networks with more than 24
+    quantizers get pages, `epoch_0001_01.png` and so on. A page takes seconds: `layers`
+    and `every` choose.
+
+    The student runs on the batch in inference mode. Nothing of the model changes, and no random
+    state: training goes on as it would have without the callback. Of several processes the first
+    one writes.
+
+    Args:
+        data: A batch of inputs, as the model takes them: an array, or a list or dict of arrays.
+        directory: Folder of the pictures, made if need be.
+        layers: Name or names of activation quantizers, shell patterns ("block1*"); None: all.
+        every: Epochs between two pictures.
+        tensorboard: Whether to write TensorBoard events to `directory`, too: the histogram of the
+            codes under "codes/" and the quantizer's name, one bucket per code. Their step is the
+            number of the epoch from 0, as that of Keras' own TensorBoard callback. Needs
+            TensorFlow, on every backend.
+
+    Raises:
+        TypeError, ValueError: If an argument is not allowed; where the model decides, in `fit`.
+        RuntimeError: If Matplotlib, or TensorFlow for `tensorboard`, is not installed.
+
+    Example:
+        >>> import numpy as np, os, speq_keras, tempfile
+        >>> layers = keras.layers
+        >>> float_model = keras.Sequential([
+        ...     keras.Input((4,)),
+        ...     layers.Dense(8, activation="relu"),
+        ...     layers.Dense(8, activation="relu"),
+        ...     layers.Dense(3, activation="softmax"),
+        ... ])
+        >>> model = speq_keras.wrap(float_model, w_bits=2, a_bits=2)
+        >>> x, y = np.random.rand(32, 4).astype("float32"), np.random.randint(0, 3, 32)
+        >>> model.calibrate(x, verbose=0)
+        >>> model.compile("sgd", "sparse_categorical_crossentropy")
+        >>> folder = tempfile.mkdtemp()
+        >>> snapshot = speq_keras.callbacks.ActivationSnapshot(x[:8], folder, every=2)
+        >>> _ = model.fit(x, y, epochs=4, callbacks=[snapshot], verbose=0)
+        >>> sorted(os.listdir(folder))
+        ['epoch_0002.png', 'epoch_0004.png']
+    """
+
+    def __init__(self, data, directory, *, layers=None, every=1, tensorboard=False):
+        super().__init__()
+        self.data = _check_batch(data)
+        self.directory = _check_directory(directory)
+        self.layers = _check_names(layers)
+        self.every = check_count("every", every)
+        self.tensorboard = bool(tensorboard)
+        _check_installed("matplotlib", "`ActivationSnapshot` draws with Matplotlib")
+        if tensorboard:
+            _check_installed("tensorflow", "`tensorboard`=True writes with TensorFlow")
+        self._writer = None
+
+    def on_train_begin(self, logs=None):
+        self.chosen()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if (epoch + 1) % self.every:
+            return
+        observations = observe(self._student(), self.data, self.chosen())
+        if observations is None:  # not the first process
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._write_pictures(epoch + 1, observations)
+        if self.tensorboard:
+            self._write_events(epoch, observations)
+
+    def on_train_end(self, logs=None):
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _student(self):
+        return student_of(self.model, type(self).__name__)
+
+    def chosen(self):
+        """Returns the quantizers to look at."""
+        quantizers = self._student().activation_quantizers
+        if self.layers is None:
+            return quantizers
+        for pattern in self.layers:
+            if not any(matches(pattern, quantizer.name) for quantizer in quantizers):
+                names = ", ".join(quantizer.name for quantizer in quantizers)
+                raise ValueError(
+                    "Every pattern in `layers` must match an activation quantizer of the model. "
+                    f"Received: layers={pattern!r}. Quantizers: {names}."
+                )
+        return [q for q in quantizers if any(matches(pattern, q.name) for pattern in self.layers)]
+
+    def _write_pictures(self, epoch, observations):
+        several = drawing.page_count(observations) > 1
+        for page, figure in enumerate(drawing.pages(observations, f"Epoch {epoch}"), start=1):
+            content = io.BytesIO()
+            figure.savefig(content, format="png")
+            name = f"epoch_{epoch:04}_{page:02}.png" if several else f"epoch_{epoch:04}.png"
+            write_safely(self.directory / name, content.getvalue())
+
+    def _write_events(self, epoch, observations):
+        import tensorflow as tf  # on JAX, too, and only for this
+
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(str(self.directory))
+        # As `tf.summary.histogram` writes it, which would make its own buckets, of all the values.
+        data = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="histograms")
+        metadata = tf.compat.v1.SummaryMetadata(plugin_data=data)
+        with self._writer.as_default(step=epoch):
+            for seen in observations:
+                if seen.has_levels:
+                    codes = np.arange(seen.low_code, seen.high_code + 1)
+                    buckets = np.stack([codes - 0.5, codes + 0.5, seen.counts], axis=-1)
+                    tf.summary.write(f"codes/{seen.name}", buckets, metadata=metadata)
+        self._writer.flush()
+
+
+def _check_batch(data):
+    rule = "`data` must be a batch of inputs: an array, or a list or dict of arrays."
+    arrays = tree.flatten(data)
+    if isinstance(data, tuple) or not all(hasattr(array, "shape") for array in arrays):
+        raise TypeError(f"{rule} Received: data of type {type(data).__name__}.")
+    if not arrays or not all(array.shape and array.shape[0] for array in arrays):
+        raise ValueError(f"{rule} Received: no examples. Pass at least one.")
+    check_finite(data)
+    return data
+
+
+def _check_directory(directory):
+    rule = "`directory` must be a folder, which may not exist yet."
+    if not isinstance(directory, str | os.PathLike):
+        raise TypeError(f"{rule} {describe(directory=directory)}")
+    directory = pathlib.Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{rule} {describe(directory=str(directory))} This is a file.")
+    return directory
+
+
+def _check_names(layers):
+    names = [layers] if isinstance(layers, str) else layers
+    if names is None:
+        return None
+    is_list = isinstance(names, list | tuple | set)
+    if not (is_list and names and all(isinstance(name, str) for name in names)):
+        raise TypeError(
+            "`layers` must be a name or pattern, or a list of them, or None for all activation "
+            f"quantizers. {describe(layers=layers)}"
+        )
+    return list(names)
+
+
+def _check_installed(package, why):
+    if importlib.util.find_spec(package) is None:
+        raise RuntimeError(f"{why}, which is not installed. Run `pip install {package}`.")

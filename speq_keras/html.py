@@ -1,0 +1,158 @@
+"""A report as a web page that stands alone: one file, no scripts, nothing loaded from anywhere."""
+
+import html
+
+from speq_keras.ops import MAX_BITS
+
+WORD_COLUMNS = 3  # how many columns hold words, in both tables of a report
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --bar: #4a90d955; --float: #d9804a55; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem;
+       padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+dl { display: flex; flex-wrap: wrap; gap: 1rem; }
+dl div { border: 1px solid var(--line); border-radius: .4rem; padding: .6rem 1rem; }
+dt { opacity: .75; font-size: .85rem; } dd { margin: 0; font-size: 1.25rem; }
+dd small { display: block; font-size: .8rem; opacity: .75; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { text-align: left; position: sticky; top: 0; background: Canvas; }
+th.number, td.number { text-align: right; min-width: 4rem; }
+td.text { white-space: normal; overflow-wrap: anywhere; }
+td[style] { background: linear-gradient(90deg, var(--fill, var(--bar)) var(--share), #0000 0)
+            no-repeat 0 50% / 100% 70%; }
+td.float { --fill: var(--float); }
+tbody tr:hover { background: #8881; }
+"""
+
+
+def report_page(report):
+    """Returns the page of a `reporting.Report`."""
+    totals = report.totals
+    parts = [
+        facts(
+            [
+                ("parameters", f"{totals['parameters']:,}", ""),
+                (
+                    "size",
+                    f"{totals['bytes'] / 1000:,.1f} kB",
+                    f"{totals['size_ratio']:.1f} times smaller than float32",
+                ),
+                ("multiply-accumulates", f"{totals['macs'] / 1e6:,.2f} M", "per example"),
+                (
+                    "bit operations",
+                    f"{totals['bitops'] / 1e9:,.3f} G",
+                    f"{totals['bitops_ratio']:.1f} times fewer than float32",
+                ),
+            ]
+        ),
+        heading("Layers"),
+        table(report.layer_cells(), _layer_bars(report)),
+    ]
+    if report.ranges:
+        cells = report.range_cells()
+        column = cells[0].index("bits")
+        bars = {(row, column): _share(range_.bits) for row, range_ in enumerate(report.ranges)}
+        parts += [heading("Activation quantizers"), table(cells, bars)]
+    return page(f"{report.title.capitalize()} of {report.model or 'a model'}", parts)
+
+
+def _layer_bars(report):
+    """Returns the bars of the layers' table: {(row, column): share}."""
+    rows, header = report.shown_rows(), report.layer_cells()[0]
+    most_bytes = max((row.bytes for row in rows), default=0)
+    most_bitops = max((row.bitops or 0 for row in rows), default=0)
+    bars = {}
+    for number, row in enumerate(rows):
+        if row.has_width:
+            bars[number, header.index("W")] = _share(row.w_bits)
+            bars[number, header.index("A")] = _share(row.a_bits)
+        if row.bytes:
+            bars[number, header.index("kB")] = row.bytes / most_bytes
+        if row.bitops:
+            bars[number, header.index("GBitOP")] = row.bitops / most_bitops
+    return bars
+
+
+def _share(bits):
+    return 1.0 if bits is None else bits / MAX_BITS
+
+
+def page(title, parts):
+    """Returns a whole page.
+
+    Args:
+        title: Text.
+        parts: Strings of HTML, as `facts`, `heading` and `table` return them.
+
+    Example:
+        >>> page("a < b", [heading("Layers")]).splitlines()[-1]
+        '<h1>a &lt; b</h1><h2>Layers</h2></body></html>'
+    """
+    title = html.escape(title)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{_STYLE}</style></head><body>\n"
+        f"<h1>{title}</h1>{''.join(parts)}</body></html>\n"
+    )
+
+
+def heading(text):
+    """Returns a heading of the second level."""
+    return f"<h2>{html.escape(text)}</h2>"
+
+
+def facts(rows):
+    """Returns a row of boxes: a name, a value and a remark in each.
+
+    Args:
+        rows: Triples of texts; the remark may be empty.
+    """
+    boxes = [
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}"
+        f"<small>{html.escape(remark)}</small></dd></div>"
+        for name, value, remark in rows
+    ]
+    return f"<dl>{''.join(boxes)}</dl>"
+
+
+def table(cells, bars):
+    """Returns a table.
+
+    Args:
+        cells: Rows of texts; the first one is the header.
+        bars: {(row, column): share of the cell that is filled, 0 to 1}, rows counted without the
+            header. A cell whose text begins with "float" has another colour.
+
+    Example:
+        >>> text = table([("layer", "type", "", "kB"), ("a<b", "Dense", "", "3")], {(0, 3): 0.5})
+        >>> "a&lt;b" in text, "--share: 50.0%" in text
+        (True, True)
+    """
+    kinds = ["text" if column < WORD_COLUMNS else "number" for column in range(len(cells[0]))]
+    head = "".join(
+        f'<th class="{kind}">{html.escape(text)}</th>'
+        for kind, text in zip(kinds, cells[0], strict=True)
+    )
+    lines = [
+        "".join(
+            _cell(text, kind, bars.get((number, column)))
+            for column, (kind, text) in enumerate(zip(kinds, row, strict=True))
+        )
+        for number, row in enumerate(cells[1:])
+    ]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(text, kind, share):
+    if share is None:
+        return f'<td class="{kind}">{html.escape(text)}</td>'
+    name = f"{kind} float" if text.startswith("float") else kind
+    return f'<td class="{name}" style="--share: {100 * share:.1f}%">{html.escape(text)}</td>'
