@@ -119,9 +119,10 @@ def random_weights(model, seed=0):
     for layer in model.layers:
         weights = layer.get_weights()
         if weights and "normalization" not in type(layer).__name__.lower():
-            fan = [max(np.prod(w.shape[:-1]), 1) for w in weights]
+            deviations = [max(np.prod(w.shape[:-1]), 1) ** -0.5 for w in weights]
+            shapes = [w.shape for w in weights]
             layer.set_weights(
-                [random.normal(0, f**-0.5, w.shape).astype("float32") for w, f in zip(weights, fan)]
+                [random.normal(0, d, s) for d, s in zip(deviations, shapes, strict=True)]
             )
     return model
 

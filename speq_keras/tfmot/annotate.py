@@ -8,6 +8,7 @@ import keras
 from speq_keras._checks import describe
 from speq_keras.graph import copy_operation, is_functional, plain_functional
 from speq_keras.tfmot.importing import tf_keras, tfmot
+from speq_keras.tfmot.legacy import SPEQQuantizeConfig, SPEQQuantizer
 
 _original = tfmot.quantization.keras
 
@@ -176,6 +177,8 @@ def quantize_scope(*args):
         ...     keras.saving.get_registered_object("MyDense") is MyDense
         True
     """
-    objects = {name: value for part in args for name, value in part.items()}
+    objects = {cls.__name__: cls for cls in (SPEQQuantizeConfig, SPEQQuantizer)}
+    for part in args:
+        objects.update(part)
     with _original.quantize_scope(objects), keras.saving.custom_object_scope(objects):
         yield

@@ -1,8 +1,8 @@
 """`quantize_apply` and `quantize_model` for Keras 3: an annotated model becomes a `SPEQModel`.
 
-    without_annotations   annotated model -> float model, and the configs
-    Layout                which tensors tfmot rounds          layout.py
-    canonicalize, build   the graph with quantizers in it     ../wrapping
+without_annotations   annotated model -> float model, and the configs
+Layout                which tensors tfmot rounds          layout.py
+canonicalize, build   the graph with quantizers in it     ../wrapping
 """
 
 import dataclasses

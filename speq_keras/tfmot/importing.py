@@ -13,6 +13,7 @@ import importlib.abc
 import importlib.util
 import os
 import sys
+from typing import Any
 
 import keras
 
@@ -88,5 +89,5 @@ def _import():
     return package
 
 
-tfmot = _import()
-tf_keras = importlib.import_module("tf_keras")
+tfmot: Any = _import()
+tf_keras: Any = importlib.import_module("tf_keras")

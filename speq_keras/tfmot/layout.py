@@ -1,4 +1,4 @@
-"""tfmot's default 8-bit layout: which layers are rounded together, because one kernel computes them.
+"""tfmot's default 8-bit layout: which layers are rounded together, as one kernel computes them.
 
 The rules are those of tfmot's `Default8BitQuantizeLayoutTransform`, in its order and with its
 effects, wanted or not, on a graph of Keras 3:
@@ -20,7 +20,7 @@ from keras import layers
 
 from speq_keras.tfmot.quantizers import FollowedActivations
 from speq_keras.tfmot.translate import LayerQuantizers, OldView, quantizers_of
-from speq_keras.wrapping.kinds import fused_function, function_name
+from speq_keras.wrapping.kinds import function_name, fused_function
 
 # What a separable convolution ends in; tfmot puts a reshape behind that of a 1D one.
 _LAST_PARTS = {"SeparableConv2D": "Conv2D", "SeparableConv1D": "Conv2D and reshape"}

@@ -18,7 +18,7 @@ from keras import ops
 
 from speq_keras import ops as speq_ops
 from speq_keras._checks import check_choice, describe
-from speq_keras.quantizers import ActivationQuantizer, WeightQuantizer
+from speq_keras.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
 from speq_keras.quantizers.base import register
 from speq_keras.tfmot.importing import tfmot
 
@@ -27,7 +27,7 @@ _START = {"last_value": 6.0, "moving_average": 6.0, "all_values": 0.0, "fixed": 
 _DECAY = 0.999  # tfmot's, a constant there too
 
 
-class _FollowedRange:
+class _FollowedRange(Quantizer):
     """What weights and activations share: a range that training sets, and tfmot's kernels.
 
     Args:
@@ -86,9 +86,7 @@ class _FollowedRange:
                 kernel = tf.quantization.fake_quant_with_min_max_vars_per_channel
             return kernel(x, low, high, num_bits=bits, narrow_range=self.narrow_range)
         scale, zero, levels = self.nudged(low, high, speq_ops.levels_of(bits), ops)
-        y = speq_ops.fake_quantize(
-            x, scale, low_code=-zero, high_code=levels - zero, rounds=rounds
-        )
+        y = speq_ops.fake_quantize(x, scale, low_code=-zero, high_code=levels - zero, rounds=rounds)
         return y
 
     def nudged(self, low, high, levels, functions):
@@ -118,7 +116,7 @@ class FollowedWeights(_FollowedRange, WeightQuantizer):
 
     Example:
         >>> quantizer = FollowedWeights(bits=2, symmetric=True, narrow_range=True)
-        >>> weights = ops.convert_to_tensor([[-0.9, 0.3, 0.5, 1.0]])
+        >>> weights = ops.convert_to_tensor([[-0.9, 0.3, 0.4, 1.0]])
         >>> quantizer(weights, training=True).numpy().tolist()
         [[-1.0, 0.0, 0.0, 1.0]]
     """
@@ -183,15 +181,14 @@ class FollowedActivations(_FollowedRange, ActivationQuantizer):
         if self.bits is None:
             return None
         low, high = (
-            np.float32(ops.convert_to_numpy(end.value))
-            for end in (self.range_low, self.range_high)
+            np.float32(ops.convert_to_numpy(end.value)) for end in (self.range_low, self.range_high)
         )
         levels = np.float32(speq_ops.levels_of(self.bits))
         scale, zero, levels = self.nudged(low, high, levels, np)
         return float(scale), -int(zero), int(levels - zero)
 
 
-class _Called:
+class _Called(Quantizer):
     """What weights and activations share: a user's own tfmot `Quantizer`, called as tfmot does."""
 
     def __init__(self, *, quantizer, **kwargs):
@@ -206,6 +203,10 @@ class _Called:
         # A quantizer assigns to them in training. Under the SPEQ teacher they are values only.
         can_follow = all(isinstance(value, tf.Variable) for value in weights.values())
         return self.quantizer(x, bool(training) and can_follow, weights=weights)
+
+    def copy(self, **changes):
+        # The object itself: its class need not be registered before the model is saved.
+        return super().copy(**{"quantizer": self.quantizer, **changes})
 
     def get_config(self):
         quantizer = keras.saving.serialize_keras_object(self.quantizer)

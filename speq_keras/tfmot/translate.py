@@ -10,6 +10,7 @@ import dataclasses
 import keras
 
 from speq_keras._checks import describe
+from speq_keras.configs import TRANSLATIONS, QuantizeConfig, registered_config
 from speq_keras.tfmot.importing import tf_keras, tfmot
 from speq_keras.tfmot.quantizers import activation_quantizer, weight_quantizer
 from speq_keras.wrapping.kinds import fused_function
@@ -93,16 +94,22 @@ def quantizers_of(config, layer):
         >>> registry = default_8bit.Default8BitQuantizeRegistry()
         >>> layer = keras.layers.Dense(2)
         >>> layer.build((None, 3))
-        >>> quantizers_of(registry.get_quantize_config(OldView(layer)), layer).weights["kernel"].bits
+        >>> config = registry.get_quantize_config(OldView(layer))
+        >>> quantizers_of(config, layer).weights["kernel"].bits
         8
     """
     if not isinstance(config, tfmot.quantization.keras.QuantizeConfig):
-        raise TypeError(f"`quantize_config` must be a tfmot QuantizeConfig. {describe(config=config)}")
+        raise TypeError(
+            f"`quantize_config` must be a tfmot QuantizeConfig. {describe(config=config)}"
+        )
     seen = as_seen_by(config, layer)
+    registered = registered_config(layer)
+    channel_axes = None if registered is None else registered.channel_axes
+    axes = {} if channel_axes is None else {"channel_axes": channel_axes}
     result = LayerQuantizers()
     for variable, quantizer in config.get_weights_and_quantizers(seen):
         attribute = _attribute_of(layer, variable)
-        result.weights[attribute] = weight_quantizer(quantizer)
+        result.weights[attribute] = weight_quantizer(quantizer, **axes)
     for function, quantizer in config.get_activations_and_quantizers(seen):
         name = _function_name(layer, seen, function)
         if name in _ROUNDED_BEFORE:
@@ -112,6 +119,36 @@ def quantizers_of(config, layer):
     for quantizer in list(config.get_output_quantizers(seen))[:1]:  # tfmot reads no more
         result.output = activation_quantizer(quantizer)
     return result
+
+
+def quantize_config(config, layer):
+    """Returns what a tfmot `QuantizeConfig` says of a Keras 3 layer as a `QuantizeConfig` of ours.
+
+    `wrap(configs=...)` calls it. The layer reads 8 bits, and its weights and outputs have tfmot's
+    quantizers. Where several tensors share one grid (Concatenate), the first one's quantizer holds.
+
+    Raises:
+        ValueError: If weights of the layer have different quantizers.
+    """
+    found = quantizers_of(config, layer)
+    quantizers = list(found.weights.values())
+    plain = [{**q.get_config(), "name": None} for q in quantizers]
+    if any(other != plain[0] for other in plain):
+        raise ValueError(
+            "In `wrap`, all weights of a layer have one quantizer. Received: several from "
+            f"{type(config).__name__} for layer '{layer.name}'. Use speq_keras.tfmot's "
+            "quantize_annotate_layer and quantize_apply."
+        )
+    return QuantizeConfig(
+        weights=tuple(found.weights),
+        w_bits=quantizers[0].bits if quantizers else None,
+        a_bits=8,
+        weight_quantizer=quantizers[0] if quantizers else None,
+        output_quantizer=found.output or found.after or found.before,
+    )
+
+
+TRANSLATIONS[tfmot.quantization.keras.QuantizeConfig] = quantize_config
 
 
 def _attribute_of(layer, variable):
