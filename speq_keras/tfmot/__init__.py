@@ -16,7 +16,7 @@ written for tfmot also goes into `speq_keras.wrap(configs={"layer": config})`.
     layout       which layers tfmot rounds together
     annotate     quantize_annotate_layer, quantize_annotate_model, quantize_scope
     apply        quantize_apply, quantize_model
-    legacy       SPEQ on tf_keras
+    legacy       SPEQ on tf_keras; legacy_configs: our quantizers in tfmot's `quantize_apply`
 
 Needs the TensorFlow backend, and `pip install 'speq-keras[tfmot]'`.
 """
@@ -29,12 +29,8 @@ from speq_keras.tfmot.annotate import (
     quantize_scope,
 )
 from speq_keras.tfmot.apply import quantize_apply, quantize_model
-from speq_keras.tfmot.legacy import (
-    LegacySPEQModel,
-    SPEQQuantizeConfig,
-    SPEQQuantizer,
-    SPEQScheme,
-)
+from speq_keras.tfmot.legacy import LegacySPEQModel
+from speq_keras.tfmot.legacy_configs import SPEQQuantizeConfig, SPEQQuantizer, SPEQScheme
 
 __all__ = [
     "LegacySPEQModel",

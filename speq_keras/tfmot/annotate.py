@@ -8,7 +8,7 @@ import keras
 from speq_keras._checks import describe
 from speq_keras.graph import copy_operation, is_functional, plain_functional
 from speq_keras.tfmot.importing import tf_keras, tfmot
-from speq_keras.tfmot.legacy import SPEQQuantizeConfig, SPEQQuantizer
+from speq_keras.tfmot.legacy_configs import SPEQQuantizeConfig, SPEQQuantizer
 
 _original = tfmot.quantization.keras
 
@@ -180,5 +180,7 @@ def quantize_scope(*args):
     objects = {cls.__name__: cls for cls in (SPEQQuantizeConfig, SPEQQuantizer)}
     for part in args:
         objects.update(part)
-    with _original.quantize_scope(objects), keras.saving.custom_object_scope(objects):
+    scope = _original.quantize_scope(objects)  # adds tfmot's own classes
+    objects = {name: value for part in scope.custom_objects for name, value in part.items()}
+    with scope, keras.saving.custom_object_scope(objects):
         yield

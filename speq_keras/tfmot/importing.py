@@ -22,9 +22,9 @@ _VARIABLE = "TF_USE_LEGACY_KERAS"
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
-        "speq_keras.tfmot needs Keras' TensorFlow backend, in which tensorflow-model-optimization "
-        f"computes. Received: backend={keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow "
-        "before keras is imported."
+        "Keras must have the TensorFlow backend for speq_keras.tfmot. Received: "
+        f"backend={keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow before keras is "
+        "imported."
     )
 
 import tensorflow as tf  # noqa: E402  # not where another backend computes
@@ -80,8 +80,9 @@ def _import():
             package = importlib.import_module(_PACKAGE)
     except ModuleNotFoundError as error:
         raise ImportError(
-            "speq_keras.tfmot needs the packages tensorflow-model-optimization and tf_keras. "
-            f"Received: {error}. Install them with `pip install 'speq-keras[tfmot]'`."
+            "The packages tensorflow-model-optimization and tf_keras must be installed for "
+            f"speq_keras.tfmot. Received: {error}. Install them with "
+            "`pip install 'speq-keras[tfmot]'`."
         ) from error
     # The modules inside stay where they are, so that classes are the same for everyone.
     del sys.modules[_PACKAGE]
