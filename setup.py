@@ -28,6 +28,8 @@ EXAMPLES = [
 ]
 # For examples/bert_squad.py. It needs tensorflow-text, which has no wheels for Python 3.14 yet.
 HUB = ["keras-hub>=0.32; python_version < '3.14'"]
+# For speq_keras.tfmot.
+TFMOT = ["tensorflow-model-optimization>=0.8", "tf_keras>=2.20"]
 # Pinned are the tools whose verdict changes with their version.
 TEST = [
     "jax>=0.6",
@@ -61,7 +63,7 @@ setup(
         "examples": EXAMPLES,
         "hub": HUB,
         "jax": ["jax>=0.6"],
-        "tfmot": ["tensorflow-model-optimization>=0.8", "tf_keras>=2.20"],
-        "test": EXAMPLES + HUB + TEST,  # the tests run the examples
+        "tfmot": TFMOT,
+        "test": EXAMPLES + HUB + TFMOT + TEST,  # the tests run the examples
     },
 )

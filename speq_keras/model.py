@@ -374,14 +374,15 @@ class SPEQModel(keras.Model):
             return x  # Keras says so
         self._check_strategy()
         self.training_plan()
-        if self.is_calibrated or x is None:
+        waiting = [q for q in self.activation_quantizers if not q.follows_training]
+        uncalibrated = [q for q in waiting if not q.is_calibrated]
+        if not uncalibrated or x is None:
             return x
         self._say_once(
             "The activation ranges are not calibrated. They are set from the first batch now; "
             "`model.calibrate` with a few batches gives better ones."
         )
         first, x = (x, x) if batch_size is None else _peek(x, batch_size)
-        uncalibrated = [q for q in self.activation_quantizers if not q.is_calibrated]
         # Training comes next, so the ranges are those under the batch's own statistics.
         self._calibrate([first], uncalibrated, training=True, verbose=0, steps=1)
         return x

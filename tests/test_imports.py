@@ -99,6 +99,7 @@ STAIRCASE = [
     "bit_search",
     "callbacks",
     "entry",
+    "tfmot",
     "__main__",
 ]
 
@@ -176,7 +177,26 @@ def test_tensorflow_is_imported_where_it_is_the_backend_only():
         "ops.py": True,
         "training/tensorflow.py": False,
         "export/runner.py": True,  # a program for the device, which the package never imports
+        "tfmot/importing.py": False,
+        "tfmot/legacy.py": False,
+        "tfmot/legacy_configs.py": False,
+        "tfmot/quantizers.py": False,
     }
+
+
+def test_tfmot_is_imported_by_name_only():
+    assert files_that_import("tensorflow_model_optimization") == {}
+    assert files_that_import("tf_keras") == {}
+
+
+def test_nothing_imports_speq_keras_tfmot_but_itself():
+    found = {
+        path
+        for path, room, tree in sources()
+        for module, _ in imported_modules(tree)
+        if module.startswith("speq_keras.tfmot") and room != "tfmot"
+    }
+    assert not found
 
 
 def test_jax_is_imported_where_it_is_the_backend_only():

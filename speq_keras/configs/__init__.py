@@ -2,7 +2,14 @@
 
 from speq_keras._checks import describe
 from speq_keras.configs.layers import REGISTRY, registered_config
-from speq_keras.configs.quantize_config import TARGET, QuantizeConfig, matches
+from speq_keras.configs.quantize_config import (
+    TARGET,
+    TRANSLATIONS,
+    QuantizeConfig,
+    is_config,
+    matches,
+    translated,
+)
 
 
 def register_config(layer_class, config):
@@ -37,7 +44,10 @@ __all__ = [
     "TARGET",
     "QuantizeConfig",
     "REGISTRY",
+    "TRANSLATIONS",
+    "is_config",
     "matches",
     "register_config",
     "registered_config",
+    "translated",
 ]

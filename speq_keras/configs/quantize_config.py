@@ -26,6 +26,9 @@ class QuantizeConfig:
             to `wrap`, which `set_bits` changes.
         a_bits: Width of the layer's inputs, likewise. A number is not drawn by the teacher.
         weight_quantizer, activation_quantizer: Name or object. None: `wrap`'s.
+        output_quantizer: `ActivationQuantizer` for what the layer makes: behind its activation
+            function, or before one that integer kernels compute by table on a grid of its own
+            (softmax, sigmoid, tanh). None: what those who read it demand.
 
     Example:
         >>> QuantizeConfig(w_bits=8, a_bits=8).w_bits
@@ -38,6 +41,7 @@ class QuantizeConfig:
     a_bits: int | str | None = TARGET
     weight_quantizer: str | WeightQuantizer | None = None
     activation_quantizer: str | ActivationQuantizer | None = None
+    output_quantizer: ActivationQuantizer | None = None
 
     def __post_init__(self):
         for name in ("weights", "channel_axes"):
@@ -58,6 +62,11 @@ class QuantizeConfig:
             get_weight_quantizer(self.weight_quantizer)
         if self.activation_quantizer is not None:
             get_activation_quantizer(self.activation_quantizer)
+        if not isinstance(self.output_quantizer, ActivationQuantizer | None):
+            raise TypeError(
+                "`output_quantizer` must be an ActivationQuantizer object or None. "
+                f"{describe(output_quantizer=self.output_quantizer)}"
+            )
 
     def over(self, base):
         """Returns this config with what it leaves open taken from `base`."""
@@ -66,6 +75,23 @@ class QuantizeConfig:
             weights=base.weights if self.weights is None else self.weights,
             channel_axes=base.channel_axes if self.channel_axes is None else self.channel_axes,
         )
+
+
+# {class of configs of another package: function (config, layer) that returns a QuantizeConfig}
+TRANSLATIONS = {}
+
+
+def is_config(value):
+    """Whether `value` is a `QuantizeConfig`, or one of another package that can be translated."""
+    return isinstance(value, (QuantizeConfig, *TRANSLATIONS))
+
+
+def translated(config, layer):
+    """Returns a config as a `QuantizeConfig` for `layer`, which has to be built."""
+    for cls, translation in TRANSLATIONS.items():
+        if isinstance(config, cls):
+            return translation(config, layer)
+    return config
 
 
 def matches(pattern, name):

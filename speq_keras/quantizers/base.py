@@ -151,7 +151,13 @@ class ActivationQuantizer(Quantizer):
         nonnegative_input: True promises that inputs are never negative (right behind a ReLU) and
             saves one pass over the tensor.
         weight_decay: L2 factor on the trainable range; adds factor · α² (LSQ+: s²) to the loss.
+
+    Attributes:
+        follows_training: Whether training sets the range by itself from its first step on, so that
+            `fit` does not calibrate before.
     """
+
+    follows_training = False
 
     def __init__(self, *, signed=False, nonnegative_input=False, weight_decay=0.0, **kwargs):
         super().__init__(**kwargs)

@@ -58,6 +58,7 @@ def quantize_graph(model, rules):
             decisions.kinds,
             decisions.demands,
             quantizes_outputs=rules.boundary_bits is not None,
+            given=decisions.outputs,
         )
     inputs, outputs = build_graph(canonical, placement, decisions.weights)
     return QuantizedGraph(inputs, outputs, decisions.reasons, canonical)

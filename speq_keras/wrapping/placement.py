@@ -13,7 +13,8 @@ Rules, in the order in which they are applied:
    tie their inputs and outputs to one grid: one *group* of tensors, one quantizer, which stands
    where the group's tensors are made.
 4. Read at one width, the group gets that quantizer. Read at several, or made by something that can
-   only make 8 bits, it gets 8 bits, and each narrower reader a second quantizer on top.
+   only make 8 bits, it gets 8 bits, and each narrower reader a second quantizer on top. A group
+   with a tensor for which a config names a quantizer gets that one.
 """
 
 import dataclasses
@@ -140,7 +141,7 @@ def find_squeeze_excite(graph, kinds):
     return {id(n.operation) for n in graph.nodes if id(n) in found}
 
 
-def place(graph, kinds, layer_demands, quantizes_outputs):
+def place(graph, kinds, layer_demands, quantizes_outputs, given=None):
     """Decides where quantizers stand.
 
     Args:
@@ -149,17 +150,18 @@ def place(graph, kinds, layer_demands, quantizes_outputs):
         layer_demands: {id(operation): Demand or None}: the input width of weighted layers and of
             products of two tensors.
         quantizes_outputs: Whether what leaves the model is rounded to 8 bits.
+        given: {tensor: ActivationQuantizer} of what configs say of outputs, or None.
 
     Returns:
         A `Placement`.
     """
-    return _Placer(graph, kinds, layer_demands, quantizes_outputs).run()
+    return _Placer(graph, kinds, layer_demands, quantizes_outputs, given or {}).run()
 
 
 class _Placer:
-    def __init__(self, graph, kinds, layer_demands, quantizes_outputs):
+    def __init__(self, graph, kinds, layer_demands, quantizes_outputs, given):
         self.graph, self.kinds, self.layer_demands = graph, kinds, layer_demands
-        self.quantizes_outputs = quantizes_outputs
+        self.quantizes_outputs, self.given = quantizes_outputs, given
         self.readers = graph.readers()
         self.floats = float_tensors(graph)
         self.outputs = set(graph.output_indices)
@@ -263,7 +265,7 @@ class _Placer:
                     demands.add(EIGHT_BITS)
         if is_rounded_for_floats:
             demands.add(EIGHT_BITS)
-        if not demands:
+        if not demands and not any(index in self.given for index in group):
             return
         if is_read_as_float:
             demands.add(EIGHT_BITS)
@@ -281,6 +283,12 @@ class _Placer:
             (quantizer,) = existing
             self.round_again(group, Spec(quantizer, quantizer.name))
             return Demand(quantizer.bits, quantizer.has_target_width, None)
+        given = [self.given[index] for index in group if index in self.given]
+        if given:
+            spec = Spec(given[0], self.name_at(roots[0]))
+            self.placement.at.update({index: [spec] for index in roots})
+            self.round_again(group, spec)
+            return Demand(given[0].bits, given[0].has_target_width, None)
         makes_8_bits = any(
             self.kind_of_producer(index) in (None, *_MAKES_8_BITS) for index in roots
         )

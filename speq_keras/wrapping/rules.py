@@ -5,7 +5,14 @@ import dataclasses
 import keras
 
 from speq_keras._checks import describe
-from speq_keras.configs import TARGET, QuantizeConfig, matches, registered_config
+from speq_keras.configs import (
+    TARGET,
+    QuantizeConfig,
+    is_config,
+    matches,
+    registered_config,
+    translated,
+)
 from speq_keras.layers import QuantizedLayer
 from speq_keras.quantizers import (
     ActivationQuantizer,
@@ -15,7 +22,7 @@ from speq_keras.quantizers import (
     get_activation_quantizer,
     get_weight_quantizer,
 )
-from speq_keras.wrapping.kinds import Kind, kind_of
+from speq_keras.wrapping.kinds import Kind, fixed_range, kind_of
 from speq_keras.wrapping.placement import (
     EIGHT_BITS,
     Demand,
@@ -51,12 +58,14 @@ class Rules:
             if not any(matches(pattern, name) for name in names):
                 raise ValueError(_no_match("skip", pattern, names))
         for key, config in self.configs.items():
-            if not isinstance(config, QuantizeConfig):
+            if not is_config(config):
                 raise TypeError(
                     "`configs` must map name patterns or layer classes to QuantizeConfig objects. "
-                    f"{describe(key=key, value=config)}"
+                    f"{describe(key=key, value=config)} Configs of tfmot are known once "
+                    "speq_keras.tfmot is imported."
                 )
-            if self.a_bits is None and config.a_bits not in (TARGET, None):
+            a_bits = getattr(config, "a_bits", TARGET)
+            if self.a_bits is None and a_bits not in (TARGET, None):
                 raise ValueError(
                     "`a_bits` of a QuantizeConfig must be left out where all activations stay "
                     f"float. {describe(key=key, config=config)} Give `wrap` a width as `a_bits`."
@@ -74,7 +83,7 @@ class Rules:
         return any(
             isinstance(layer, key)
             if isinstance(key, type)
-            else config.weights is not None and matches(key, name)
+            else getattr(config, "weights", ()) is not None and matches(key, name)
             for key, config in self.configs.items()
         )
 
@@ -95,17 +104,25 @@ class Rules:
         if isinstance(operation, QuantizedLayer | Quantizer):
             return None, None
         registered = registered_config(operation)
+        key, config = self.given_config(node)
+        if config is None:
+            return None, registered
+        if type(operation) is not type(origin.operation):  # a part names its own weights
+            config = dataclasses.replace(config, weights=None, channel_axes=None)
+        config = config if registered is None else config.over(registered)
+        return (key, config) if config.weights else (None, None)
+
+    def given_config(self, node):
+        """Returns `(key, QuantizeConfig)` of the entry of `configs` for a node, or Nones."""
+        origin = node.origin or node
         for key, config in self.configs.items():
             if isinstance(key, type):
-                hit = isinstance(operation, key) or isinstance(origin.operation, key)
+                hit = isinstance(node.operation, key) or isinstance(origin.operation, key)
             else:
                 hit = matches(key, origin.name)
             if hit:
-                if type(operation) is not type(origin.operation):  # a part names its own weights
-                    config = dataclasses.replace(config, weights=None, channel_axes=None)
-                config = config if registered is None else config.over(registered)
-                return (key, config) if config.weights else (None, None)
-        return None, registered
+                return key, translated(config, origin.operation)
+        return None, None
 
 
 @dataclasses.dataclass
@@ -118,12 +135,14 @@ class Decisions:
             every product of two tensors.
         weights: {id(operation): {attribute: WeightQuantizer}}.
         reasons: {layer name: why it stays float}.
+        outputs: {tensor: ActivationQuantizer}: those of the configs' `output_quantizer`.
     """
 
     kinds: dict
     demands: dict
     weights: dict
     reasons: dict
+    outputs: dict
 
 
 def decide(graph, rules):
@@ -154,8 +173,9 @@ def decide(graph, rules):
         elif kind is Kind.FLOAT and floats.intersection(node.outputs):
             reasons[node.name] = f"no quantize config for {type(node.operation).__name__}"
         kinds[id(node)] = kind
+    outputs, keys = _output_quantizers(graph, rules)
     for key in rules.configs:
-        if key not in used:
+        if key not in used | keys:
             raise ValueError(_no_weights(key))
     if not configs:
         already = any(isinstance(node.operation, QuantizedLayer) for node in graph.nodes)
@@ -185,7 +205,23 @@ def decide(graph, rules):
                 attribute: _weight_quantizer(config, rules, w_bits, w_target, node.name, attribute)
                 for attribute in config.weights
             }
-    return Decisions(kinds, demands, weights, reasons)
+    return Decisions(kinds, demands, weights, reasons, outputs)
+
+
+def _output_quantizers(graph, rules):
+    """Returns {tensor: quantizer} of all `output_quantizer`s, and the keys of their configs."""
+    outputs, keys, makers = {}, set(), {}
+    for node in graph.nodes:
+        if isinstance((node.origin or node).operation, keras.layers.Layer):
+            makers.setdefault(id(node.origin), []).append(node)
+    for nodes in makers.values():
+        key, config = (None, None) if rules.is_skipped(nodes[0]) else rules.given_config(nodes[0])
+        if config is None or config.output_quantizer is None:
+            continue
+        keys.add(key)
+        is_by_table = len(nodes) > 1 and fixed_range(nodes[-1].operation) is not None
+        outputs[nodes[-2 if is_by_table else -1].outputs[0]] = config.output_quantizer
+    return outputs, keys
 
 
 def _width(own, target, at_boundary, boundary_bits):

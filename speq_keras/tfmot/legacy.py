@@ -1,0 +1,180 @@
+"""SPEQ for models of tf_keras: a model whose training step has the stochastic teacher.
+
+network = tfmot.quantize_apply(annotated, SPEQScheme(w_bits=2, a_bits=2))   # tfmot's own
+model = LegacySPEQModel(network)
+model.calibrate(batches); model.compile(...); model.fit(...)
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from speq_keras._checks import check_choice, check_number, describe
+from speq_keras.calibration import input_batches
+from speq_keras.losses import METHODS, DistillationLoss
+from speq_keras.precision import Bernoulli, TeacherPrecision
+from speq_keras.quantizers.histogram import Histogram
+from speq_keras.tfmot.importing import tf_keras
+from speq_keras.tfmot.legacy_configs import SPEQQuantizeConfig
+from speq_keras.training.heads import Head
+from speq_keras.training.step import to_logits
+
+
+class LegacySPEQModel(tf_keras.Model):
+    """Trains a tf_keras model with quantizers of ours by SPEQ.
+
+        loss = task(student) + T² · D(teacher, student)                           (Eq. 2)
+
+    The teacher is the network with other widths (Eq. 1); no gradient flows into it, and what it
+    updates is put back. It has its own dropout masks, unlike in a `SPEQModel`. The history has
+    `loss`, the compiled one, and `distillation_loss`; their sum is minimized.
+
+    Args:
+        network: A model of tfmot's `quantize_apply` with `SPEQScheme` or `SPEQQuantizeConfig`s.
+        distillation: "cosine", "dot", "kl", or None: plain quantization-aware training.
+        temperature: T of Eq. 2, positive.
+        teacher_precision: A `precision.TeacherPrecision` that draws one row of widths.
+        from_logits: Whether the network's output are logits, or else probabilities.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: If no activation of the network has a width to draw, or an argument is not
+            allowed.
+
+    Reference: Boo et al., "Stochastic Precision Ensemble" (AAAI 2021), Eq. 1, 2.
+    """
+
+    def __init__(
+        self,
+        network,
+        *,
+        distillation="cosine",
+        temperature=2.0,
+        teacher_precision=None,
+        from_logits=True,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.network = network
+        self.distillation = check_choice("distillation", distillation, (*METHODS, None))
+        self.temperature = check_number("temperature", temperature, low=0, low_open=True)
+        self.teacher_precision = teacher_precision or Bernoulli()
+        if not isinstance(self.teacher_precision, TeacherPrecision):
+            raise TypeError(
+                "`teacher_precision` must be a TeacherPrecision. "
+                f"{describe(teacher_precision=teacher_precision)}"
+            )
+        self.from_logits = bool(from_logits)
+        self.draw_seed = keras.random.SeedGenerator(seed)
+        self.distillation_loss_tracker = tf_keras.metrics.Mean(name="distillation_loss")
+        self.head = Head("output", 0, "softmax", None, not self.from_logits)
+        if self.distillation is not None and not self.drawn_tensors():
+            raise ValueError(
+                "SPEQ draws the widths of activations that have the target width, and this network "
+                f"has none. {describe(network=network.name)} Quantize it with SPEQScheme, or pass "
+                "distillation=None."
+            )
+
+    def tensors(self):
+        """Returns the activations that quantizers of ours round, in the order of the layers."""
+        configs = [getattr(layer, "quantize_config", None) for layer in self.network.layers]
+        quantizers = [
+            quantizer
+            for config in configs
+            if isinstance(config, SPEQQuantizeConfig)
+            for quantizer in config.activation_quantizers
+        ]
+        return [tensor for quantizer in quantizers for tensor in quantizer.tensors.values()]
+
+    def drawn_tensors(self):
+        """Returns those whose width the teacher draws."""
+        return [t for t in self.tensors() if t.quantizer.has_target_width]
+
+    def call(self, inputs, training=None):
+        return self.network(inputs, training=training)
+
+    def calibrate(self, data, *, batch_size=32, steps=None):
+        """Sets the ranges of our activation quantizers from a few batches.
+
+        The batches run as in training, so that tfmot's own quantizers set theirs; moving statistics
+        of layers are put back.
+
+        Args:
+            data: As in `SPEQModel.calibrate`.
+            batch_size: Examples per batch, for arrays.
+            steps: Number of batches; None takes all.
+        """
+        seen = {id(tensor.quantizer): [] for tensor in self.tensors()}
+
+        def observe(quantizer, x):
+            seen[id(quantizer)].append(np.asarray(x).ravel())
+
+        state = [
+            variable
+            for layer in self.network.layers
+            if not hasattr(layer, "quantizer")  # tfmot's layer behind an input
+            for variable in getattr(layer, "layer", layer).non_trainable_variables
+        ]
+        before = [tf.identity(variable) for variable in state]
+        for tensor in self.tensors():
+            tensor.quantizer.observer = observe
+        try:
+            for x in input_batches(data, batch_size, steps):
+                self.network(tf.convert_to_tensor(x), training=True)
+        finally:
+            _assign(state, before)
+            for tensor in self.tensors():
+                tensor.quantizer.observer = None
+        for tensor in self.tensors():
+            if seen[id(tensor.quantizer)]:
+                tensor.calibrate(Histogram(np.concatenate(seen[id(tensor.quantizer)])))
+
+    def teacher_outputs(self, x):
+        """Returns the outputs of the network with drawn widths, as constants (Eq. 1)."""
+        tensors = self.drawn_tensors()
+        widths = [tensor.weights[tensor.quantizer.width.name] for tensor in tensors]
+        target = tf.stack([tf.convert_to_tensor(width) for width in widths])
+        rows = self.teacher_precision.candidates(target, self.draw_seed)
+        if rows.shape[0] != 1:
+            raise ValueError(
+                "On tf_keras, a teacher draws one row of widths. "
+                f"{describe(teacher_precision=self.teacher_precision)} Use precision.Bernoulli()."
+            )
+        state = self.network.non_trainable_variables
+        before = [tf.identity(variable) for variable in state]
+        try:
+            for number, tensor in enumerate(tensors):
+                tensor.drawn = rows[0, number]
+            outputs = self.network(x, training=True)
+        finally:
+            for tensor in tensors:
+                tensor.drawn = None
+        _assign(state, before)
+        return tf.stop_gradient(outputs)
+
+    def train_step(self, data):
+        x, y, sample_weight = tf_keras.utils.unpack_x_y_sample_weight(data)
+        if self.distillation is not None:
+            teacher = to_logits(self.teacher_outputs(x), self.head, self.from_logits)
+        distance = DistillationLoss(self.distillation or "cosine", self.temperature)
+        with tf.GradientTape() as tape:
+            outputs = self(x, training=True)
+            task_loss = self.compute_loss(x, y, outputs, sample_weight)
+            distillation_loss = 0.0
+            if self.distillation is not None:
+                logits = to_logits(outputs, self.head, self.from_logits)
+                distillation_loss = distance(teacher, logits, sample_weight)
+            loss = task_loss + distillation_loss
+        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
+        self.distillation_loss_tracker.update_state(distillation_loss)
+        return self.compute_metrics(x, y, outputs, sample_weight)
+
+    def test_step(self, data):
+        logs = super().test_step(data)
+        return {name: value for name, value in logs.items() if name != "distillation_loss"}
+
+
+def _assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)

@@ -1,0 +1,250 @@
+"""SPEQ on tf_keras: our quantizers in tfmot's `quantize_apply`, and `LegacySPEQModel`."""
+
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+
+if importlib.util.find_spec("tensorflow_model_optimization") is None:
+    pytest.skip("tfmot is not installed", allow_module_level=True)
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("tfmot needs TensorFlow", allow_module_level=True)
+
+import tensorflow as tf
+from tfmot_networks import digits, random_weights
+
+from speq_keras import precision, tfmot
+from speq_keras.losses import DistillationLoss
+from speq_keras.quantizers import PACT, SAWB
+from speq_keras.tfmot.importing import tf_keras
+from speq_keras.training.step import to_logits
+
+LOSS = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+LAYERS = tf_keras.layers
+
+
+def network(**scheme):
+    model = tf_keras.Sequential(
+        [
+            LAYERS.Input((8, 8)),
+            LAYERS.Reshape((8, 8, 1)),
+            LAYERS.Conv2D(6, 3, use_bias=False),
+            LAYERS.BatchNormalization(momentum=0.8),
+            LAYERS.ReLU(),
+            LAYERS.Flatten(),
+            LAYERS.Dense(12, activation="relu"),
+            tfmot.quantize_annotate_layer(
+                LAYERS.Dense(10),
+                tfmot.SPEQQuantizeConfig(w_bits=8, a_bits=8, has_target_width=False),
+            ),
+        ]
+    )
+    random_weights(model)
+    with tfmot.quantize_scope():
+        annotated = tfmot.quantize_annotate_model(model)
+        scheme = tfmot.SPEQScheme(**{"w_bits": 2, "a_bits": 2, **scheme})
+        return tfmot.quantize_apply(annotated, scheme)
+
+
+def speq(**settings):
+    model = tfmot.LegacySPEQModel(network(), seed=3, **settings)
+    model.calibrate(digits(64)[0])
+    model.compile(tf_keras.optimizers.SGD(0.01), LOSS, metrics=["accuracy"])
+    return model
+
+
+def cosine_loss(teacher, student, temperature):
+    """Eq. 8 with L2 norms, times T², in NumPy."""
+
+    def softmax(z):
+        e = np.exp(z / temperature - np.max(z / temperature, axis=-1, keepdims=True))
+        return e / e.sum(axis=-1, keepdims=True)
+
+    p, q = softmax(np.float64(teacher)), softmax(np.float64(student))
+    norms = np.linalg.norm(p, axis=-1) * np.linalg.norm(q, axis=-1)
+    return temperature**2 * np.mean(1 - np.sum(p * q, axis=-1) / norms)
+
+
+# ---- quantizers and configs ------------------------------------------------------------------
+
+
+def test_a_quantizer_in_tfmot_computes_what_it_computes_on_keras_3():
+    quantizer = tfmot.SPEQQuantizer(PACT(bits=3, signed=True))
+    weights = quantizer.build(None, "post_activation", LAYERS.Layer())
+    x = np.linspace(-8, 8, 33, dtype="float32")
+    np.testing.assert_array_equal(quantizer(x, False, weights), PACT(bits=3, signed=True)(x))
+
+
+def test_the_gradient_of_a_quantizer_reaches_its_variable_in_tf_keras():
+    quantizer = tfmot.SPEQQuantizer(PACT(bits=2))
+    weights = quantizer.build(None, "post_activation", LAYERS.Layer())
+    with tf.GradientTape() as tape:
+        y = quantizer(tf.constant([1.0, 7.0, 9.0]), True, weights)
+    assert float(tape.gradient(y, weights["alpha"])) == 2  # PACT: one for each that is clipped
+
+
+def test_two_tensors_of_one_quantizer_have_variables_of_their_own():
+    quantizer = tfmot.SPEQQuantizer(PACT(bits=2))
+    first, second = (quantizer.build(None, name, LAYERS.Layer()) for name in ("a", "b"))
+    first["alpha"].assign(3.0)
+    x = tf.constant([9.0])
+    assert [float(quantizer(x, False, w)[0]) for w in (first, second)] == [3, 6]
+
+
+def test_weights_in_the_network_are_on_the_grid_of_sawb():
+    model = network()
+    layer = next(layer for layer in model.layers if layer.name.startswith("quant_conv2d"))
+    kernel, quantizer, variables = layer._weight_vars[0]
+    expected = SAWB(bits=2)(keras.ops.convert_to_tensor(kernel.numpy()))
+    np.testing.assert_allclose(quantizer(kernel, False, variables), expected, atol=1e-6)
+
+
+def test_activations_have_no_more_values_than_their_width():
+    model = speq()
+    relu = next(layer for layer in model.network.layers if layer.name.startswith("quant_re_lu"))
+    part = tf_keras.Model(model.network.inputs, relu.output)
+    assert len(np.unique(part(digits(64)[0]))) <= 4
+
+
+@pytest.mark.slow
+def test_a_network_is_saved_and_loaded(tmp_path):
+    model = speq()
+    x = digits(16)[0]
+    with tfmot.quantize_scope():
+        model.network.save(tmp_path / "m", save_format="tf")
+        loaded = tf_keras.models.load_model(tmp_path / "m")
+    np.testing.assert_allclose(loaded(x), model.network(x), atol=1e-6)
+
+
+# ---- the training step -----------------------------------------------------------------------
+
+
+def test_only_tensors_of_the_target_width_are_drawn():
+    model = speq()
+    assert [t.quantizer.bits for t in model.tensors()] == [2, 2, 8]
+    assert [t.quantizer.bits for t in model.drawn_tensors()] == [2, 2]
+
+
+def test_calibration_sets_ranges_from_data():
+    model = speq()
+    assert all(float(t.weights["calibrated"]) == 1 for t in model.tensors())
+    assert all(float(t.weights["alpha"]) != 6 for t in model.tensors())
+
+
+def test_calibration_keeps_the_moving_statistics():
+    model = speq()
+    norm = next(layer for layer in model.network.layers if "batch_norm" in layer.name)
+    np.testing.assert_array_equal(norm.layer.moving_mean, np.zeros(6))
+
+
+def test_calibration_lets_tfmots_quantizers_follow():
+    model = speq()
+    assert float(model.network.layers[0].quantizer_vars["max_var"]) == 1  # digits go up to 1
+
+
+def test_a_teacher_of_the_students_width_is_the_student():
+    model = speq(teacher_precision=precision.Fixed(2))
+    x = tf.constant(digits(32)[0])
+    np.testing.assert_allclose(model.teacher_outputs(x), model(x, training=True), atol=1e-5)
+
+
+def test_a_teacher_of_eight_bits_is_the_network_with_eight_bits():
+    model = speq(teacher_precision=precision.Fixed(8))
+    x = tf.constant(digits(32)[0])
+    teacher = model.teacher_outputs(x)
+    student = model(x, training=True)
+    for tensor in model.drawn_tensors():
+        tensor.weights["bits"].assign(8.0)
+    np.testing.assert_allclose(teacher, model(x, training=True), atol=1e-3)
+    assert np.max(np.abs(teacher - student)) > 0.05
+
+
+def test_a_teacher_changes_no_variable():
+    model = speq()
+    before = [v.numpy() for v in model.network.variables]
+    model.teacher_outputs(tf.constant(digits(32)[0]))
+    for variable, value in zip(model.network.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_no_gradient_flows_into_the_teacher():
+    model = speq()
+    with tf.GradientTape() as tape:
+        outputs = tf.reduce_sum(model.teacher_outputs(tf.constant(digits(8)[0])))
+    assert all(g is None for g in tape.gradient(outputs, model.trainable_variables))
+
+
+def test_the_distillation_loss_is_that_of_eq_8():
+    model = speq(teacher_precision=precision.Fixed(8), temperature=2.0)
+    x, y = digits(32)
+    reference = speq(teacher_precision=precision.Fixed(8))
+    teacher = reference.teacher_outputs(tf.constant(x))
+    expected = cosine_loss(teacher, reference(x, training=True), 2.0)
+    logs = model.train_on_batch(x, y, return_dict=True)
+    assert logs["distillation_loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_eq_2_is_what_the_step_descends():
+    x, y = (tf.constant(part) for part in digits(32))
+    model, reference = (speq(teacher_precision=precision.Fixed(8)) for _ in range(2))
+    teacher = reference.teacher_outputs(x)
+    with tf.GradientTape() as tape:
+        logits = reference(x, training=True)
+        loss = LOSS(y, logits) + DistillationLoss("cosine", 2.0)(teacher, logits)
+    variables = reference.trainable_variables
+    gradients = tape.gradient(loss, variables)
+    model.run_eagerly = True
+    model.train_on_batch(x, y)
+    for before, gradient, after in zip(
+        variables, gradients, model.trainable_variables, strict=True
+    ):
+        np.testing.assert_allclose(after, before - 0.01 * gradient, atol=1e-5)
+
+
+def test_without_distillation_there_is_no_teacher(monkeypatch):
+    model = speq(distillation=None)
+    monkeypatch.setattr(model, "teacher_outputs", None)
+    logs = model.train_on_batch(*digits(32), return_dict=True)
+    assert logs["distillation_loss"] == 0
+
+
+def test_probabilities_are_distilled_as_their_logits():
+    model = speq(teacher_precision=precision.Fixed(8))
+    inputs = tf_keras.Input((8, 8))
+    softmax = tf_keras.Model(inputs, tf.nn.softmax(model.network(inputs)))
+    x = tf.constant(digits(32)[0])
+    logits = model(x, training=False)
+    head = tfmot.LegacySPEQModel(softmax, distillation=None, from_logits=False).head
+    back = to_logits(softmax(x), head, False)
+    difference = back - logits
+    np.testing.assert_allclose(difference - difference[:, :1], 0 * back, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_legacy_model_learns_with_speq():
+    x, y = digits(1000)
+    model = speq()
+    model.compile(tf_keras.optimizers.Adam(0.003), LOSS, metrics=["accuracy"])
+    history = model.fit(x, y, batch_size=50, epochs=5, verbose=0).history
+    loss, accuracy = model.evaluate(x, y, verbose=0)
+    assert history["loss"][-1] < 0.7 * history["loss"][0]
+    assert accuracy > 0.4  # chance is 0.1, and 2 bits are trained from random weights
+    assert np.isfinite(loss)
+
+
+def test_a_network_without_widths_to_draw_is_refused():
+    plain = tf_keras.Sequential([LAYERS.Input((3,)), LAYERS.Dense(2)])
+    with pytest.raises(ValueError, match="has none"):
+        tfmot.LegacySPEQModel(plain)
+
+
+def test_a_greedy_teacher_is_refused():
+    model = speq(teacher_precision=precision.Greedy())
+    with pytest.raises(ValueError, match="draws one row of widths"):
+        model.teacher_outputs(tf.constant(digits(4)[0]))
+
+
+def test_wrong_widths_are_refused_before_anything_is_quantized():
+    with pytest.raises(ValueError, match="from 2 to 8"):
+        tfmot.SPEQScheme(1, 2)
