@@ -81,6 +81,7 @@ STAIRCASE = [
     "quantizers",
     "configs",
     "layers",
+    "fused_batch_norm",
     "graph",
     "composite",
     "wrapping",
