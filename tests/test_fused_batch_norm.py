@@ -1,7 +1,5 @@
 """BatchNormalization with TensorFlow's fused kernel, against NumPy and Keras' own."""
 
-import contextlib
-
 import keras
 import numpy as np
 import pytest
