@@ -168,6 +168,7 @@ def files_that_import(package):
 
 def test_tensorflow_is_imported_where_it_is_the_backend_only():
     assert files_that_import("tensorflow") == {
+        "fused_batch_norm.py": True,
         "ops.py": True,
         "training/tensorflow.py": False,
         "export/runner.py": True,  # a program for the device, which the package never imports
