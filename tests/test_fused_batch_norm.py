@@ -273,12 +273,16 @@ def test_the_exported_file_computes_the_trained_network(network, data, tmp_path)
     assert report["proof"]["mismatches"] == 0
 
 
-def test_a_norm_that_folds_into_nothing_is_exported_in_float(data, tmp_path):
+def test_a_norm_left_in_float_is_exported_in_float(data, tmp_path):
     inputs = keras.Input((6, 6, 3))
     x = layers.Conv2D(4, 3, activation="relu")(inputs)
-    outputs = layers.BatchNormalization()(layers.Conv2D(4, 3, name="second")(x))
+    x = layers.BatchNormalization(name="norm")(layers.Conv2D(4, 3, name="second")(x))
+    outputs = layers.Conv2D(4, 1)(x)
     model = speq_keras.wrap(
-        keras.Model(inputs, outputs), distillation=None, skip="second", fused_batch_norm=True
+        keras.Model(inputs, outputs),
+        distillation=None,
+        skip=("second", "norm"),
+        fused_batch_norm=True,
     )
     model.calibrate(data[0], verbose=0)
     report = model.export_tflite(tmp_path / "m.tflite", data=data[0]).to_dict()
