@@ -32,6 +32,7 @@ def wrap(
     skip=(),
     configs=None,
     teacher_precision=None,
+    fused_batch_norm=False,
     seed=None,
     name=None,
 ):
@@ -63,6 +64,8 @@ def wrap(
         skip: Name or names of layers to leave in float; shell patterns ("block1_*").
         configs: {name pattern or layer class: `QuantizeConfig`}; the first match wins.
         teacher_precision: How the teacher's widths are drawn; `precision.Bernoulli` unless given.
+        fused_batch_norm: Whether BatchNormalization trains with TensorFlow's fused kernel: less
+            time, the same values to float accuracy. Without effect on other backends.
         seed: Seed of the draws, a whole number; None takes a random one.
         name: Name of the new model; the float model's unless given.
 
@@ -118,6 +121,11 @@ def wrap(
             "`configs` must be a dict from name patterns or layer classes to QuantizeConfig "
             f"objects. {describe(configs=configs)}"
         )
+    if not isinstance(fused_batch_norm, bool):
+        raise TypeError(
+            "`fused_batch_norm` must be True or False. "
+            f"{describe(fused_batch_norm=fused_batch_norm)}"
+        )
     rules = Rules(
         w_bits=w_bits,
         a_bits=a_bits,
@@ -127,7 +135,8 @@ def wrap(
         skip=_patterns(skip),
         configs=configs or {},
     )
-    return _build(model, rules, settings, teacher, name or model.name)
+    graph = quantize_graph(model, rules, fuses_batch_norm=fused_batch_norm)
+    return _build(model, graph, settings, teacher, name or model.name)
 
 
 def _patterns(skip):
@@ -138,8 +147,7 @@ def _patterns(skip):
     return list(skip)
 
 
-def _build(model, rules, settings, teacher, name):
-    graph = quantize_graph(model, rules)
+def _build(model, graph, settings, teacher, name):
     settings = dataclasses.replace(settings.with_graph(graph), float_config=_config_of(model))
     wrapped = SPEQModel(graph.inputs, graph.outputs, name=name, settings=settings)
     graph.copy_weights(wrapped.layers)

@@ -82,6 +82,7 @@ STAIRCASE = [
     "configs",
     "layers",
     "damping",
+    "fused_batch_norm",
     "graph",
     "composite",
     "wrapping",
@@ -174,6 +175,7 @@ def files_that_import(package):
 def test_tensorflow_is_imported_where_it_is_the_backend_only():
     assert files_that_import("tensorflow") == {
         "callbacks/snapshot.py": True,  # for TensorBoard's events, on every backend
+        "fused_batch_norm.py": True,
         "ops.py": True,
         "training/tensorflow.py": False,
         "export/runner.py": True,  # a program for the device, which the package never imports

@@ -6,7 +6,8 @@
 KD is QAT with a float teacher of the same size, which is what SPEQ makes unnecessary. The four take
 turns in one process, a few steps each, round after round; the ratios are formed within a round, so
 that a machine that slows down for a while slows both sides. Prints a Markdown table of ratios with
-their quartiles; writes them and all step times to `train_step.json`.
+their quartiles; writes them and all step times to `train_step.json`. With --fused_batch_norm,
+TensorFlow's fused BatchNormalization has its turns, too: in float, QAT and SPEQ.
 """
 
 import json
@@ -14,14 +15,15 @@ import os
 import pathlib
 import platform
 import sys
-import time
 
 import keras
 import numpy as np
+import step_times
 import tensorflow as tf
 from absl import app, flags
 
 import speq_keras
+from speq_keras.fused_batch_norm import fused
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder of the next import
 import cifar_networks
@@ -33,9 +35,17 @@ flags.DEFINE_integer("a_bits", 2, "Width of the activations, in bits.", 2, 8)
 flags.DEFINE_integer("batch_size", 128, "Images per step.", 1)
 flags.DEFINE_integer("rounds", 15, "How often each method gets its turn.", 2)
 flags.DEFINE_integer("steps", 4, "Measured steps in one turn.", 1)
+flags.DEFINE_boolean("fused_batch_norm", False, "Whether to measure the fused kernel, too.")
 flags.DEFINE_string("out_dir", "out/benchmarks", "Folder for train_step.json.")
 
 RATIOS = (("QAT", "float"), ("SPEQ", "QAT"), ("KD", "QAT"))
+FUSED_RATIOS = (
+    ("float fused", "float"),
+    ("QAT fused", "QAT"),
+    ("SPEQ fused", "SPEQ"),
+    ("QAT fused", "float fused"),
+    ("SPEQ fused", "QAT fused"),
+)
 
 
 def main(_):
@@ -46,7 +56,9 @@ def main(_):
     out_dir = pathlib.Path(FLAGS.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     step_times_s = {name: measure(name) for name in FLAGS.models}
-    table = ratio_table(step_times_s)
+    table = ratio_table(step_times_s, RATIOS)
+    if FLAGS.fused_batch_norm:
+        table += f"\n\n{ratio_table(step_times_s, FUSED_RATIOS)}"
     print(f"\n{table}")
     result = {
         "flags": {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)},
@@ -76,7 +88,7 @@ def measure(name):
     batches = tf.data.Dataset.from_tensors((tf.constant(images), tf.constant(labels))).repeat()
 
     models = build_models(name, images)
-    clock = StepClock()
+    clock = step_times.step_clock(keras)
 
     def take_turn(model):
         # The first step of a turn finds the caches full of another model: it is not measured.
@@ -119,6 +131,10 @@ def build_models(name, images):
         "KD": wrap(distillation=None, teacher=teacher),
         "float": network,
     }
+    if FLAGS.fused_batch_norm:
+        models["float fused"] = with_fused_batch_norm(network)
+        models["QAT fused"] = wrap(distillation=None, fused_batch_norm=True)
+        models["SPEQ fused"] = wrap(distillation="cosine", fused_batch_norm=True)
     for model in models.values():
         model.compile(
             keras.optimizers.SGD(1e-3, momentum=0.9),
@@ -129,41 +145,32 @@ def build_models(name, images):
     return models
 
 
-class StepClock(keras.callbacks.Callback):
-    """Keeps the time of each step of the last `fit`.
+def with_fused_batch_norm(network):
+    """Returns a copy of a float network."""
+    copy = keras.models.clone_model(
+        network, clone_function=lambda layer: fused(type(layer).from_config(layer.get_config()))
+    )
+    copy.set_weights(network.get_weights())
+    return copy
 
-    The time runs from just before the compiled step is called to just after its loss is known, so
-    setting up `fit` is not in it. What stays is the call itself and taking one batch out of memory,
-    well below a millisecond and the same for all methods.
+
+def ratio_table(step_times_s, ratios):
+    """Returns a Markdown table: float step times, and ratios of the medians within each round.
+
+    Args:
+        step_times_s: {network: {method: one list of step times in seconds per round}}.
+        ratios: Pairs of methods, (numerator, denominator).
     """
-
-    def on_train_begin(self, logs=None):
-        self.step_times_s = []
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.start_s = time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        float(logs["loss"])  # waits for an accelerator that is still computing
-        self.step_times_s.append(time.perf_counter() - self.start_s)
-
-
-def ratio_table(step_times_s):
-    """Returns a Markdown table: median step times, and ratios of the medians within each round."""
     lines = [
         f"W{FLAGS.w_bits}/A{FLAGS.a_bits}, batch size {FLAGS.batch_size}, {os.cpu_count()} CPU "
         f"cores; median (lower to upper quartile) of {FLAGS.rounds} rounds of {FLAGS.steps} steps.",
         "",
-        f"| network | float, ms | {' | '.join(f'{a} / {b}' for a, b in RATIOS)} |",
-        "| --- " * (len(RATIOS) + 2) + "|",
+        f"| network | float, ms | {' | '.join(f'{a} / {b}' for a, b in ratios)} |",
+        "| --- " * (len(ratios) + 2) + "|",
     ]
     for name, times_s in step_times_s.items():
-        medians_s = {method: np.median(rounds, axis=1) for method, rounds in times_s.items()}
-        cells = [f"{1e3 * np.median(medians_s['float']):.0f}"]
-        for numerator, denominator in RATIOS:
-            ratios = medians_s[numerator] / medians_s[denominator]
-            lower, median, upper = np.percentile(ratios, (25, 50, 75))
-            cells.append(f"{median:.2f} ({lower:.2f} to {upper:.2f})")
+        cells = [step_times.milliseconds(times_s["float"])]
+        cells += [step_times.ratio(times_s[a], times_s[b]) for a, b in ratios]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

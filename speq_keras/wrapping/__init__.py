@@ -35,12 +35,13 @@ class QuantizedGraph:
         copy_weights(layers, self.canonical.origins, self.canonical.originals)
 
 
-def quantize_graph(model, rules):
+def quantize_graph(model, rules, *, fuses_batch_norm=False):
     """Builds the quantized graph of a float model, with initial weights.
 
     Args:
         model: A Functional or built Sequential model; it is not changed.
         rules: The `Rules`.
+        fuses_batch_norm: See `canonicalize`.
 
     Returns:
         A `QuantizedGraph`.
@@ -49,7 +50,12 @@ def quantize_graph(model, rules):
     _check_float(graph)
     rules.check_patterns(graph.nodes)
     activations = rules.a_bits is not None
-    canonical = canonicalize(graph, is_float=rules.is_skipped, splits_swish=activations)
+    canonical = canonicalize(
+        graph,
+        is_float=rules.is_skipped,
+        splits_swish=activations,
+        fuses_batch_norm=fuses_batch_norm,
+    )
     decisions = decide(canonical.graph, rules)
     placement = Placement(at={}, between={}, demands={})
     if activations:

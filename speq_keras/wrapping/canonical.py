@@ -18,6 +18,7 @@ import dataclasses
 import numpy as np
 from keras import layers, tree
 
+from speq_keras.fused_batch_norm import fused
 from speq_keras.graph import Graph, Names, Ref, copy_operation, output_specs
 from speq_keras.layers import QuantizedLayer
 from speq_keras.quantizers import Quantizer
@@ -47,22 +48,23 @@ class Canonical:
     originals: dict
 
 
-def canonicalize(graph, is_float, splits_swish):
+def canonicalize(graph, is_float, splits_swish, fuses_batch_norm=False):
     """Rewrites a float graph.
 
     Args:
         graph: A `Graph` with the float model's own layers; they are not changed.
         is_float: Function of a node: True for layers that stay as they are, in float.
         splits_swish: Whether swish is taken apart; not worth it where activations stay float.
+        fuses_batch_norm: Whether copies of BatchNormalization are those of `fused_batch_norm`.
 
     Returns:
         A `Canonical`.
     """
-    return _Rewriter(graph, is_float, splits_swish).run()
+    return _Rewriter(graph, is_float, splits_swish, fuses_batch_norm).run()
 
 
 class _Rewriter:
-    def __init__(self, graph, is_float, splits_swish):
+    def __init__(self, graph, is_float, splits_swish, fuses_batch_norm):
         self.old = graph
         self.node = None  # the one that is rewritten
         # By operation: however often a layer is called, there is one copy of it.
@@ -70,6 +72,7 @@ class _Rewriter:
         makes_output = {id(graph.tensors[index].producer) for index in graph.output_indices}
         self.last = {id(node.operation) for node in graph.nodes if id(node) in makes_output}
         self.splits_swish = splits_swish
+        self.fuses_batch_norm = fuses_batch_norm
         self.new = Graph(name=graph.name)
         self.origins, self.originals = {}, {}
         self.copies = {}
@@ -126,6 +129,8 @@ class _Rewriter:
         """Returns the one copy of an operation, however often it is called."""
         if id(operation) not in self.copies:
             copy = copy_operation(operation, name=name, **changes)
+            if self.fuses_batch_norm:
+                copy = fused(copy)
             self.copies[id(operation)] = copy
             if isinstance(operation, layers.Layer) and operation.weights:
                 self.remember(copy, operation, Origin(name))

@@ -26,6 +26,7 @@ import enum
 import keras
 from keras import layers
 
+from speq_keras import fused_batch_norm
 from speq_keras.layers import QuantizedLayer
 from speq_keras.quantizers import ActivationQuantizer
 
@@ -49,6 +50,7 @@ _LAYERS = {
 _LAYER_KINDS = {
     getattr(layers, name): kind for kind, names in _LAYERS.items() for name in names.split()
 }
+_LAYER_KINDS[fused_batch_norm.BatchNormalization] = Kind.AFFINE
 _OPERATIONS = {
     Kind.MATMUL: "Matmul",
     Kind.RELU: "Relu Relu6",
