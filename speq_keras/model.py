@@ -51,6 +51,18 @@ class SPEQModel(keras.Model):
     history has `loss` (what is minimized), `task_loss` (the compiled loss and regularizers),
     `distillation_loss`, with an external teacher `teacher_loss`, and the metrics of the student.
 
+    Example:
+        >>> import speq_keras
+        >>> dense = [keras.layers.Dense(8, activation="relu") for _ in range(2)]
+        >>> network = keras.Sequential([keras.Input((4,)), *dense, keras.layers.Dense(3)])
+        >>> model = speq_keras.wrap(network, w_bits=2, a_bits=2)
+        >>> x, y = np.random.rand(32, 4), np.random.randint(3, size=32)
+        >>> model.calibrate(x, verbose=0)
+        >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        >>> model.compile("sgd", loss, metrics=["accuracy"])
+        >>> sorted(model.fit(x, y, verbose=0).history)
+        ['accuracy', 'distillation_loss', 'loss', 'task_loss']
+
     Reference: Boo et al., "Stochastic Precision Ensemble" (AAAI 2021).
     """
 
@@ -189,7 +201,16 @@ class SPEQModel(keras.Model):
         return [q for q in self.activation_quantizers if q.has_target_width]
 
     def weight_widths(self):
-        """Returns the width variables of the weight quantizers that have the target width."""
+        """Returns the width variables of the weight quantizers that have the target width.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> [int(width.value) for width in model.weight_widths()]
+            [2]
+        """
         return [q.width for q in self.weight_quantizers if q.width is not None]
 
     def set_bits(self, *, weights=_UNCHANGED, activations=_UNCHANGED):
@@ -206,6 +227,15 @@ class SPEQModel(keras.Model):
         Raises:
             TypeError, ValueError: If a width is not allowed.
             ValueError: If no quantizer of that kind has the target width.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model.set_bits(weights=4, activations=None)
+            >>> model.plan().row("hidden").w_bits
+            4
         """
         sides = [
             ("weights", weights, [q for q in self.weight_quantizers if q.has_target_width]),
@@ -253,6 +283,15 @@ class SPEQModel(keras.Model):
         Raises:
             TypeError: If `data` is no data.
             ValueError: If there is no batch, or inputs or activations are not finite.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model.calibrate(np.random.rand(8, 4), verbose=0)
+            >>> model.is_calibrated
+            True
         """
         self._calibrate(
             calibration.input_batches(data, batch_size, steps),
@@ -285,6 +324,16 @@ class SPEQModel(keras.Model):
 
         Returns:
             The number of layers that were set.
+
+        Example:
+            >>> import speq_keras
+            >>> norms = [keras.layers.Dense(4), keras.layers.BatchNormalization()]
+            >>> network = keras.Sequential([keras.Input((4,)), *norms, keras.layers.Dense(2)])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> x = np.random.rand(8, 4)
+            >>> model.calibrate(x, verbose=0)
+            >>> model.reestimate_batch_norm(x)
+            1
         """
         return batch_norm.reestimate(self, calibration.input_batches(data, batch_size, steps))
 
@@ -314,6 +363,14 @@ class SPEQModel(keras.Model):
         Raises:
             RuntimeError: If an external teacher is missing after loading.
             ValueError: If no output can be distilled, or the widths cannot be drawn.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model.training_plan().heads
+            ()
         """
         if self._untracked.plan is None:
             self._untracked.plan = self._make_plan()
@@ -410,11 +467,29 @@ class SPEQModel(keras.Model):
     # ---- plan, report --------------------------------------------------------------------------
 
     def plan(self):
-        """Returns a `reporting.Report`: what is quantized in every layer, and what it costs."""
+        """Returns a `reporting.Report`: what is quantized in every layer, and what it costs.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model.plan().row("hidden").weight_quantizer
+            'SAWB'
+        """
         return reporting.report(self, title="plan")
 
     def report(self):
-        """Returns `plan()` with the ranges as they are now."""
+        """Returns `plan()` with the ranges as they are now.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> [row.bits for row in model.report().ranges]
+            [8, 2, 8, 8]
+        """
         return reporting.report(self, title="report", with_ranges=True)
 
     # ---- saving and float weights --------------------------------------------------------------
@@ -452,6 +527,14 @@ class SPEQModel(keras.Model):
         """Returns the float model that was wrapped, with this model's weights.
 
         Clipping levels and scales have no place in it. Random layers start from their own seeds.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> bool((model.float_model().get_weights()[0] == network.get_weights()[0]).all())
+            True
         """
         return float_weights.model_with_weights_of(self)
 
@@ -463,6 +546,16 @@ class SPEQModel(keras.Model):
 
         Raises:
             ValueError: If the weights do not fit.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> better = keras.models.clone_model(network)
+            >>> model.load_float_weights(better)
+            >>> bool((model.float_model().get_weights()[0] == better.get_weights()[0]).all())
+            True
         """
         float_weights.load(self, source)
 
@@ -534,6 +627,18 @@ class SPEQModel(keras.Model):
                 integers; nothing is written.
             RuntimeError: If the model is not calibrated, a runtime is not installed, or the proof
                 fails; nothing is written.
+
+        Example:
+            >>> import tempfile
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model.calibrate(np.random.rand(8, 4), verbose=0)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     report = model.export_tflite(f"{folder}/model.tflite")
+            >>> report.proof.mismatches
+            0
         """
         # Who trains needs neither the writer nor the runtime.
         from speq_keras.export.export import export_tflite

@@ -54,7 +54,16 @@ class TeacherPrecision:
 
 
 def register(cls):
-    """Registers a teacher precision, so that a saved model finds it again."""
+    """Registers a teacher precision, so that a saved model finds it again.
+
+    Example:
+        >>> @register
+        ... class Wide(TeacherPrecision):
+        ...     def candidates(self, target_bits, seed):
+        ...         return keras.ops.full_like(target_bits, 8)[None]
+        >>> keras.saving.get_registered_name(Wide)
+        'speq_keras>Wide'
+    """
     return keras.saving.register_keras_serializable(package="speq_keras")(cls)
 
 

@@ -1,5 +1,6 @@
 """What the documents show is what runs."""
 
+import inspect
 import pathlib
 import re
 
@@ -87,6 +88,38 @@ def test_commands_are_found_on_the_page_of_results():
     found = list(commands_in(text))
     assert len(found) >= 10
     assert sum(len(flags) for _, flags in found) >= 40
+
+
+def public_functions():
+    """Yields (name, docstring) of what users call; Keras documents what it has itself."""
+    import speq_keras
+    from speq_keras import callbacks, configs, losses, precision, quantizers
+
+    for module in (speq_keras, callbacks, configs, losses, precision, quantizers):
+        own = [
+            n for n, x in vars(module).items() if getattr(x, "__module__", "") == module.__name__
+        ]
+        for name in getattr(module, "__all__", [n for n in own if not n.startswith("_")]):
+            thing = getattr(module, name)
+            if inspect.isfunction(thing) or (inspect.isclass(thing) and name not in NOT_CALLED):
+                yield f"{module.__name__}.{name}", thing.__doc__
+    for name, method in vars(speq_keras.SPEQModel).items():
+        is_keras = hasattr(keras.Model, name)  # documented there
+        if inspect.isfunction(method) and not name.startswith("_") and not is_keras:
+            yield f"SPEQModel.{name}", method.__doc__
+
+
+# Bases of one's own classes, whose example is `register_quantizer`'s, and results of functions.
+NOT_CALLED = {
+    *("ActivationQuantizer", "Quantizer", "TeacherPrecision", "WeightQuantizer"),
+    "BitSearch",
+}
+
+
+def test_every_public_function_has_an_example():
+    found = dict(public_functions())
+    assert {"speq_keras.wrap", "SPEQModel.calibrate", "speq_keras.search_bits"} <= set(found)
+    assert [name for name, text in found.items() if ">>>" not in text] == []
 
 
 def test_every_program_is_listed_for_those_who_look_for_one():

@@ -2,14 +2,7 @@
 
 from speq_keras._checks import describe
 from speq_keras.configs.layers import REGISTRY, registered_config
-from speq_keras.configs.quantize_config import (
-    TARGET,
-    TRANSLATIONS,
-    QuantizeConfig,
-    is_config,
-    matches,
-    translated,
-)
+from speq_keras.configs.quantize_config import TARGET, QuantizeConfig, matches
 
 
 def register_config(layer_class, config):
@@ -44,10 +37,7 @@ __all__ = [
     "TARGET",
     "QuantizeConfig",
     "REGISTRY",
-    "TRANSLATIONS",
-    "is_config",
     "matches",
     "register_config",
     "registered_config",
-    "translated",
 ]

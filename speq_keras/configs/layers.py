@@ -54,6 +54,10 @@ def registered_config(layer):
     """Returns the config of exactly this layer's class, or None.
 
     A subclass may compute something else with its weights, so it does not inherit the config.
+
+    Example:
+        >>> registered_config(layers.Dense(4)).weights
+        ('kernel',)
     """
     cls = type(layer)
     config = REGISTRY.get(cls) or _ELSEWHERE.get(f"{cls.__module__.split('.')[0]}.{cls.__name__}")

@@ -95,5 +95,10 @@ def translated(config, layer):
 
 
 def matches(pattern, name):
-    """Whether a shell-style pattern names a layer: its full name, or its name in a nested model."""
+    """Whether a shell-style pattern names a layer: its full name, or its name in a nested model.
+
+    Example:
+        >>> matches("conv*", "backbone.conv_1")
+        True
+    """
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.split(".")[-1], pattern)

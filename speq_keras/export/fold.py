@@ -98,6 +98,16 @@ def fold(model, *, storage="int8", io="float32", softmax=True):
             are NaN, or layers cannot be computed with integers: all of them are named.
         RuntimeError: If the model is not calibrated.
 
+    Example:
+        >>> import numpy as np, speq_keras
+        >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+        >>> network = keras.Sequential([keras.Input((4,)), *dense])
+        >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+        >>> x = np.random.rand(8, 4).astype("float32")
+        >>> model.calibrate(x, verbose=0)
+        >>> fold(model).predict(x).shape
+        (8, 4)
+
     Reference: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference" (arXiv:1712.05877), Eq. 1-7.
     """

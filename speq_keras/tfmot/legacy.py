@@ -41,6 +41,22 @@ class LegacySPEQModel(tf_keras.Model):
         ValueError: If no activation of the network has a width to draw, or an argument is not
             allowed.
 
+    Example:
+        >>> import numpy as np
+        >>> from speq_keras import tfmot
+        >>> dense = [tf_keras.layers.Dense(4, "relu"), tf_keras.layers.Dense(3)]
+        >>> network = tf_keras.Sequential([tf_keras.Input((4,)), *dense])
+        >>> with tfmot.quantize_scope():
+        ...     annotated = tfmot.quantize_annotate_model(network)
+        ...     quantized = tfmot.quantize_apply(annotated, tfmot.SPEQScheme(2, 2))
+        >>> model = LegacySPEQModel(quantized)
+        >>> x, y = np.random.rand(8, 4), np.zeros(8)
+        >>> model.calibrate(x)
+        >>> loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        >>> model.compile("sgd", loss)
+        >>> sorted(model.fit(x, y, verbose=0).history)
+        ['distillation_loss', 'loss']
+
     Reference: Boo et al., "Stochastic Precision Ensemble" (AAAI 2021), Eq. 1, 2.
     """
 

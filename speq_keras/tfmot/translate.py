@@ -10,7 +10,8 @@ import dataclasses
 import keras
 
 from speq_keras._checks import describe
-from speq_keras.configs import TRANSLATIONS, QuantizeConfig, registered_config
+from speq_keras.configs import QuantizeConfig, registered_config
+from speq_keras.configs.quantize_config import TRANSLATIONS
 from speq_keras.tfmot.importing import tf_keras, tfmot
 from speq_keras.tfmot.quantizers import activation_quantizer, weight_quantizer
 from speq_keras.wrapping.kinds import fused_function

@@ -5,14 +5,8 @@ import dataclasses
 import keras
 
 from speq_keras._checks import describe
-from speq_keras.configs import (
-    TARGET,
-    QuantizeConfig,
-    is_config,
-    matches,
-    registered_config,
-    translated,
-)
+from speq_keras.configs import TARGET, QuantizeConfig, matches, registered_config
+from speq_keras.configs.quantize_config import is_config, translated
 from speq_keras.layers import QuantizedLayer
 from speq_keras.quantizers import (
     ActivationQuantizer,
