@@ -136,7 +136,7 @@ def wrap(
         configs=configs or {},
     )
     graph = quantize_graph(model, rules, fuses_batch_norm=fused_batch_norm)
-    return _build(model, graph, settings, teacher, name or model.name)
+    return assemble(model, graph, settings, name=name or model.name, teacher=teacher)
 
 
 def _patterns(skip):
@@ -147,7 +147,16 @@ def _patterns(skip):
     return list(skip)
 
 
-def _build(model, graph, settings, teacher, name):
+def assemble(model, graph, settings, *, name, teacher=None):
+    """Returns the `SPEQModel` of a quantized graph, with the weights of the float model.
+
+    Args:
+        model: The float model.
+        graph: The `QuantizedGraph` made of it.
+        settings: `Settings`; what follows from graph and float model is added.
+        name: Name of the new model.
+        teacher: External float teacher, or None.
+    """
     settings = dataclasses.replace(settings.with_graph(graph), float_config=_config_of(model))
     wrapped = SPEQModel(graph.inputs, graph.outputs, name=name, settings=settings)
     graph.copy_weights(wrapped.layers)

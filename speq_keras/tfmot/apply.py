@@ -6,13 +6,12 @@ canonicalize, build   the graph with quantizers in it     ../wrapping
 """
 
 import dataclasses
-import json
 
 import keras
 
 from speq_keras._checks import describe
+from speq_keras.entry import assemble
 from speq_keras.graph import copy_operation, plain_functional, read_graph
-from speq_keras.model import SPEQModel
 from speq_keras.settings import Settings
 from speq_keras.tfmot.annotate import (
     QuantizeAnnotate,
@@ -99,15 +98,9 @@ def quantize_apply(model, scheme=None, quantized_layer_name_prefix="quant_"):
             f"{describe(model=model.name)} Use quantize_annotate_layer or quantize_annotate_model."
         )
     graph = quantized_graph(float_model, annotated, scheme or _Scheme(), prefix)
-    config = keras.saving.serialize_keras_object(plain_functional(float_model))
-    settings = Settings(
-        distillation=None,
-        float_config=json.dumps(config),
-        output_names=tuple(plain_functional(float_model).output_names),
-    ).with_graph(graph)
-    quantized = SPEQModel(graph.inputs, graph.outputs, name=model.name, settings=settings)
-    graph.copy_weights(quantized.layers)
-    return quantized
+    names = tuple(plain_functional(float_model).output_names)
+    settings = Settings(distillation=None, output_names=names)
+    return assemble(float_model, graph, settings, name=model.name)
 
 
 def without_annotations(model):
