@@ -45,6 +45,7 @@ from program_flags import check_file, check_words, own_flags
 
 FLAGS = flags.FLAGS
 FIGURES = ("2a", "2b", "3")
+FIXED_BATCH = 256  # images; on 32 of them chance hides what a few steps do
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,8 +86,9 @@ SHORT = Scale(
     retrain_epochs=2,
     epochs=2,
     optimizer="adam",
-    pretrain_learning_rate=2e-3,
-    learning_rate=1e-3,
+    # Rates that VGG16 and AlexNet bear, too: with 2e-3 the former stays at 34 %.
+    pretrain_learning_rate=5e-4,
+    learning_rate=2e-4,
 )
 CPU = Scale(
     dataset="cifar10",
@@ -464,7 +466,7 @@ class Laboratory:
         compile_model(
             model, self.scale.optimizer, learning_rate, pieces * steps_per_piece, loss_weight
         )
-        fixed = [array[: self.scale.batch_size] for array in self.first_images]
+        fixed = [array[:FIXED_BATCH] for array in self.first_images]
         self.check_settings(folder)
         path = folder / "figures.json"
         before = None if path.exists() else loss_on(model, *fixed)
