@@ -123,6 +123,11 @@ def from_input(function):
     return build
 
 
+def augmentation(x):
+    x = layers.RandomZoom(0.2)(layers.RandomRotation(0.1)(layers.RandomFlip()(x)))
+    return layers.Rescaling(1 / 2, offset=0.5)(layers.RandomContrast(0.2)(x))
+
+
 L = layers
 CASES = {
     # ---- layers with weights
@@ -276,6 +281,7 @@ CASES = {
     "a slice in steps": image(lambda x: x[:, ::2, -4:], others={"STRIDED_SLICE": 1}),
     "an index": image(lambda x: x[:, 2]),
     "Dropout": image(lambda x: L.SpatialDropout2D(0.5)(L.Dropout(0.5)(x))),
+    "noise": image(lambda x: L.GaussianNoise(0.5)(L.GaussianDropout(0.5)(x))),
 }
 BUILDERS = {
     **{name: case.build for name, case in CASES.items()},
@@ -283,6 +289,7 @@ BUILDERS = {
     "Normalization, learned": normalized(),
     "Normalization, given": normalized(mean=[0.4, 0.5, 0.6], variance=[0.04, 0.09, 0.05]),
     "Normalization, inverted": normalized(invert=True),
+    "augmentation of the input": from_input(augmentation),
 }
 
 

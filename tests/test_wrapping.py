@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import json
 import sys
 
@@ -14,6 +15,7 @@ import speq_keras
 from speq_keras import QuantizeConfig, QuantizedLayer, configs
 from speq_keras.graph import read_graph
 from speq_keras.quantizers import PACT, ActivationQuantizer, MinMax
+from speq_keras.wrapping.kinds import TRAINING_ONLY
 
 RNG = np.random.default_rng(0)
 
@@ -415,6 +417,8 @@ CARRYING = {
     "nearest upsampling": layers.UpSampling2D(name="carry"),
     "dropout": layers.Dropout(0.5, name="carry"),
     "spatial dropout": layers.SpatialDropout2D(0.5, name="carry"),
+    "noise": layers.GaussianNoise(0.5, name="carry"),
+    "augmentation": layers.RandomFlip(name="carry"),
     "a linear activation": layers.Activation("linear", name="carry"),
     "a slice": lambda x: x[:, 1:, 1:],
     "a pad": lambda x: ops.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]),
@@ -434,6 +438,28 @@ def test_operations_that_copy_or_order_codes_have_no_quantizer(operation):
         "second_quantizer": "second: PACT s8",
         "last_quantizer": "last: PACT s8",
     }
+
+
+RATES = {
+    "ActivityRegularization": {"l2": 0.1},
+    "RandomTranslation": {"height_factor": 0.5, "width_factor": 0.5},
+    "RandomPosterization": {"factor": 2},
+    **dict.fromkeys(
+        "AugMix RandAugment RandomColorJitter RandomElasticTransform RandomErasing RandomFlip "
+        "RandomGaussianBlur RandomGrayscale RandomInvert RandomPerspective RandomShear".split(),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAINING_ONLY)
+def test_layers_of_training_alone_pass_their_input_on_in_inference(name):
+    parameters = inspect.signature(getattr(layers, name)).parameters
+    first = next(iter(parameters))
+    layer = getattr(layers, name)(**RATES.get(name, {first: 0.5}))
+    shape = {"1D": (3, 8, 4), "3D": (3, 8, 4, 4, 3)}.get(name[-2:], (3, 8, 8, 3))
+    x = np.random.default_rng(0).uniform(-50, 300, shape).astype("float32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer(x, training=False)), x)
 
 
 def test_codes_are_carried_through_several_operations():

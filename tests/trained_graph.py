@@ -131,7 +131,8 @@ def _name_of(node, names, makers):
 def _changes_nothing(operation):
     if isinstance(operation, keras.layers.Activation):
         return operation.activation is keras.activations.linear
-    return "Dropout" in type(operation).__name__ or isinstance(operation, keras.layers.Identity)
+    name = type(operation).__name__
+    return name == "Identity" or any(word in name for word in ("Dropout", "Noise", "Random"))
 
 
 def _call(node, known):
@@ -141,6 +142,8 @@ def _call(node, known):
         ),
         (node.args, node.kwargs),
     )
+    if "Random" in type(node.operation).__name__:  # these augment unless they are told not to
+        kwargs = {**kwargs, "training": False}
     outputs = tree.flatten(node.operation(*args, **kwargs))
     return [keras.ops.convert_to_numpy(output) for output in outputs]
 

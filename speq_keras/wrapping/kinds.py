@@ -35,13 +35,23 @@ Kind = enum.Enum(
     "WEIGHTED MATMUL AFFINE RELU ELEMENTWISE CARRY SAME_GRID CONCAT MEAN TABLE QUANTIZER FLOAT",
 )
 
+# Layers that do something in training only. MixUp and CutMix, which need labels, cannot be in a
+# graph; RandomCrop cuts in inference, too.
+TRAINING_ONLY = (
+    "ActivityRegularization AlphaDropout AugMix Dropout GaussianDropout GaussianNoise RandAugment "
+    "RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast "
+    "RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue "
+    "RandomInvert RandomPerspective RandomPosterization RandomRotation RandomSaturation "
+    "RandomSharpness RandomShear RandomTranslation RandomZoom SpatialDropout1D SpatialDropout2D "
+    "SpatialDropout3D"
+).split()
 _LAYERS = {
     Kind.AFFINE: "BatchNormalization Rescaling Normalization",
     Kind.ELEMENTWISE: "Add Subtract Multiply Average Maximum Minimum",
     Kind.CARRY: "MaxPooling1D MaxPooling2D MaxPooling3D GlobalMaxPooling1D GlobalMaxPooling2D "
     "GlobalMaxPooling3D Reshape Flatten Permute RepeatVector Cropping1D Cropping2D Cropping3D "
-    "ZeroPadding1D ZeroPadding2D ZeroPadding3D UpSampling1D UpSampling3D Dropout SpatialDropout1D "
-    "SpatialDropout2D SpatialDropout3D Identity ActivityRegularization",
+    "ZeroPadding1D ZeroPadding2D ZeroPadding3D UpSampling1D UpSampling3D Identity "
+    + " ".join(TRAINING_ONLY),
     Kind.SAME_GRID: "AveragePooling1D AveragePooling2D AveragePooling3D",
     Kind.CONCAT: "Concatenate",
     Kind.MEAN: "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D",

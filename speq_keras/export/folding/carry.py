@@ -9,6 +9,7 @@ import numpy as np
 from keras import layers
 
 from speq_keras.export.folding.steps import CannotExport
+from speq_keras.wrapping.kinds import TRAINING_ONLY
 
 
 def carry_of(node, shape, output_shape):
@@ -198,11 +199,7 @@ _GLOBAL_MAX = _global_pool("max_pool")
 
 # By the name of the class: Keras keeps the classes of its operations private.
 CARRIES = {
-    **dict.fromkeys(
-        "Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D Identity "
-        "ActivityRegularization".split(),
-        _identity,
-    ),
+    **dict.fromkeys((*TRAINING_ONLY, "Identity"), _identity),
     **dict.fromkeys("Reshape Flatten Squeeze ExpandDims Ravel".split(), _reshape),
     **dict.fromkeys("MaxPooling1D MaxPooling2D MaxPool".split(), _MAX),
     **dict.fromkeys("AveragePooling1D AveragePooling2D AveragePool".split(), _AVERAGE),
