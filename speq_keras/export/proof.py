@@ -52,6 +52,7 @@ class TensorRow:
 
     @property
     def is_outside(self):
+        """Whether some code is no nearest code of its float value."""
         return self.deviation is not None and self.deviation > self.allowed
 
 
@@ -78,6 +79,7 @@ class Proof:
 
     @property
     def holds(self):
+        """Whether the file computes the folded network, code for code."""
         return self.mismatches == 0 and self.outside == 0
 
     def first_failure(self):

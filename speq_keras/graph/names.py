@@ -1,17 +1,28 @@
 """Names of layers in a graph, and of what is inside models and layers that are flattened."""
 
 
+def free_name(name, taken):
+    """Returns `name`, or the first of `name_1`, `name_2`, ... that is not in `taken`.
+
+    Example:
+        >>> free_name("dense", {"dense", "dense_1"})
+        'dense_2'
+    """
+    candidate, number = name, 0
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    return candidate
+
+
 class Names(set):
     """The names that a graph has; new ones are made different."""
 
     def unique(self, name):
-        """Returns `name`, or `name_1`, `name_2`, ... where it is taken, and takes it."""
-        candidate, number = name, 0
-        while candidate in self:
-            number += 1
-            candidate = f"{name}_{number}"
-        self.add(candidate)
-        return candidate
+        """Returns `name`, or the first free `name_1`, `name_2`, ..., and takes it."""
+        name = free_name(name, self)
+        self.add(name)
+        return name
 
 
 class NameInModel:

@@ -133,6 +133,7 @@ class Step:
 
     @property
     def name(self):
+        """The name of what it makes."""
         return self.output.name
 
 
