@@ -4,7 +4,7 @@ import dataclasses
 
 import keras
 
-from speq_keras._checks import describe
+from speq_keras._checks import check_bits, describe
 from speq_keras.configs import TARGET, QuantizeConfig, matches, registered_config
 from speq_keras.configs.quantize_config import is_config, translated
 from speq_keras.layers import QuantizedLayer
@@ -29,9 +29,13 @@ _PLAIN = QuantizeConfig()
 _FIXED_WIDTH_WEIGHTS = MinMax(per_channel=True)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Rules:
-    """The arguments of `wrap` that say what happens to which layer; checked."""
+    """The arguments of `wrap` that say what happens to which layer; checked.
+
+    What may be given in several ways is one thing afterwards: quantizers are objects, `skip` is a
+    list, `configs` a dict.
+    """
 
     w_bits: int | None
     a_bits: int | None
@@ -40,6 +44,24 @@ class Rules:
     activation_quantizer: ActivationQuantizer
     skip: list
     configs: dict
+
+    def __post_init__(self):
+        for name in ("w_bits", "a_bits", "boundary_bits"):
+            setattr(self, name, check_bits(name, getattr(self, name)))
+        if self.w_bits is None and self.a_bits is None:
+            raise ValueError(
+                "`w_bits` and `a_bits` must not both be None: nothing would be quantized. "
+                f"{describe(w_bits=None, a_bits=None)} Give at least one width from 2 to 8."
+            )
+        if not isinstance(self.configs, dict | None):
+            raise TypeError(
+                "`configs` must be a dict from name patterns or layer classes to QuantizeConfig "
+                f"objects. {describe(configs=self.configs)}"
+            )
+        self.configs = self.configs or {}
+        self.weight_quantizer = get_weight_quantizer(self.weight_quantizer)
+        self.activation_quantizer = get_activation_quantizer(self.activation_quantizer)
+        self.skip = _patterns(self.skip)
 
     def check_patterns(self, nodes):
         """Raises a ValueError for a pattern or class that no layer of the model matches."""
@@ -264,6 +286,14 @@ def _counts_as_weighted(node, kinds):
         node.operation, keras.layers.Layer
     )
     return is_float_layer and bool(node.operation.weights)
+
+
+def _patterns(skip):
+    if isinstance(skip, str):
+        return [skip]
+    if not isinstance(skip, list | tuple | set):
+        raise TypeError(f"`skip` must be a layer name, a pattern or a list. {describe(skip=skip)}")
+    return list(skip)
 
 
 def _no_match(argument, pattern, names):
