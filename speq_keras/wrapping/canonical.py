@@ -19,7 +19,7 @@ import numpy as np
 from keras import layers, tree
 
 from speq_keras.fused_batch_norm import fused
-from speq_keras.graph import Graph, Names, Ref, copy_operation, output_specs
+from speq_keras.graph import Graph, Names, Ref, copy_operation, output_specs, refs_in
 from speq_keras.layers import QuantizedLayer
 from speq_keras.quantizers import Quantizer
 from speq_keras.wrapping.kinds import function_name, fused_function
@@ -102,9 +102,9 @@ class _Rewriter:
             return self.call(self.copy(operation, name), name, args, kwargs)
         factor = _constant_factor(operation, args, kwargs)
         if factor is not None:
-            return self.rescaling(factor, name, _refs_in(args, kwargs), again)
+            return self.rescaling(factor, name, refs_in((args, kwargs)), again)
         if type(operation) in _MERGES or _is_scaled_sum(operation):
-            return self.merge(operation, name, _refs_in(args, kwargs), again)
+            return self.merge(operation, name, refs_in((args, kwargs)), again)
         if type(operation) in _SEPARABLE and not stays:
             outputs = self.separable(operation, name, args, kwargs)
             return self.activation(operation, name, outputs)
@@ -113,7 +113,7 @@ class _Rewriter:
             copy = self.copy(operation, name, activation="linear", activity_regularizer=None)
             return self.activation(operation, name, self.call(copy, name, args, kwargs))
         if function_name(operation) == "silu" and self.splits_swish:
-            (x,) = _refs_in(args, kwargs)
+            (x,) = refs_in((args, kwargs))
             return self.swish(self.names.unique(name) if again else name, x, operation)
         if function_name(operation) is not None and again:
             # A function has no weights to share; with one call per layer its input is unambiguous.
@@ -265,10 +265,6 @@ def _is_scaled_sum(operation):
     Keras keeps its class private, so it is told by its name.
     """
     return type(operation).__name__ == "CustomScaleLayer" and hasattr(operation, "scale")
-
-
-def _refs_in(args, kwargs):
-    return [leaf for leaf in tree.flatten((args, kwargs)) if isinstance(leaf, Ref)]
 
 
 def _renumber(structure, refs):

@@ -97,25 +97,28 @@ def float_tensors(graph):
 
 def find_boundaries(graph, is_weighted):
     """Returns the operations (by id) that are the first or the last weighted one on some path."""
-    seen, boundary = set(), set()
-    for node in graph.nodes:
-        after = any(index in seen for index in node.inputs)
+    forward = [(node, node.inputs, node.outputs) for node in graph.nodes]
+    backward = [(node, node.outputs, node.inputs) for node in reversed(graph.nodes)]
+    return _first_weighted(forward, is_weighted) | _first_weighted(backward, is_weighted)
+
+
+def _first_weighted(visits, is_weighted):
+    """Returns the operations (by id) of the weighted nodes with no other one on the way to them.
+
+    Args:
+        visits: (node, tensors by which its way comes, tensors by which it goes on), in order.
+        is_weighted: Function of a node.
+    """
+    behind, first = set(), set()
+    for node, before, after in visits:
+        is_behind = not behind.isdisjoint(before)
         if is_weighted(node):
-            if not after:
-                boundary.add(id(node.operation))
-            after = True
-        if after:
-            seen.update(node.outputs)
-    leads_on = set()
-    for node in reversed(graph.nodes):
-        leads = any(index in leads_on for index in node.outputs)
-        if is_weighted(node):
-            if not leads:
-                boundary.add(id(node.operation))
-            leads = True
-        if leads:
-            leads_on.update(node.inputs)
-    return boundary
+            if not is_behind:
+                first.add(id(node.operation))
+            is_behind = True
+        if is_behind:
+            behind.update(after)
+    return first
 
 
 def find_squeeze_excite(graph, kinds):
