@@ -172,7 +172,7 @@ def prove(folded, network, content, arrays, *, batch_size=1):
         mismatches=sum(differing.values()),
         deviation=max((float(d.max()) for d in deviations.values() if d.size), default=0.0),
         outside=sum(int(np.sum(d > allowed[name])) for name, d in deviations.items()),
-        agreement=_agreement(folded, network, arrays, outputs),
+        agreement=_agreement(folded, arrays, outputs),
         tensors=tuple(rows),
     )
 
@@ -281,7 +281,7 @@ def _allowed(network, makers, name):
     return ALLOWED_STEPS + float(ratio)
 
 
-def _agreement(folded, network, arrays, outputs):
+def _agreement(folded, arrays, outputs):
     if len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].shape[-1] < 2:
         return None
     (expected,) = run_steps(folded, arrays)

@@ -13,7 +13,7 @@ reading      a model -> its graph
 from speq_keras.graph.copies import copy_operation, weights_changed
 from speq_keras.graph.functional import deep_graphs, is_functional, plain_functional
 from speq_keras.graph.names import Names
-from speq_keras.graph.nodes import Graph, Node, Ref, Tensor, refs_in
+from speq_keras.graph.nodes import Graph, Node, Ref, Tensor, map_refs, refs_in
 from speq_keras.graph.reading import output_specs, read_graph
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "copy_operation",
     "deep_graphs",
     "is_functional",
+    "map_refs",
     "output_specs",
     "plain_functional",
     "read_graph",

@@ -65,9 +65,9 @@ class Graph:
         self.nodes.append(node)
         return [Ref(index) for index in node.outputs]
 
-    def keras_tensor(self, ref):
-        """Returns a new `KerasTensor` with the shape and dtype of a tensor."""
-        tensor = self.tensors[ref.index]
+    def keras_tensor(self, index):
+        """Returns a new `KerasTensor` with the shape and dtype of a tensor, given by number."""
+        tensor = self.tensors[index]
         return keras.KerasTensor(tensor.shape, dtype=tensor.dtype)
 
     def readers(self):
@@ -92,3 +92,15 @@ class Graph:
 def refs_in(structure):
     """Returns the `Ref`s in any structure of lists, tuples and dicts, in order."""
     return [leaf for leaf in tree.flatten(structure) if isinstance(leaf, Ref)]
+
+
+def map_refs(structure, value):
+    """Returns `structure` with `value(number)` in place of every `Ref` to a tensor.
+
+    Example:
+        >>> map_refs({"x": [Ref(2), "same"]}, lambda number: f"tensor {number}")
+        {'x': ['tensor 2', 'same']}
+    """
+    return tree.map_structure(
+        lambda leaf: value(leaf.index) if isinstance(leaf, Ref) else leaf, structure
+    )

@@ -12,7 +12,7 @@ from keras import tree
 
 from speq_keras.graph.functional import is_functional, plain_functional
 from speq_keras.graph.names import NameInLayer, NameInModel
-from speq_keras.graph.nodes import Graph, Ref, refs_in
+from speq_keras.graph.nodes import Graph, Ref, map_refs, refs_in
 from speq_keras.graph.notation import config_of, fill_in, input_keys, keys_in, map_outputs
 from speq_keras.ops import einsum_axes
 
@@ -86,6 +86,7 @@ class _Reader:
         return map_outputs(config["output_layers"], values, nested)
 
     def inline_sequential(self, model, inputs, name_of, training):
+        """As `inline`, of a model whose layers follow each other."""
         value = tree.flatten(inputs)[0]
         for layer in model.layers:
             (value,) = self.append(layer, [value], {}, name_of, training)
@@ -116,6 +117,7 @@ class _Reader:
         return outputs
 
     def reads_mask(self, args, kwargs):
+        """Whether a call reads a tensor that carries a mask."""
         return any(ref.index in self.masked for ref in refs_in((args, kwargs)))
 
     def expanded(self, operation, name, args, kwargs):
@@ -124,14 +126,12 @@ class _Reader:
             return None
         refs = {}
 
-        def symbolic(leaf):
-            if not isinstance(leaf, Ref):
-                return leaf
-            known = self.graph.keras_tensor(leaf)
-            refs[id(known)] = (known, leaf)
-            return known
+        def symbolic(index):
+            tensor = self.graph.keras_tensor(index)
+            refs[id(tensor)] = (tensor, Ref(index))
+            return tensor
 
-        args, kwargs = tree.map_structure(symbolic, (args, kwargs))
+        args, kwargs = map_refs((args, kwargs), symbolic)
         result = self.expand(name, operation, args, kwargs)
         if result is None:
             return None
@@ -141,11 +141,7 @@ class _Reader:
 
 def output_specs(graph, operation, args, kwargs):
     """Returns [(shape, dtype), ...] of what `operation` makes of arguments that hold `Ref`s."""
-
-    def symbolic(leaf):
-        return graph.keras_tensor(leaf) if isinstance(leaf, Ref) else leaf
-
-    args, kwargs = tree.map_structure(symbolic, (args, kwargs))
+    args, kwargs = map_refs((args, kwargs), graph.keras_tensor)
     outputs = operation.compute_output_spec(*args, **kwargs)
     inner = getattr(operation, "layer", operation)
     if isinstance(inner, keras.layers.EinsumDense):
