@@ -174,21 +174,7 @@ def decide(graph, rules):
     Raises:
         ValueError: If no layer is left to quantize.
     """
-    configs, kinds, reasons, used = {}, {}, {}, set()
-    floats = float_tensors(graph)
-    skipped = {id(node.operation) for node in graph.nodes if rules.is_skipped(node)}
-    for node in graph.nodes:
-        key, config = rules.config_of(node)
-        kind = kind_of(node.operation, has_config=config is not None)
-        if id(node.operation) in skipped:
-            kind = Kind.FLOAT
-            reasons[node.name] = "skipped"
-        elif config is not None:
-            configs[id(node.operation)] = config
-            used.add(key)
-        elif kind is Kind.FLOAT and floats.intersection(node.outputs):
-            reasons[node.name] = f"no quantize config for {type(node.operation).__name__}"
-        kinds[id(node)] = kind
+    configs, kinds, reasons, used = _classify(graph, rules)
     outputs, keys = _output_quantizers(graph, rules)
     for key in rules.configs:
         if key not in used | keys:
@@ -196,7 +182,6 @@ def decide(graph, rules):
     if not configs:
         already = any(isinstance(node.operation, QuantizedLayer) for node in graph.nodes)
         raise ValueError(_nothing_to_quantize(graph, already))
-
     boundary = find_boundaries(graph, lambda node: _counts_as_weighted(node, kinds))
     squeeze_excite = find_squeeze_excite(graph, kinds)
     demands, weights = {}, {}
@@ -222,6 +207,31 @@ def decide(graph, rules):
                 for attribute in config.weights
             }
     return Decisions(kinds, demands, weights, reasons, outputs)
+
+
+def _classify(graph, rules):
+    """Returns what `rules` and the registry say of every layer, before any width.
+
+    Returns:
+        `({id(operation): QuantizeConfig}, {id(node): Kind}, {layer name: why it stays float}, keys
+        of `configs` that apply to some layer)`.
+    """
+    configs, kinds, reasons, used = {}, {}, {}, set()
+    floats = float_tensors(graph)
+    skipped = {id(node.operation) for node in graph.nodes if rules.is_skipped(node)}
+    for node in graph.nodes:
+        key, config = rules.config_of(node)
+        kind = kind_of(node.operation, has_config=config is not None)
+        if id(node.operation) in skipped:
+            kind = Kind.FLOAT
+            reasons[node.name] = "skipped"
+        elif config is not None:
+            configs[id(node.operation)] = config
+            used.add(key)
+        elif kind is Kind.FLOAT and floats.intersection(node.outputs):
+            reasons[node.name] = f"no quantize config for {type(node.operation).__name__}"
+        kinds[id(node)] = kind
+    return configs, kinds, reasons, used
 
 
 def _output_quantizers(graph, rules):

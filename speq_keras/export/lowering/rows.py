@@ -115,6 +115,18 @@ def average_pool(builder, step):
     if len(x.shape) == 3:
         size, strides = (1, *size), (1, *strides)
     x = builder.with_height(x, step.name)
+    window = {
+        "strides": strides,
+        "dilations": (1, 1),
+        "padding": "valid",
+        "multiplier": 1,
+    }
+    names = [x.name, *_equal_weights(builder, step, x, size)]
+    return builder.emit(step, "depthwise_conv_2d", names, window, flattened=True)
+
+
+def _equal_weights(builder, step, x, size):
+    """Adds the filter that averages a window, and its bias; returns their names."""
     channels, count = x.shape[-1], int(np.prod(size))
     code = 127
     filter_tensor = builder.network.add_tensor(
@@ -137,14 +149,7 @@ def average_pool(builder, step):
             data=np.full(channels, code // 2, "int32"),
         )
     )
-    window = {
-        "strides": strides,
-        "dilations": (1, 1),
-        "padding": "valid",
-        "multiplier": 1,
-    }
-    names = [x.name, filter_tensor.name, bias.name]
-    return builder.emit(step, "depthwise_conv_2d", names, window, flattened=True)
+    return filter_tensor.name, bias.name
 
 
 def concatenate(builder, step):
