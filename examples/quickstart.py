@@ -168,12 +168,16 @@ def results_table(runs):
         "| --- | --- | --- | --- |",
     ]
     for stages in zip(*(run["stages"] for run in runs), strict=True):
-        accuracies = [100 * stage["test_accuracy"] for stage in stages]
-        spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(runs) > 1 else ""
-        accuracy = f"{np.mean(accuracies):.2f}{spread}"
+        accuracy = spread([100 * stage["test_accuracy"] for stage in stages])
         seconds = np.mean([stage["seconds"] for stage in stages])
         lines.append(f"| {stages[0]['name']} | {accuracy} | {stages[0]['steps']} | {seconds:.1f} |")
     return "\n".join(lines)
+
+
+def spread(values, digits=2):
+    """Returns the mean, and with it the deviation of several values."""
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def curves(runs):

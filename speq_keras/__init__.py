@@ -8,9 +8,10 @@
 
 The parts, from the bottom up: `ops` (tensor functions), `losses` (Eq. 2-8), `precision` (who draws
 the teacher's widths), `quantizers`, `configs` (what is quantized in which layer), `layers`,
-`wrapping` (float graph in, quantized graph out), `training`, `model`, `co_training` (methods with a
-teacher that is trained too), `callbacks` (what quantization does, epoch by epoch), and beside them
-`export` (trained graph in, integers and TFLite out).
+`wrapping` (float graph in, quantized graph out), `quantized_model` (what a SPEQModel is),
+`training` and `model` (how SPEQ trains it), `co_training` (methods with a teacher that is trained
+too), `callbacks` (what quantization does, epoch by epoch), and beside them `export` (trained graph
+in, integers and TFLite out).
 
 Beyond the paper: `damping` (against oscillating weights), `progressive` (widths that fall during
 training), `bit_search` (a width per layer, within a budget).

@@ -6,6 +6,7 @@
 """
 
 import difflib
+import importlib.util
 import math
 import numbers
 
@@ -80,3 +81,17 @@ def check_seed(seed):
             f"`seed` must be None or a whole number that is not negative. {describe(seed=seed)}"
         )
     return int(seed)
+
+
+def check_installed(package, why):
+    """Checks that an optional package can be imported; does not import it.
+
+    Args:
+        package: Its name, for Python and for pip.
+        why: What it is needed for, the beginning of the error sentence.
+
+    Raises:
+        RuntimeError: If it cannot.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise RuntimeError(f"{why}, which is not installed. Run `pip install {package}`.")

@@ -50,7 +50,8 @@ def reestimate(model, batches):
             layer.momentum = momentum
     if count == 0:
         raise ValueError(
-            "At least one batch is needed to estimate statistics. Received: an empty data set."
+            "At least one batch is needed to estimate statistics. Received: an empty data set. "
+            "Pass a few batches of inputs."
         )
     means = iter(from_first_process(np.asarray(total / count, "float32")) for total in sums)
     for layer in norms:

@@ -1,12 +1,11 @@
 """A width for every layer: loss measured layer by layer, the best choice within a budget."""
 
 import dataclasses
-import importlib.util
 import io
 
 import numpy as np
 
-from speq_keras._checks import check_bits, check_number, describe
+from speq_keras._checks import check_bits, check_installed, check_number, describe
 from speq_keras.configs import QuantizeConfig
 from speq_keras.export.files import check_path, write_safely
 from speq_keras.layers import QuantizedLayer
@@ -86,8 +85,7 @@ class BitSearch:
             RuntimeError: If matplotlib is not installed.
         """
         path = check_path(path, suffix=".png")
-        if importlib.util.find_spec("matplotlib") is None:
-            raise RuntimeError("matplotlib is not installed. `pip install matplotlib` gets it.")
+        check_installed("matplotlib", "`plot` draws with Matplotlib")
         from matplotlib.figure import Figure  # only who draws needs it
 
         names = list(self.changes)

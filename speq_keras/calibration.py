@@ -156,3 +156,32 @@ def _is_arrays(data):
 def first_of(batch):
     """Returns the inputs of a batch `x`, `(x, y)` or `(x, y, sample_weight)`."""
     return batch[0] if isinstance(batch, tuple) else batch
+
+
+def peek(x, batch_size):
+    """Returns the first batch of inputs, and data that still begins with it.
+
+    Args:
+        x: What `fit` takes as `x`.
+        batch_size: For arrays only.
+
+    Raises:
+        ValueError: If there is no batch.
+    """
+    if isinstance(x, keras.utils.PyDataset) or not hasattr(x, "__next__"):
+        arrays = isinstance(x, list | tuple) and all(hasattr(part, "shape") for part in x)
+        if arrays:
+            return tree.map_structure(lambda part: part[:batch_size], x), x
+        first = next(input_batches(x, batch_size, 1), None)
+        if first is None:
+            raise ValueError(
+                "Training needs at least one batch. Received: an empty data set. Pass inputs."
+            )
+        return first, x
+    first = next(x)
+
+    def begin_again():  # a generator: Keras takes no other iterator
+        yield first
+        yield from x
+
+    return first_of(first), begin_again()

@@ -40,14 +40,18 @@ class CoTraining(keras.Model):
     def __init__(self, student, teacher, *, temperature=2.0, name=None, **kwargs):
         super().__init__(name=name, **kwargs)
         if not isinstance(student, SPEQModel):
-            raise TypeError(f"`student` must be a SPEQModel. {describe(student=student)}")
+            raise TypeError(
+                f"`student` must be a SPEQModel. {describe(student=student)} Make it with "
+                "`speq_keras.wrap`."
+            )
         if not isinstance(teacher, keras.Model):
             raise TypeError(f"`teacher` must be a Keras model. {describe(teacher=teacher)}")
         shapes = [[tuple(x.shape) for x in model.outputs] for model in (student, teacher)]
         if len(shapes[0]) != 1 or shapes[0] != shapes[1]:
             raise ValueError(
                 "Student and teacher must have one output each, of the same shape. Received: "
-                f"student outputs {shapes[0]}, teacher outputs {shapes[1]}."
+                f"student outputs {shapes[0]}, teacher outputs {shapes[1]}. Take a teacher for "
+                "the student's task."
             )
         self.student = student
         self.teacher = teacher

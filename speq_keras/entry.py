@@ -5,10 +5,9 @@ import json
 
 import keras
 
-from speq_keras._checks import check_bits, describe
+from speq_keras._checks import describe
 from speq_keras.graph import is_functional, plain_functional
 from speq_keras.model import SPEQModel
-from speq_keras.quantizers import get_activation_quantizer, get_weight_quantizer
 from speq_keras.settings import Settings, speq_weight_from, teacher_precision_from
 from speq_keras.training.heads import check_teacher
 from speq_keras.wrapping import Rules, quantize_graph
@@ -91,13 +90,15 @@ def wrap(
     Reference: Boo et al., "Stochastic Precision Ensemble" (AAAI 2021), Eq. 1-5.
     """
     _check_model(model)
-    w_bits, a_bits = check_bits("w_bits", w_bits), check_bits("a_bits", a_bits)
-    boundary_bits = check_bits("boundary_bits", boundary_bits)
-    if w_bits is None and a_bits is None:
-        raise ValueError(
-            "`w_bits` and `a_bits` must not both be None: nothing would be quantized. "
-            f"{describe(w_bits=w_bits, a_bits=a_bits)} Give at least one width from 2 to 8."
-        )
+    rules = Rules(
+        w_bits=w_bits,
+        a_bits=a_bits,
+        boundary_bits=boundary_bits,
+        weight_quantizer=weight_quantizer,
+        activation_quantizer=activation_quantizer,
+        skip=skip,
+        configs=configs,
+    )
     settings = Settings(
         distillation=distillation,
         temperature=temperature,
@@ -116,35 +117,13 @@ def wrap(
         )
     if teacher is not None:
         check_teacher(model, teacher)
-    if not isinstance(configs, dict | None):
-        raise TypeError(
-            "`configs` must be a dict from name patterns or layer classes to QuantizeConfig "
-            f"objects. {describe(configs=configs)}"
-        )
     if not isinstance(fused_batch_norm, bool):
         raise TypeError(
             "`fused_batch_norm` must be True or False. "
             f"{describe(fused_batch_norm=fused_batch_norm)}"
         )
-    rules = Rules(
-        w_bits=w_bits,
-        a_bits=a_bits,
-        boundary_bits=boundary_bits,
-        weight_quantizer=get_weight_quantizer(weight_quantizer),
-        activation_quantizer=get_activation_quantizer(activation_quantizer),
-        skip=_patterns(skip),
-        configs=configs or {},
-    )
     graph = quantize_graph(model, rules, fuses_batch_norm=fused_batch_norm)
     return assemble(model, graph, settings, name=name or model.name, teacher=teacher)
-
-
-def _patterns(skip):
-    if isinstance(skip, str):
-        return [skip]
-    if not isinstance(skip, list | tuple | set):
-        raise TypeError(f"`skip` must be a layer name, a pattern or a list. {describe(skip=skip)}")
-    return list(skip)
 
 
 def assemble(model, graph, settings, *, name, teacher=None):

@@ -1,49 +1,19 @@
 """SPEQModel: a quantized Keras model that trains itself."""
 
-import dataclasses
-import itertools
 import types
 import warnings
 
 import keras
-import numpy as np
-from keras import ops, tree
 
-from speq_keras import batch_norm, calibration, float_weights, reporting, training
-from speq_keras._checks import check_bits, describe
+from speq_keras import calibration, training
 from speq_keras.damping import check_damping
-from speq_keras.graph import deep_graphs, is_functional
-from speq_keras.layers import weight_quantizers
-from speq_keras.processes import path_to_write
-from speq_keras.quantizers import ActivationQuantizer, Quantizer
-from speq_keras.settings import Settings
-from speq_keras.training import heads
-
-_UNCHANGED = "unchanged"
-_RANDOM_STATE = "random_state_"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TrainingPlan:
-    """What a training step needs to know of the model, found once before training.
-
-    Attributes:
-        network: A model from the inputs to (outputs, logits of all heads); shares all layers.
-        heads: The outputs that are distilled.
-        quantizers: The activation quantizers whose width the teacher draws.
-        output_count: Number of outputs.
-        teacher_gives_logits: For every head, whether the external teacher's output are logits.
-    """
-
-    network: keras.Model
-    heads: tuple
-    quantizers: tuple
-    output_count: int
-    teacher_gives_logits: tuple = ()
+from speq_keras.quantized_model import QuantizedModel
+from speq_keras.training.heads import check_teacher
+from speq_keras.training.plan import make_plan
 
 
 @keras.saving.register_keras_serializable(package="speq_keras")
-class SPEQModel(keras.Model):
+class SPEQModel(QuantizedModel):
     """A Functional model with quantizers, trained by stochastic precision self-distillation.
 
     Made by `speq_keras.wrap`. Everything that a Keras model does works as usual (`compile`, `fit`,
@@ -52,7 +22,7 @@ class SPEQModel(keras.Model):
     `distillation_loss`, with an external teacher `teacher_loss`, and the metrics of the student.
 
     Example:
-        >>> import speq_keras
+        >>> import numpy as np, speq_keras
         >>> dense = [keras.layers.Dense(8, activation="relu") for _ in range(2)]
         >>> network = keras.Sequential([keras.Input((4,)), *dense, keras.layers.Dense(3)])
         >>> model = speq_keras.wrap(network, w_bits=2, a_bits=2)
@@ -66,27 +36,10 @@ class SPEQModel(keras.Model):
     Reference: Boo et al., "Stochastic Precision Ensemble" (AAAI 2021).
     """
 
-    # Arguments are those of a Functional model, because `keras.models.clone_model` builds the clone
-    # from (inputs, outputs, name) alone: so that it keeps its settings, they ride on a quantizer.
-    # They are not spelled out, because Keras before 3.15 takes a class that spells them out, and
-    # adds one, for no Functional model, and cannot load it.
+    # The arguments are not spelled out, for the reason that `QuantizedModel` gives.
     def __init__(self, *args, settings=None, **kwargs):
-        with deep_graphs():
-            super().__init__(*args, **kwargs)
-        quantizers = list(self._all_quantizers())
-        if not quantizers:
-            raise ValueError(
-                "A SPEQModel needs quantizer layers in its graph. Received: a model without any. "
-                "Make it with `speq_keras.wrap(keras_model)`."
-            )
-        self._carrier = types.SimpleNamespace(quantizer=quantizers[0])
-        if settings is None:
-            settings = _settings_on(quantizers)
-        self._settings = settings
-        self._remember_settings()
-        if len(settings.output_names) == len(self.outputs):
-            self.output_names = list(settings.output_names)
-        self.draw_seed = keras.random.SeedGenerator(settings.seed)
+        super().__init__(*args, settings=settings, **kwargs)
+        self.draw_seed = keras.random.SeedGenerator(self.settings.seed)
         self.task_loss_tracker = keras.metrics.Mean(name="task_loss")
         self.distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
         self.teacher_loss_tracker = None
@@ -97,11 +50,6 @@ class SPEQModel(keras.Model):
         )
 
     # ---- settings ------------------------------------------------------------------------------
-
-    @property
-    def settings(self):
-        """The `Settings`, immutable."""
-        return self._settings
 
     @property
     def distillation(self):
@@ -154,7 +102,7 @@ class SPEQModel(keras.Model):
     @teacher.setter
     def teacher(self, teacher):
         if teacher is not None:
-            heads.check_teacher(self, teacher)
+            check_teacher(self, teacher)
             if self.teacher_loss_tracker is None:
                 self.teacher_loss_tracker = keras.metrics.Mean(name="teacher_loss")
         self._untracked.teacher = teacher
@@ -170,172 +118,9 @@ class SPEQModel(keras.Model):
             super().__setattr__(name, value)
 
     def _change(self, **changes):
-        self._settings = dataclasses.replace(self._settings, **changes)
-        self._remember_settings()
+        super()._change(**changes)
         self._untracked.plan = None
         self.train_function = None
-
-    def _remember_settings(self):
-        for quantizer in self._all_quantizers():
-            quantizer.model_settings = None
-        self._carrier.quantizer.model_settings = self._settings.to_json()
-
-    # ---- quantizers and widths -----------------------------------------------------------------
-
-    @property
-    def activation_quantizers(self):
-        """The activation quantizer layers, in graph order."""
-        return [layer for layer in self.layers if isinstance(layer, ActivationQuantizer)]
-
-    @property
-    def weight_quantizers(self):
-        """The weight quantizers, in graph order."""
-        return [q for layer in self.layers for q in weight_quantizers(layer)]
-
-    def _all_quantizers(self):
-        return itertools.chain(self.activation_quantizers, self.weight_quantizers)
-
-    @property
-    def target_quantizers(self):
-        """The activation quantizers that have the target width: those the teacher draws."""
-        return [q for q in self.activation_quantizers if q.has_target_width]
-
-    def weight_widths(self):
-        """Returns the width variables of the weight quantizers that have the target width.
-
-        Example:
-            >>> import speq_keras
-            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
-            >>> [int(width.value) for width in model.weight_widths()]
-            [2]
-        """
-        return [q.width for q in self.weight_quantizers if q.width is not None]
-
-    def set_bits(self, *, weights=_UNCHANGED, activations=_UNCHANGED):
-        """Changes the widths of all quantizers that have the target width, at run time.
-
-        Ranges stay. Nothing is traced again. The first and last layers, squeeze-excite blocks and
-        8-bit tensors keep their widths.
-
-        Args:
-            weights: Width in bits, 2 to 8, or None: float weights. Left out: unchanged.
-            activations: Width in bits, 2 to 8, or None: clipped but not rounded. Left out:
-                unchanged.
-
-        Raises:
-            TypeError, ValueError: If a width is not allowed.
-            ValueError: If no quantizer of that kind has the target width.
-
-        Example:
-            >>> import speq_keras
-            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
-            >>> model.set_bits(weights=4, activations=None)
-            >>> model.plan().row("hidden").w_bits
-            4
-        """
-        sides = [
-            ("weights", weights, [q for q in self.weight_quantizers if q.has_target_width]),
-            ("activations", activations, self.target_quantizers),
-        ]
-        sides = [side for side in sides if side[1] is not _UNCHANGED]
-        for name, bits, quantizers in sides:
-            check_bits(name, bits)
-            if not quantizers:
-                raise ValueError(
-                    f"`{name}` can be set where a quantizer has the target width, and no quantizer "
-                    f"of the {name} has. {describe(**{name: bits})} Wrap the float model with a "
-                    "width for that side."
-                )
-        for _, bits, quantizers in sides:
-            for quantizer in quantizers:
-                quantizer.bits = bits
-
-    # ---- calibration ---------------------------------------------------------------------------
-
-    @property
-    def is_calibrated(self):
-        """Whether all activation ranges were set from data."""
-        return all(quantizer.is_calibrated for quantizer in self.activation_quantizers)
-
-    def calibrate(self, data, *, batch_size=32, steps=None, training=False, verbose="auto"):
-        """Sets every activation range from a few batches, to the least squared rounding error.
-
-        The batches run through the float network, in inference mode unless said otherwise. All
-        ranges are set again, also those that were trained.
-
-        Args:
-            data: Inputs as arrays (or a dict of them), a `tf.data.Dataset`, a `PyDataset`, or an
-                iterable of batches `x`, `(x, y)` or `(x, y, sample_weight)`. A list is a list of
-                batches.
-            batch_size: Examples per batch, for arrays.
-            steps: Number of batches; None takes all.
-            training: Whether the network runs as in training: BatchNormalization uses the batches'
-                statistics, and dropout drops. For a network whose moving statistics mean nothing
-                yet, and for one with much dropout, which makes activations larger in training than
-                in inference: the ranges are then those that training needs. No state changes either
-                way.
-            verbose: 0 shows no progress bar.
-
-        Raises:
-            TypeError: If `data` is no data.
-            ValueError: If there is no batch, or inputs or activations are not finite.
-
-        Example:
-            >>> import speq_keras
-            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
-            >>> model.calibrate(np.random.rand(8, 4), verbose=0)
-            >>> model.is_calibrated
-            True
-        """
-        self._calibrate(
-            calibration.input_batches(data, batch_size, steps),
-            self.activation_quantizers,
-            training,
-            verbose,
-            steps,
-        )
-
-    def _calibrate(self, batches, quantizers, training, verbose, steps):
-        progress = None
-        if verbose:
-            progress = keras.utils.Progbar(steps, unit_name="batch").update
-        calibration.calibrate(
-            self, batches, quantizers=quantizers, training=training, progress=progress
-        )
-        if progress is not None and steps is None:
-            print()
-
-    def reestimate_batch_norm(self, data, *, batch_size=32, steps=None):
-        """Computes the moving statistics of BatchNormalization again, at the current widths.
-
-        Calibrate before, not after: calibration measures the network without rounding, and to that
-        one these statistics do not belong.
-
-        Args:
-            data: As in `calibrate`.
-            batch_size: As in `calibrate`.
-            steps: As in `calibrate`.
-
-        Returns:
-            The number of layers that were set.
-
-        Example:
-            >>> import speq_keras
-            >>> norms = [keras.layers.Dense(4), keras.layers.BatchNormalization()]
-            >>> network = keras.Sequential([keras.Input((4,)), *norms, keras.layers.Dense(2)])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
-            >>> x = np.random.rand(8, 4)
-            >>> model.calibrate(x, verbose=0)
-            >>> model.reestimate_batch_norm(x)
-            1
-        """
-        return batch_norm.reestimate(self, calibration.input_batches(data, batch_size, steps))
 
     # ---- training ------------------------------------------------------------------------------
 
@@ -373,42 +158,8 @@ class SPEQModel(keras.Model):
             ()
         """
         if self._untracked.plan is None:
-            self._untracked.plan = self._make_plan()
+            self._untracked.plan = make_plan(self, warn=self._say_once)
         return self._untracked.plan
-
-    def _make_plan(self):
-        if self.speq_weight is not None and self.teacher is None:
-            raise RuntimeError(
-                "This model was trained with an external teacher, which is not saved with it. Set "
-                "`model.teacher` to that model, or to None to train without."
-            )
-        found, others = (), []
-        if self.distillation is not None or self.teacher is not None:
-            found, others = heads.find_heads(self)
-            if not found:
-                raise ValueError(
-                    "At least one output must be a softmax or sigmoid, or have a cross-entropy "
-                    f"with from_logits=True. Received: outputs {others}. Pass distillation=None "
-                    "and no teacher to train without distillation."
-                )
-        if others:
-            self._say_once(f"Outputs {others} have no logits and are trained without distillation.")
-        quantizers = ()
-        if self.distillation is not None:
-            quantizers = tuple(self.target_quantizers)
-            if not quantizers:
-                raise ValueError(
-                    "SPEQ draws the widths of the activation quantizers that have the target "
-                    "width, and this model has none. Received: "
-                    f"distillation={self.distillation!r}. Set model.distillation = None."
-                )
-            self.teacher_precision.check(len(quantizers))
-        gives_logits = ()
-        if self.teacher is not None:
-            gives_logits = tuple(not p for p in heads.gives_probabilities(self.teacher, found))
-        with deep_graphs():
-            network = keras.Model(self.input, [self.output, [head.logits for head in found]])
-        return TrainingPlan(network, tuple(found), quantizers, len(self.outputs), gives_logits)
 
     def _say_once(self, message):
         if message not in self._untracked.said:
@@ -429,7 +180,7 @@ class SPEQModel(keras.Model):
         """Gets ready to train on `x`, and returns it; `batch_size` None: `x` is one batch."""
         if not self.compiled:
             return x  # Keras says so
-        self._check_strategy()
+        training.check_strategy(getattr(self, "distribute_strategy", None))
         self.training_plan()
         waiting = [q for q in self.activation_quantizers if not q.follows_training]
         uncalibrated = [q for q in waiting if not q.is_calibrated]
@@ -439,20 +190,10 @@ class SPEQModel(keras.Model):
             "The activation ranges are not calibrated. They are set from the first batch now; "
             "`model.calibrate` with a few batches gives better ones."
         )
-        first, x = (x, x) if batch_size is None else _peek(x, batch_size)
+        first, x = (x, x) if batch_size is None else calibration.peek(x, batch_size)
         # Training comes next, so the ranges are those under the batch's own statistics.
         self._calibrate([first], uncalibrated, training=True, verbose=0, steps=1)
         return x
-
-    def _check_strategy(self):
-        strategy = type(getattr(self, "distribute_strategy", None)).__name__
-        if "MultiWorkerMirrored" in strategy or "CollectiveAllReduce" in strategy:
-            raise RuntimeError(
-                "Keras 3 does not train under MultiWorkerMirroredStrategy (keras issue 20585, "
-                "github.com/keras-team/keras/issues/20585). Received: strategy="
-                f"{strategy}. Use MirroredStrategy on one machine, or the JAX backend with "
-                "keras.distribution on many."
-            )
 
     def train_step(self, *args):
         return training.train_step(self, *args)
@@ -464,231 +205,8 @@ class SPEQModel(keras.Model):
             return _without_training_losses(logs), state
         return _without_training_losses(result)
 
-    # ---- plan, report --------------------------------------------------------------------------
-
-    def plan(self):
-        """Returns a `reporting.Report`: what is quantized in every layer, and what it costs.
-
-        Example:
-            >>> import speq_keras
-            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
-            >>> model.plan().row("hidden").weight_quantizer
-            'SAWB'
-        """
-        return reporting.report(self, title="plan")
-
-    def report(self):
-        """Returns `plan()` with the ranges as they are now.
-
-        Example:
-            >>> import speq_keras
-            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
-            >>> [row.bits for row in model.report().ranges]
-            [8, 2, 8, 8]
-        """
-        return reporting.report(self, title="report", with_ranges=True)
-
-    # ---- saving and float weights --------------------------------------------------------------
-
-    def _random_states(self):
-        """All random state: the draw's and that of every layer. Keras saves none of it."""
-        weights = {id(v) for v in self.weights}
-        return [v for v in self.variables if id(v) not in weights and v.dtype != "float32"]
-
-    def save(self, filepath, *args, **kwargs):
-        """Saves the model; of several processes, which all have to call it, the first one does."""
-        with path_to_write(filepath) as path:
-            super().save(path, *args, **kwargs)
-
-    def save_weights(self, filepath, *args, **kwargs):
-        """Saves the weights; of several processes, which all call it, the first one does."""
-        with path_to_write(filepath) as path:
-            super().save_weights(path, *args, **kwargs)
-
-    def save_own_variables(self, store):
-        super().save_own_variables(store)
-        for number, state in enumerate(self._random_states()):
-            store[f"{_RANDOM_STATE}{number}"] = ops.convert_to_numpy(state)
-
-    def load_own_variables(self, store):
-        names = set(store.keys())
-        own = {name: store[name] for name in names if not name.startswith(_RANDOM_STATE)}
-        super().load_own_variables(own)
-        for number, state in enumerate(self._random_states()):
-            name = f"{_RANDOM_STATE}{number}"
-            if name in names:
-                state.assign(np.asarray(store[name]))
-
-    def float_model(self):
-        """Returns the float model that was wrapped, with this model's weights.
-
-        Clipping levels and scales have no place in it. Random layers start from their own seeds.
-
-        Example:
-            >>> import speq_keras
-            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
-            >>> bool((model.float_model().get_weights()[0] == network.get_weights()[0]).all())
-            True
-        """
-        return float_weights.model_with_weights_of(self)
-
-    def load_float_weights(self, source):
-        """Takes the weights of a float checkpoint of the wrapped model; ranges stay as they are.
-
-        Args:
-            source: A model of the same architecture, or a path to a `.keras` or `.weights.h5` file.
-
-        Raises:
-            ValueError: If the weights do not fit.
-
-        Example:
-            >>> import speq_keras
-            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
-            >>> better = keras.models.clone_model(network)
-            >>> model.load_float_weights(better)
-            >>> bool((model.float_model().get_weights()[0] == better.get_weights()[0]).all())
-            True
-        """
-        float_weights.load(self, source)
-
-    # ---- inherited methods that would betray ---------------------------------------------------
-
-    def quantize(self, *args, **kwargs):
-        """Raises: Keras' own post-training quantization would quantize a second time."""
-        raise RuntimeError(
-            "A SPEQModel is quantized already; `quantize` of Keras would quantize its layers a "
-            "second time. Use `set_bits` to change widths."
-        )
-
-    def export(self, filepath, format="tf_saved_model", **kwargs):
-        """Exports the fake-quantized graph (floats on quantized grids), and says so.
-
-        `format="litert"` is `export_tflite`, which writes the integers that were trained.
-        """
-        if format == "litert":
-            kwargs.pop("verbose", None)
-            return self.export_tflite(filepath, **kwargs)
-        warnings.warn(
-            f"format={format!r} exports the fake-quantized graph: float arithmetic on quantized "
-            "values, not integers.",
-            stacklevel=2,
-        )
-        return super().export(filepath, format=format, **kwargs)
-
-    def export_tflite(
-        self,
-        path,
-        *,
-        storage="int8",
-        io="float32",
-        batch_size=1,
-        softmax=True,
-        data=None,
-        self_test=None,
-        runtimes=(),
-        strict=True,
-    ):
-        """Writes the trained integers as a TFLite file, runs it, and proves that it is the network.
-
-        The file is compared with a simulation of the integers, code for code, and with the folded
-        network in float arithmetic; only then is it moved into place.
-
-        Args:
-            path: Where the file goes; ends in ".tflite".
-            storage: "int8": every weight in a byte. "int4": codes that fit go to 4 bits wherever
-                the fast kernels read them (dense layers, 1×1 convolutions). "smallest": 4 and 2
-                bits wherever some kernel reads them, most of which are slow.
-            io: Type of inputs and outputs. "float32", or "int8" or "uint8" for microcontrollers.
-            batch_size: The file's batch size; most files can be resized at run time.
-            softmax: False leaves out a softmax or sigmoid at the end: the outputs are logits.
-            data: For the proof: inputs, `(inputs, labels)`, or batches of them. With labels the
-                report has the accuracy of training graph, folded network and file. None: random
-                inputs that fill the trained input range.
-            self_test: Path of an .npz file with inputs and expected outputs, for the same proof on
-                the device; the program that runs it is written beside it.
-            runtimes: Other runtimes to run the file on, for the report: "builtin" and "reference"
-                (LiteRT's own kernels), "micro" (TensorFlow Lite Micro). They round twice, so a few
-                codes differ; the report says how many.
-            strict: Whether a file that does not compute the trained network is an error.
-
-        Returns:
-            An `ExportReport`: prints as a table, `to_dict()` gives plain values.
-
-        Raises:
-            ValueError, TypeError: If an argument is not allowed or layers cannot be computed with
-                integers; nothing is written.
-            RuntimeError: If the model is not calibrated, a runtime is not installed, or the proof
-                fails; nothing is written.
-
-        Example:
-            >>> import tempfile
-            >>> import speq_keras
-            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
-            >>> model.calibrate(np.random.rand(8, 4), verbose=0)
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     report = model.export_tflite(f"{folder}/model.tflite")
-            >>> report.proof.mismatches
-            0
-        """
-        # Who trains needs neither the writer nor the runtime.
-        from speq_keras.export.export import export_tflite
-
-        return export_tflite(
-            self,
-            path,
-            storage=storage,
-            io=io,
-            batch_size=batch_size,
-            softmax=softmax,
-            data=data,
-            self_test=self_test,
-            runtimes=runtimes,
-            strict=strict,
-        )
-
-
-def _settings_on(quantizers):
-    for quantizer in quantizers:
-        if quantizer.model_settings is not None:
-            return Settings.from_json(quantizer.model_settings)
-    return Settings()
-
 
 def _without_training_losses(logs):
     """Drops what only training measures; in evaluation `loss` is the task loss."""
     names = ("task_loss", "distillation_loss", "teacher_loss")
     return {name: value for name, value in logs.items() if name not in names}
-
-
-def _peek(x, batch_size):
-    """Returns the first batch of inputs, and data that still begins with it."""
-    if isinstance(x, keras.utils.PyDataset) or not hasattr(x, "__next__"):
-        arrays = isinstance(x, list | tuple) and all(hasattr(part, "shape") for part in x)
-        if arrays:
-            return tree.map_structure(lambda part: part[:batch_size], x), x
-        first = next(calibration.input_batches(x, batch_size, 1), None)
-        if first is None:
-            raise ValueError(
-                "Training needs at least one batch. Received: an empty data set. Pass inputs."
-            )
-        return first, x
-    first = next(x)
-
-    def begin_again():  # a generator: Keras takes no other iterator
-        yield first
-        yield from x
-
-    return calibration.first_of(first), begin_again()
-
-
-__all__ = ["SPEQModel", "TrainingPlan", "Quantizer", "is_functional"]

@@ -6,6 +6,7 @@ import math
 from keras import layers
 
 from speq_keras._checks import check_choice
+from speq_keras.columns import aligned
 from speq_keras.export.files import check_path, write_safely
 from speq_keras.graph import read_graph
 from speq_keras.html import WORD_COLUMNS, report_page
@@ -226,16 +227,10 @@ def _width(bits, quantizer=""):
 
 
 def table(cells, left):
-    """Returns the lines of a text table whose first `left` columns are aligned on the left."""
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-
-    def line(row):
-        return "  ".join(
-            text.ljust(width) if column < left else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-
-    return [line(cells[0]), "  ".join("-" * width for width in widths), *map(line, cells[1:])]
+    """Returns the lines of a table with a rule below its header; see `columns.aligned`."""
+    head, *rows = cells
+    rule = ["-" * max(map(len, column)) for column in zip(*cells, strict=True)]
+    return aligned([head, rule, *rows], left=range(left))
 
 
 def report(model, *, title, with_ranges=False):

@@ -103,7 +103,8 @@ def public_functions():
             thing = getattr(module, name)
             if inspect.isfunction(thing) or (inspect.isclass(thing) and name not in NOT_CALLED):
                 yield f"{module.__name__}.{name}", thing.__doc__
-    for name, method in vars(speq_keras.SPEQModel).items():
+    for name in dir(speq_keras.SPEQModel):
+        method = getattr(speq_keras.SPEQModel, name)
         is_keras = hasattr(keras.Model, name)  # documented there
         if inspect.isfunction(method) and not name.startswith("_") and not is_keras:
             yield f"SPEQModel.{name}", method.__doc__

@@ -74,6 +74,7 @@ def test_import_on_jax_brings_no_tensorflow():
 STAIRCASE = [
     "_version",
     "_checks",
+    "columns",
     "processes",
     "ops",
     "losses",
@@ -92,8 +93,9 @@ STAIRCASE = [
     "settings",
     "html",
     "reporting",
-    "training",
     "float_weights",
+    "quantized_model",
+    "training",
     "model",
     "co_training",
     "progressive",

@@ -252,7 +252,7 @@ def test_the_plot_is_a_png_file(tmp_path):
 
 def test_a_plot_without_matplotlib_is_refused_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match="`pip install matplotlib` gets it"):
+    with pytest.raises(RuntimeError, match="not installed. Run `pip install matplotlib`"):
         found().plot(tmp_path / "search.png")
 
 

@@ -16,7 +16,6 @@ import pathlib
 import sys
 
 import keras
-import numpy as np
 from absl import app, flags
 
 import speq_keras
@@ -140,8 +139,8 @@ def results_table(rows):
 
 def spread(runs, field, factor, digits):
     values = [factor * run[field] for run in runs]
-    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{np.mean(values):.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation else "")
+    # Some, such as sizes, are the same for all seeds.
+    return quickstart.spread(values if len(set(values)) > 1 else values[:1], digits)
 
 
 if __name__ == "__main__":

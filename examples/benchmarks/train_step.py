@@ -27,6 +27,7 @@ from speq_keras.fused_batch_norm import fused
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder of the next import
 import cifar_networks
+import training_run
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("models", ["resnet8", "resnet20"], "The networks to measure.")
@@ -67,10 +68,9 @@ def main(_):
         "table": table,
         "step_times_s": step_times_s,
     }
-    path = out_dir / "train_step.json"
-    temporary = path.with_name(f"{os.getpid()}_{path.name}")
-    temporary.write_text(json.dumps(result, indent=1))
-    temporary.replace(path)
+    training_run.write_file(
+        out_dir / "train_step.json", lambda path: path.write_text(json.dumps(result, indent=1))
+    )
 
 
 def measure(name):

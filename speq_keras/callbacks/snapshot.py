@@ -1,6 +1,5 @@
 """ActivationSnapshot: pictures of what the activation quantizers do, epoch by epoch."""
 
-import importlib.util
 import io
 import os
 import pathlib
@@ -9,7 +8,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from speq_keras._checks import check_count, describe
+from speq_keras._checks import check_count, check_installed, describe
 from speq_keras.calibration import check_finite
 from speq_keras.callbacks import drawing
 from speq_keras.callbacks.observation import observe
@@ -73,9 +72,9 @@ class ActivationSnapshot(keras.callbacks.Callback):
         self.layers = _check_names(layers)
         self.every = check_count("every", every)
         self.tensorboard = bool(tensorboard)
-        _check_installed("matplotlib", "`ActivationSnapshot` draws with Matplotlib")
+        check_installed("matplotlib", "`ActivationSnapshot` draws with Matplotlib")
         if tensorboard:
-            _check_installed("tensorflow", "`tensorboard`=True writes with TensorFlow")
+            check_installed("tensorflow", "`tensorboard`=True writes with TensorFlow")
         self._writer = None
 
     def on_train_begin(self, logs=None):
@@ -171,8 +170,3 @@ def _check_names(layers):
             f"quantizers. {describe(layers=layers)}"
         )
     return list(names)
-
-
-def _check_installed(package, why):
-    if importlib.util.find_spec(package) is None:
-        raise RuntimeError(f"{why}, which is not installed. Run `pip install {package}`.")

@@ -350,6 +350,12 @@ EMITTERS = {
 
 
 def emit(node, tensors, batch_size):
-    """Returns the `Operation`s that compute `node`, in computing order."""
+    """Returns the `Operation`s that compute `node`, in computing order.
+
+    Args:
+        node: A `Node`.
+        tensors: {name: `Tensor`} of its network.
+        batch_size: The file's batch size.
+    """
     operations = EMITTERS[node.kind](node, tensors, batch_size)
     return operations if isinstance(operations, list) else [operations]

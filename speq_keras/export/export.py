@@ -32,16 +32,19 @@ def export_tflite(
     model,
     path,
     *,
-    storage="int8",
-    io="float32",
-    batch_size=1,
-    softmax=True,
-    data=None,
-    self_test=None,
-    runtimes=(),
-    strict=True,
+    storage,
+    io,
+    batch_size,
+    softmax,
+    data,
+    self_test,
+    runtimes,
+    strict,
 ):
-    """Writes a model as an integer TFLite file; see `SPEQModel.export_tflite`."""
+    """Writes a model as an integer TFLite file.
+
+    What the arguments mean, and their defaults, stands at `SPEQModel.export_tflite` alone.
+    """
     start = time.monotonic()
     path = check_path(path)
     if self_test is not None:

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from speq_keras.columns import aligned
 from speq_keras.export.network import CODES
 from speq_keras.export.packing import unpack_codes
 from speq_keras.export.reading import TYPE_BITS, data_of, read_model, type_names
@@ -83,14 +84,7 @@ class Inspection:
     def __str__(self):
         head = ("tensor", "type", "shape", "bits", "codes", "scale", "zero point", "bytes")
         cells = [head, *(_cells(row) for row in self.tensors)]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i < 3 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in cells
-        ]
+        lines = aligned(cells, left=range(3))
         rest = self.bytes - sum(self.constant_bytes.values())
         sizes = [f"{name} {size:,}" for name, size in self.constant_bytes.items()]
         counts = [f"{name} {count}" for name, count in self.operations.items()]

@@ -39,6 +39,8 @@ import dataclasses
 
 import numpy as np
 
+from speq_keras.graph.names import free_name
+
 # Smallest and largest stored value by dtype.
 CODES = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7), "int2": (-2, 1)}
 ACTIVATIONS = ("none", "relu", "relu6", "relu_n1_to_1")
@@ -78,10 +80,12 @@ class Tensor:
 
     @property
     def is_constant(self):
+        """Whether the values stand in the file."""
         return self.data is not None
 
     @property
     def is_per_channel(self):
+        """Whether there is a scale for every place on `axis`."""
         return np.ndim(self.scale) == 1
 
 
@@ -98,6 +102,7 @@ class Node:
 
     @property
     def output(self):
+        """The first output; most operations have one."""
         return self.outputs[0]
 
 
@@ -127,10 +132,7 @@ class IntegerNetwork:
 
     def add_tensor(self, tensor):
         """Adds a tensor under a name that is still free, and returns it."""
-        name, number = tensor.name, 0
-        while tensor.name in self.tensors:
-            number += 1
-            tensor.name = f"{name}_{number}"
+        tensor.name = free_name(tensor.name, self.tensors)
         self.tensors[tensor.name] = tensor
         return tensor
 

@@ -52,6 +52,7 @@ class TensorRow:
 
     @property
     def is_outside(self):
+        """Whether some code is no nearest code of its float value."""
         return self.deviation is not None and self.deviation > self.allowed
 
 
@@ -78,6 +79,7 @@ class Proof:
 
     @property
     def holds(self):
+        """Whether the file computes the folded network, code for code."""
         return self.mismatches == 0 and self.outside == 0
 
     def first_failure(self):
@@ -170,7 +172,7 @@ def prove(folded, network, content, arrays, *, batch_size=1):
         mismatches=sum(differing.values()),
         deviation=max((float(d.max()) for d in deviations.values() if d.size), default=0.0),
         outside=sum(int(np.sum(d > allowed[name])) for name, d in deviations.items()),
-        agreement=_agreement(folded, network, arrays, outputs),
+        agreement=_agreement(folded, arrays, outputs),
         tensors=tuple(rows),
     )
 
@@ -279,7 +281,7 @@ def _allowed(network, makers, name):
     return ALLOWED_STEPS + float(ratio)
 
 
-def _agreement(folded, network, arrays, outputs):
+def _agreement(folded, arrays, outputs):
     if len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].shape[-1] < 2:
         return None
     (expected,) = run_steps(folded, arrays)

@@ -13,9 +13,8 @@ import contextlib
 
 import keras
 import numpy as np
-from keras import tree
 
-from speq_keras.graph import Ref
+from speq_keras.graph import map_refs
 
 # The fake-quant op of 8 bits is off by up to 255 · 2^-23 steps.
 _NEAR_HALF = 2.0**-12
@@ -150,9 +149,7 @@ def _channel_shape(shape, channels):
 def call(node, arrays):
     """Calls the layer or operation of a graph node, with `arrays` where its tensors go."""
     waiting = iter(arrays)
-    args, kwargs = tree.map_structure(
-        lambda leaf: next(waiting) if isinstance(leaf, Ref) else leaf, (node.args, node.kwargs)
-    )
+    args, kwargs = map_refs((node.args, node.kwargs), lambda _: next(waiting))
     with in_float32(node.operation):
         return node.operation(*args, **kwargs)
 

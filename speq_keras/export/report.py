@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from speq_keras.columns import aligned
 from speq_keras.export.proof import Proof
 from speq_keras.export.runtimes import Partitions
 
@@ -115,7 +116,7 @@ def _weight_table(rows):
     cells += [
         (r.name, r.type, f"±{r.largest}", str(r.multiplier), f"{r.bytes:,}", r.why) for r in rows
     ]
-    return _aligned(cells, left=(0, 1, 5))
+    return aligned(cells, left=(0, 1, 5))
 
 
 def _code_table(proof):
@@ -124,15 +125,4 @@ def _code_table(proof):
         distance = "" if row.deviation is None else f"{row.deviation:.4f}"
         share = f"{row.largest_share:.0%}"
         cells.append((row.name, row.kind, str(row.codes), str(row.used), share, distance))
-    return _aligned(cells, left=(0, 1))
-
-
-def _aligned(cells, left):
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return [
-        "  ".join(
-            text.ljust(width) if i in left else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
+    return aligned(cells, left=(0, 1))

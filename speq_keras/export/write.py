@@ -7,6 +7,7 @@ from speq_keras._version import __version__
 from speq_keras.export.emitters import EMITTERS, emit
 from speq_keras.export.network import CODES, Tensor
 from speq_keras.export.packing import pack_codes
+from speq_keras.graph.names import free_name
 
 SIGNATURE = "serving_default"
 # Fields of options tables that hold an enumeration of the schema.
@@ -124,6 +125,7 @@ class _File:
         return entry
 
     def bytes(self, outputs):
+        """Lays everything down and returns the file; `outputs` are names of tensors."""
         for name, tensor in self.network.tensors.items():
             self.tensors[name] = self.add_tensor(tensor, name)
         for node in self.network.nodes:
@@ -187,6 +189,7 @@ class _File:
     # ---- operations --------------------------------------------------------------------------
 
     def add_operations(self, operations):
+        """Adds the `Operation`s of one node."""
         own = {}  # the names in the file of tensors that exist for these operations only
         for operation in operations:
             ends = [[self.named_operand(x, own) for x in operation.inputs]]
@@ -210,10 +213,7 @@ class _File:
         if not isinstance(operand, Tensor):
             return operand
         if id(operand) not in own:
-            name, number = operand.name, 0
-            while name in self.tensors:
-                number += 1
-                name = f"{operand.name}_{number}"
+            name = free_name(operand.name, self.tensors)
             self.tensors[name] = self.add_tensor(operand, name)
             own[id(operand)] = name
         return own[id(operand)]
@@ -244,16 +244,19 @@ class _File:
     # ---- signature and metadata --------------------------------------------------------------
 
     def named(self, names, tensors):
+        """Returns the entries of a signature: tensors and what it calls them."""
         return [
             self.new("TensorMap", name=name, tensorIndex=self.tensors[tensor])
             for name, tensor in zip(names, tensors, strict=True)
         ]
 
     def add_metadata(self, name, text):
+        """Adds a text under a name."""
         buffer = self.buffer(text.encode())
         self.model.metadata.append(self.new("Metadata", name=name, buffer=buffer))
 
     def oldest_runtime(self):
+        """Returns the version of the first runtime that has all operators, as text."""
         version = max(
             [OLDEST_RUNTIME, *(RUNTIMES[key] for key in self.operators if key in RUNTIMES)]
         )

@@ -12,6 +12,8 @@
 An object says more than a name: `wrap(model, weight_quantizer=SAWB(per_channel=True))`.
 """
 
+import keras
+
 from speq_keras._checks import check_choice, describe
 from speq_keras.quantizers.base import ActivationQuantizer, Quantizer, WeightQuantizer
 from speq_keras.quantizers.dorefa import DoReFa, DoReFaActivation
@@ -59,8 +61,6 @@ def register_quantizer(name, cls):
         >>> get_weight_quantizer("ternary_example").per_channel
         False
     """
-    import keras
-
     for base, registry in _KINDS.items():
         if isinstance(cls, type) and issubclass(cls, base):
             if name in registry:

@@ -12,6 +12,13 @@ def register(cls):
     return keras.saving.register_keras_serializable(package="speq_keras")(cls)
 
 
+class AtLeastSmallest(keras.constraints.Constraint):
+    """Keeps a trained scale or range positive after every optimizer step."""
+
+    def __call__(self, value):
+        return ops.maximum(value, speq_ops.SMALLEST_CLIP)
+
+
 class Quantizer(keras.layers.Layer):
     """Base class of weight and activation quantizers.
 
@@ -114,6 +121,11 @@ class WeightQuantizer(Quantizer):
             return tuple(range(rank))
         channels = {axis % rank for axis in self.channel_axes}
         return tuple(axis for axis in range(rank) if axis not in channels)
+
+    def shape_of_scales(self, shape):
+        """Returns the shape of one scale per output channel, or one in all, of such a weight."""
+        reduced = self.reduced_axes(len(shape))
+        return tuple(1 if axis in reduced else size for axis, size in enumerate(shape))
 
     def start_from(self, weights):
         """Sets trainable ranges from the float weights; nothing to do where there are none."""

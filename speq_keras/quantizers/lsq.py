@@ -1,19 +1,11 @@
 """LSQ: a trained weight scale."""
 
-import keras
 import numpy as np
 from keras import ops
 
 from speq_keras import ops as speq_ops
 from speq_keras._checks import check_bits
-from speq_keras.quantizers.base import WeightQuantizer, register, signed_codes
-
-
-class AtLeastSmallestScale(keras.constraints.Constraint):
-    """Keeps a scale positive after every optimizer step."""
-
-    def __call__(self, value):
-        return ops.maximum(value, speq_ops.SMALLEST_CLIP)
+from speq_keras.quantizers.base import AtLeastSmallest, WeightQuantizer, register, signed_codes
 
 
 @register
@@ -49,12 +41,12 @@ class LSQ(WeightQuantizer):
     def build(self, input_shape):
         super().build(input_shape)
         reduced = self.reduced_axes(len(input_shape))
-        shape = tuple(1 if axis in reduced else size for axis, size in enumerate(input_shape))
+        shape = self.shape_of_scales(input_shape)
         _, largest_code = signed_codes(self.made_with_bits)
         per_scale = float(np.prod([input_shape[axis] for axis in reduced]))
         self._gradient_factor = (per_scale * largest_code) ** -0.5
         self.scale = self.add_scalar("scale", 1.0, shape=shape, trainable=True)
-        self.scale.constraint = AtLeastSmallestScale()
+        self.scale.constraint = AtLeastSmallest()
 
     def start_from(self, weights):
         weights = ops.convert_to_numpy(weights)

@@ -7,8 +7,7 @@ from keras import ops
 
 from speq_keras import ops as speq_ops
 from speq_keras._checks import check_bits
-from speq_keras.quantizers.base import ActivationQuantizer, register
-from speq_keras.quantizers.lsq import AtLeastSmallestScale
+from speq_keras.quantizers.base import ActivationQuantizer, AtLeastSmallest, register
 
 
 class AtMostZero(keras.constraints.Constraint):
@@ -53,17 +52,14 @@ class LSQPlus(ActivationQuantizer):
         self.made_with_bits = made_with_bits or self._initial_bits or speq_ops.MAX_BITS
 
     def build(self, input_shape):
-        sizes = [size or 1 for size in input_shape[1:]]
-        values = 1
-        for size in sizes:
-            values *= size
+        values = math.prod(size or 1 for size in input_shape[1:])
         self._gradient_factor = float((values * speq_ops.levels_of(self.made_with_bits)) ** -0.5)
         super().build(input_shape)
 
     def build_range(self):
         start = 6.0 / speq_ops.levels_of(self.made_with_bits)
         self.scale = self.add_range("scale", start)
-        self.scale.constraint = AtLeastSmallestScale()
+        self.scale.constraint = AtLeastSmallest()
         self.offset = None
         if self.signed:
             self.offset = self.add_scalar("offset", -start, trainable=True)

@@ -1,22 +1,15 @@
 """PACT: a trained clipping level."""
 
-import keras
 from keras import ops
 
 from speq_keras import ops as speq_ops
 from speq_keras.quantizers.base import (
     ActivationQuantizer,
+    AtLeastSmallest,
     register,
     signed_codes,
     unsigned_codes,
 )
-
-
-class AtLeastSmallestClip(keras.constraints.Constraint):
-    """Keeps a clipping level positive after every optimizer step."""
-
-    def __call__(self, value):
-        return ops.maximum(value, speq_ops.SMALLEST_CLIP)
 
 
 @register
@@ -45,7 +38,7 @@ class PACT(ActivationQuantizer):
 
     def build_range(self):
         self.alpha = self.add_range("alpha", 6.0)
-        self.alpha.constraint = AtLeastSmallestClip()
+        self.alpha.constraint = AtLeastSmallest()
 
     def codes(self, bits):
         return signed_codes(bits) if self.signed else unsigned_codes(bits)

@@ -1,20 +1,12 @@
 """QIL: a trained interval of weights, and a trained curve inside it."""
 
-import keras
 from keras import ops
 
 from speq_keras import ops as speq_ops
-from speq_keras.quantizers.base import WeightQuantizer, register, signed_codes
+from speq_keras.quantizers.base import AtLeastSmallest, WeightQuantizer, register, signed_codes
 
 # Where the curve begins its slope may be infinite.
 _SMALLEST_POSITION = 1e-6
-
-
-class AtLeastSmallestWidth(keras.constraints.Constraint):
-    """Keeps the half width of an interval positive after every optimizer step."""
-
-    def __call__(self, value):
-        return ops.maximum(value, speq_ops.SMALLEST_CLIP)
 
 
 @register
@@ -49,13 +41,12 @@ class QIL(WeightQuantizer):
 
     def build(self, input_shape):
         super().build(input_shape)
-        reduced = self.reduced_axes(len(input_shape))
-        shape = tuple(1 if axis in reduced else size for axis, size in enumerate(input_shape))
+        shape = self.shape_of_scales(input_shape)
         self.center = self.add_scalar("center", 0.5, shape=shape, trainable=True)
         self.half_width = self.add_scalar("half_width", 0.5, shape=shape, trainable=True)
-        self.half_width.constraint = AtLeastSmallestWidth()
+        self.half_width.constraint = AtLeastSmallest()
         self.exponent = self.add_scalar("exponent", 1.0, shape=shape, trainable=True)
-        self.exponent.constraint = AtLeastSmallestWidth()
+        self.exponent.constraint = AtLeastSmallest()
 
     def start_from(self, weights):
         weights = ops.convert_to_tensor(weights)

@@ -23,3 +23,15 @@ def train_step(model, *args):
             f"backend={backend!r}. Set KERAS_BACKEND before keras is imported."
         )
     return importlib.import_module(_STEPS[backend]).train_step(model, *args)
+
+
+def check_strategy(strategy):
+    """Raises a RuntimeError if Keras cannot train under a `tf.distribute` strategy (or None)."""
+    name = type(strategy).__name__
+    if "MultiWorkerMirrored" in name or "CollectiveAllReduce" in name:
+        raise RuntimeError(
+            "Keras 3 does not train under MultiWorkerMirroredStrategy (keras issue 20585, "
+            "github.com/keras-team/keras/issues/20585). Received: strategy="
+            f"{name}. Use MirroredStrategy on one machine, or the JAX backend with "
+            "keras.distribution on many."
+        )

@@ -122,7 +122,8 @@ def check_teacher(model, teacher):
     if mine != theirs:
         raise ValueError(
             "`teacher` must have outputs of the same shapes as the model. "
-            f"Received: teacher outputs {theirs}, model outputs {mine}."
+            f"Received: teacher outputs {theirs}, model outputs {mine}. Take one that was trained "
+            "for the same task."
         )
 
 

@@ -1,6 +1,6 @@
 """Float model in, quantized graph out.
 
-    read_graph     Keras model -> plain nodes              ../graph.py
+    read_graph     Keras model -> plain nodes              ../graph
     expander       blocks made of layers -> those layers   ../composite.py
     canonicalize   fused activations, swish, separable     canonical.py
     decide         which layer gets which width            rules.py

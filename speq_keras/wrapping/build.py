@@ -3,9 +3,8 @@
 import keras
 from keras import ops
 
-from speq_keras.graph import weights_changed
+from speq_keras.graph import map_refs, weights_changed
 from speq_keras.layers import QuantizedLayer
-from speq_keras.wrapping.placement import fill_in
 
 
 def build_graph(canonical, placement, weight_specs):
@@ -38,7 +37,7 @@ def build_graph(canonical, placement, weight_specs):
         values[index] = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
         return values[index]
 
-    inputs = fill_in(graph.inputs, input_of)
+    inputs = map_refs(graph.inputs, input_of)
     for index in graph.input_indices:
         values[index] = quantized(index, values[index])
 
@@ -62,13 +61,13 @@ def build_graph(canonical, placement, weight_specs):
                 else operation
             )
         args, kwargs = (
-            fill_in(part, lambda index, node=node: read(node, index))
+            map_refs(part, lambda index, node=node: read(node, index))
             for part in (node.args, node.kwargs)
         )
         outputs = operations[id(operation)](*args, **kwargs)
         for index, x in zip(node.outputs, keras.tree.flatten(outputs), strict=True):
             values[index] = quantized(index, x)
-    return inputs, fill_in(graph.outputs, values.__getitem__)
+    return inputs, map_refs(graph.outputs, values.__getitem__)
 
 
 def copy_weights(layers, origins, originals):

@@ -16,10 +16,10 @@ All layers are fresh copies; `origins` remembers where each one's weights come f
 import dataclasses
 
 import numpy as np
-from keras import layers, tree
+from keras import layers
 
 from speq_keras.fused_batch_norm import fused
-from speq_keras.graph import Graph, Names, Ref, copy_operation, output_specs
+from speq_keras.graph import Graph, Names, Ref, copy_operation, map_refs, output_specs, refs_in
 from speq_keras.layers import QuantizedLayer
 from speq_keras.quantizers import Quantizer
 from speq_keras.wrapping.kinds import function_name, fused_function
@@ -86,12 +86,12 @@ class _Rewriter:
         called = set()
         for node in self.old.nodes:
             self.node = node
-            args, kwargs = _renumber((node.args, node.kwargs), refs)
+            args, kwargs = map_refs((node.args, node.kwargs), refs.__getitem__)
             outputs = self.rewrite(node, args, kwargs, again=id(node.operation) in called)
             called.add(id(node.operation))
             refs.update(zip(node.outputs, outputs, strict=True))
-        self.new.inputs = _renumber(self.old.inputs, refs)
-        self.new.outputs = _renumber(self.old.outputs, refs)
+        self.new.inputs = map_refs(self.old.inputs, refs.__getitem__)
+        self.new.outputs = map_refs(self.old.outputs, refs.__getitem__)
         return Canonical(self.new, self.origins, self.originals)
 
     def rewrite(self, node, args, kwargs, again):
@@ -102,9 +102,9 @@ class _Rewriter:
             return self.call(self.copy(operation, name), name, args, kwargs)
         factor = _constant_factor(operation, args, kwargs)
         if factor is not None:
-            return self.rescaling(factor, name, _refs_in(args, kwargs), again)
+            return self.rescaling(factor, name, refs_in((args, kwargs)), again)
         if type(operation) in _MERGES or _is_scaled_sum(operation):
-            return self.merge(operation, name, _refs_in(args, kwargs), again)
+            return self.merge(operation, name, refs_in((args, kwargs)), again)
         if type(operation) in _SEPARABLE and not stays:
             outputs = self.separable(operation, name, args, kwargs)
             return self.activation(operation, name, outputs)
@@ -113,7 +113,7 @@ class _Rewriter:
             copy = self.copy(operation, name, activation="linear", activity_regularizer=None)
             return self.activation(operation, name, self.call(copy, name, args, kwargs))
         if function_name(operation) == "silu" and self.splits_swish:
-            (x,) = _refs_in(args, kwargs)
+            (x,) = refs_in((args, kwargs))
             return self.swish(self.names.unique(name) if again else name, x, operation)
         if function_name(operation) is not None and again:
             # A function has no weights to share; with one call per layer its input is unambiguous.
@@ -137,10 +137,12 @@ class _Rewriter:
         return self.copies[id(operation)]
 
     def remember(self, copy, original, origin):
+        """Notes where the weights of a copy come from."""
         self.origins[copy.name] = origin
         self.originals[copy.name] = original
 
     def call(self, operation, name, args, kwargs):
+        """Appends one call; returns its outputs."""
         specs = output_specs(self.new, operation, args, kwargs)
         return self.new.add_node(operation, name, args, kwargs, specs, origin=self.node)
 
@@ -161,6 +163,7 @@ class _Rewriter:
         return self.call(layer, name, outputs, {})
 
     def swish(self, name, x, operation):
+        """Appends x · sigmoid(x), with the regularizer of `operation`; returns its outputs."""
         dtype = getattr(operation, "dtype_policy", None)
         sigmoid_name = self.names.unique(f"{name}_sigmoid")
         sigmoid = layers.Activation("sigmoid", dtype=dtype, name=sigmoid_name)
@@ -170,6 +173,7 @@ class _Rewriter:
         return self.call(multiply, name, [[x, gate]], {})
 
     def rescaling(self, factor, name, refs, again):
+        """Appends a Rescaling in place of a product with a number; returns its outputs."""
         name = self.names.unique(name) if again else name
         dtype = self.new.tensors[refs[0].index].dtype
         return self.call(layers.Rescaling(factor, dtype=dtype, name=name), name, refs, {})
@@ -192,6 +196,7 @@ class _Rewriter:
         return self.pairs(last, name, refs, dtype, regularizer)
 
     def pairs(self, layer_class, name, refs, dtype, regularizer):
+        """Appends sums or products of two, one after the other; the last one is named `name`."""
         total = refs[0]
         for number, ref in enumerate(refs[1:], 1):
             is_last = number == len(refs) - 1
@@ -201,6 +206,7 @@ class _Rewriter:
         return [total]
 
     def separable(self, operation, name, args, kwargs):
+        """Appends a separable convolution as two; returns the outputs of the second one."""
         if id(operation) not in self.copies:
             self.copies[id(operation)] = self.split_separable(operation, name)
         depthwise, pointwise = self.copies[id(operation)]
@@ -208,6 +214,7 @@ class _Rewriter:
         return self.call(pointwise, pointwise.name, outputs, {})
 
     def split_separable(self, operation, name):
+        """Makes the depthwise and the pointwise layer of a separable convolution."""
         depthwise_class, pointwise_class = _SEPARABLE[type(operation)]
         shared = {
             "data_format": operation.data_format,
@@ -265,13 +272,3 @@ def _is_scaled_sum(operation):
     Keras keeps its class private, so it is told by its name.
     """
     return type(operation).__name__ == "CustomScaleLayer" and hasattr(operation, "scale")
-
-
-def _refs_in(args, kwargs):
-    return [leaf for leaf in tree.flatten((args, kwargs)) if isinstance(leaf, Ref)]
-
-
-def _renumber(structure, refs):
-    return tree.map_structure(
-        lambda leaf: refs[leaf.index] if isinstance(leaf, Ref) else leaf, structure
-    )

@@ -21,9 +21,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from keras import tree
-
-from speq_keras.graph import Names, Ref
+from speq_keras.graph import Names
 from speq_keras.quantizers import PACT, FixedRange
 from speq_keras.wrapping.kinds import (
     AFFINE_FOLDS_INTO,
@@ -63,6 +61,15 @@ class Demand:
     def __hash__(self):
         return hash(self._key)
 
+    def quantizer_of(self, *, signed):
+        """Returns a new quantizer of this width for tensors that may be negative, or may not."""
+        return self.quantizer.copy(
+            bits=self.bits,
+            has_target_width=self.has_target_width,
+            signed=signed,
+            nonnegative_input=not signed,
+        )
+
 
 EIGHT_BITS = Demand(8, False, PACT())
 
@@ -97,25 +104,28 @@ def float_tensors(graph):
 
 def find_boundaries(graph, is_weighted):
     """Returns the operations (by id) that are the first or the last weighted one on some path."""
-    seen, boundary = set(), set()
-    for node in graph.nodes:
-        after = any(index in seen for index in node.inputs)
+    forward = [(node, node.inputs, node.outputs) for node in graph.nodes]
+    backward = [(node, node.outputs, node.inputs) for node in reversed(graph.nodes)]
+    return _first_weighted(forward, is_weighted) | _first_weighted(backward, is_weighted)
+
+
+def _first_weighted(visits, is_weighted):
+    """Returns the operations (by id) of the weighted nodes with no other one on the way to them.
+
+    Args:
+        visits: (node, tensors by which its way comes, tensors by which it goes on), in order.
+        is_weighted: Function of a node.
+    """
+    behind, first = set(), set()
+    for node, before, after in visits:
+        is_behind = not behind.isdisjoint(before)
         if is_weighted(node):
-            if not after:
-                boundary.add(id(node.operation))
-            after = True
-        if after:
-            seen.update(node.outputs)
-    leads_on = set()
-    for node in reversed(graph.nodes):
-        leads = any(index in leads_on for index in node.outputs)
-        if is_weighted(node):
-            if not leads:
-                boundary.add(id(node.operation))
-            leads = True
-        if leads:
-            leads_on.update(node.inputs)
-    return boundary
+            if not is_behind:
+                first.add(id(node.operation))
+            is_behind = True
+        if is_behind:
+            behind.update(after)
+    return first
 
 
 def find_squeeze_excite(graph, kinds):
@@ -175,10 +185,12 @@ class _Placer:
         return self.placement
 
     def kind_of_producer(self, index):
+        """Returns the `Kind` of what makes a tensor, or None for a model input."""
         producer = self.graph.tensors[index].producer
         return None if producer is None else self.kinds[id(producer)]
 
     def find_nonnegative(self):
+        """Returns the tensors that are never negative, whatever the weights are."""
         nonnegative = set()
         for node in self.graph.nodes:
             flags = [index in nonnegative for index in node.inputs]
@@ -218,14 +230,17 @@ class _Placer:
         return None
 
     def makes_output(self, node):
+        """Whether what a node makes leaves the model."""
         return any(index in self.outputs for index in node.outputs)
 
     def output_demand(self, index):
+        """Returns the width at which a tensor leaves the model, or None."""
         kind = self.kind_of_producer(index)
         stays_float = kind in (None, Kind.FLOAT, Kind.QUANTIZER, Kind.TABLE)
         return None if stays_float or not self.quantizes_outputs else EIGHT_BITS
 
     def reads_float(self, node):
+        """Whether a node computes in float."""
         kind = self.kinds[id(node)]
         return kind is Kind.FLOAT or (
             kind in (Kind.WEIGHTED, Kind.MATMUL)
@@ -249,6 +264,7 @@ class _Placer:
         return producer is not None and fixed_range(producer.operation) is not None
 
     def place_group(self, group, nonnegative):
+        """Places all quantizers of one group (rule 4)."""
         demands, is_read_as_float, is_rounded_for_floats = set(), False, False
         for index in group:
             for node in self.readers[index]:
@@ -304,21 +320,14 @@ class _Placer:
                 self.placement.at[index].append(fixed)
                 spec = fixed
         if len(roots) > 1 or ranges[roots[0]] is None:
-            spec = Spec(
-                demand.quantizer.copy(
-                    bits=demand.bits,
-                    has_target_width=demand.has_target_width,
-                    signed=signed,
-                    nonnegative_input=not signed,
-                ),
-                self.name_at(roots[0]),
-            )
+            spec = Spec(demand.quantizer_of(signed=signed), self.name_at(roots[0]))
             for index in roots:
                 self.placement.at[index].append(spec)
         self.round_again(group, spec)
         return demand
 
     def existing_quantizer(self, index):
+        """Returns the quantizer of an extended SPEQModel that makes a tensor, or None."""
         if self.kind_of_producer(index) is not Kind.QUANTIZER:
             return None
         return self.graph.tensors[index].producer.operation
@@ -336,18 +345,14 @@ class _Placer:
                 self.placement.at[index] = [spec]
 
     def place_between(self, index, root_demand, signed):
+        """Places second quantizers for readers whose demand the tensor's grid does not meet."""
         for node in self.readers[index]:
             demand = self.placement.demands.get((id(node), index))
             if demand is None or self.is_met(demand, root_demand):
                 self.placement.demands.pop((id(node), index), None)
             elif (index, demand) not in self.placement.between:
-                quantizer = demand.quantizer.copy(
-                    bits=demand.bits,
-                    has_target_width=demand.has_target_width,
-                    signed=signed,
-                    nonnegative_input=not signed,
-                )
-                spec = Spec(quantizer, self.names.unique(f"{self.base_name(index)}_requantizer"))
+                name = self.names.unique(f"{self.base_name(index)}_requantizer")
+                spec = Spec(demand.quantizer_of(signed=signed), name)
                 self.placement.between[index, demand] = spec
 
     @staticmethod
@@ -363,17 +368,12 @@ class _Placer:
         return True
 
     def base_name(self, index):
+        """Returns the name that those of a tensor's quantizers begin with."""
         tensor = self.graph.tensors[index]
         if tensor.producer is None:
             return tensor.name
         return tensor.producer.name.removesuffix("_quantizer")
 
     def name_at(self, index):
+        """Returns a new name for a quantizer where a tensor is made."""
         return self.names.unique(f"{self.base_name(index)}_quantizer")
-
-
-def fill_in(structure, value):
-    """Returns `structure` with `value(ref.index)` in place of every `Ref`."""
-    return tree.map_structure(
-        lambda leaf: value(leaf.index) if isinstance(leaf, Ref) else leaf, structure
-    )

@@ -4,7 +4,7 @@ import dataclasses
 
 import keras
 
-from speq_keras._checks import describe
+from speq_keras._checks import check_bits, describe
 from speq_keras.configs import TARGET, QuantizeConfig, matches, registered_config
 from speq_keras.configs.quantize_config import is_config, translated
 from speq_keras.layers import QuantizedLayer
@@ -29,9 +29,13 @@ _PLAIN = QuantizeConfig()
 _FIXED_WIDTH_WEIGHTS = MinMax(per_channel=True)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Rules:
-    """The arguments of `wrap` that say what happens to which layer; checked."""
+    """The arguments of `wrap` that say what happens to which layer; checked.
+
+    What may be given in several ways is one thing afterwards: quantizers are objects, `skip` is a
+    list, `configs` a dict.
+    """
 
     w_bits: int | None
     a_bits: int | None
@@ -40,6 +44,24 @@ class Rules:
     activation_quantizer: ActivationQuantizer
     skip: list
     configs: dict
+
+    def __post_init__(self):
+        for name in ("w_bits", "a_bits", "boundary_bits"):
+            setattr(self, name, check_bits(name, getattr(self, name)))
+        if self.w_bits is None and self.a_bits is None:
+            raise ValueError(
+                "`w_bits` and `a_bits` must not both be None: nothing would be quantized. "
+                f"{describe(w_bits=None, a_bits=None)} Give at least one width from 2 to 8."
+            )
+        if not isinstance(self.configs, dict | None):
+            raise TypeError(
+                "`configs` must be a dict from name patterns or layer classes to QuantizeConfig "
+                f"objects. {describe(configs=self.configs)}"
+            )
+        self.configs = self.configs or {}
+        self.weight_quantizer = get_weight_quantizer(self.weight_quantizer)
+        self.activation_quantizer = get_activation_quantizer(self.activation_quantizer)
+        self.skip = _patterns(self.skip)
 
     def check_patterns(self, nodes):
         """Raises a ValueError for a pattern or class that no layer of the model matches."""
@@ -152,21 +174,7 @@ def decide(graph, rules):
     Raises:
         ValueError: If no layer is left to quantize.
     """
-    configs, kinds, reasons, used = {}, {}, {}, set()
-    floats = float_tensors(graph)
-    skipped = {id(node.operation) for node in graph.nodes if rules.is_skipped(node)}
-    for node in graph.nodes:
-        key, config = rules.config_of(node)
-        kind = kind_of(node.operation, has_config=config is not None)
-        if id(node.operation) in skipped:
-            kind = Kind.FLOAT
-            reasons[node.name] = "skipped"
-        elif config is not None:
-            configs[id(node.operation)] = config
-            used.add(key)
-        elif kind is Kind.FLOAT and floats.intersection(node.outputs):
-            reasons[node.name] = f"no quantize config for {type(node.operation).__name__}"
-        kinds[id(node)] = kind
+    configs, kinds, reasons, used = _classify(graph, rules)
     outputs, keys = _output_quantizers(graph, rules)
     for key in rules.configs:
         if key not in used | keys:
@@ -174,7 +182,6 @@ def decide(graph, rules):
     if not configs:
         already = any(isinstance(node.operation, QuantizedLayer) for node in graph.nodes)
         raise ValueError(_nothing_to_quantize(graph, already))
-
     boundary = find_boundaries(graph, lambda node: _counts_as_weighted(node, kinds))
     squeeze_excite = find_squeeze_excite(graph, kinds)
     demands, weights = {}, {}
@@ -200,6 +207,31 @@ def decide(graph, rules):
                 for attribute in config.weights
             }
     return Decisions(kinds, demands, weights, reasons, outputs)
+
+
+def _classify(graph, rules):
+    """Returns what `rules` and the registry say of every layer, before any width.
+
+    Returns:
+        `({id(operation): QuantizeConfig}, {id(node): Kind}, {layer name: why it stays float}, keys
+        of `configs` that apply to some layer)`.
+    """
+    configs, kinds, reasons, used = {}, {}, {}, set()
+    floats = float_tensors(graph)
+    skipped = {id(node.operation) for node in graph.nodes if rules.is_skipped(node)}
+    for node in graph.nodes:
+        key, config = rules.config_of(node)
+        kind = kind_of(node.operation, has_config=config is not None)
+        if id(node.operation) in skipped:
+            kind = Kind.FLOAT
+            reasons[node.name] = "skipped"
+        elif config is not None:
+            configs[id(node.operation)] = config
+            used.add(key)
+        elif kind is Kind.FLOAT and floats.intersection(node.outputs):
+            reasons[node.name] = f"no quantize config for {type(node.operation).__name__}"
+        kinds[id(node)] = kind
+    return configs, kinds, reasons, used
 
 
 def _output_quantizers(graph, rules):
@@ -264,6 +296,14 @@ def _counts_as_weighted(node, kinds):
         node.operation, keras.layers.Layer
     )
     return is_float_layer and bool(node.operation.weights)
+
+
+def _patterns(skip):
+    if isinstance(skip, str):
+        return [skip]
+    if not isinstance(skip, list | tuple | set):
+        raise TypeError(f"`skip` must be a layer name, a pattern or a list. {describe(skip=skip)}")
+    return list(skip)
 
 
 def _no_match(argument, pattern, names):

@@ -3,8 +3,14 @@
 module     does
 ---------  ----------------------------------------------------
 walk       Keras graph -> steps, one for every rounding
+visits     one small function for every kind of node
+builder    the network while it is made
+steps      what comes out: steps, grids, values, weights
+pending    what is computed and not rounded yet
+padding    zeros that nobody has written yet
 carry      pooling, reshaping, slicing as plain data
 affine     BatchNormalization & co. as slope and shift
+grids      the grids of quantizers and kernels
 ties       scale ratios that put results on halves
 floats     what may stay in float
 weights    codes behind trained weights, bias codes

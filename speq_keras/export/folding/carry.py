@@ -160,6 +160,25 @@ def _global_pool(kind):
     return row
 
 
+def mean_options(operation, rank):
+    """Returns the options of a "mean" step for a node that averages a tensor of `rank` axes.
+
+    Raises:
+        CannotExport: If no integer kernel averages so.
+    """
+    if isinstance(operation, layers.Layer):  # GlobalAveragePooling
+        if operation.data_format == "channels_first":
+            raise CannotExport("integer kernels read channels last")
+        axes = tuple(range(1, rank - 1))
+    else:
+        axes = operation.axis if operation.axis is not None else tuple(range(rank))
+        axes = (axes,) if isinstance(axes, int) else tuple(axes)
+        axes = tuple(sorted(axis % rank for axis in axes))
+    if 0 in axes:
+        raise CannotExport("a mean over the batch has no integer kernel")
+    return {"axes": axes, "keep_dims": bool(operation.keepdims)}
+
+
 def _up_sampling(operation, node, shape):
     factors = _sizes(operation.size, len(shape) - 2)
     size = tuple(n * f for n, f in zip(shape[1:-1], factors, strict=True))

@@ -40,3 +40,23 @@ def check_float(node):
         raise CannotExport("kernels read channels last")
     if len(node.outputs) != 1:
         raise CannotExport("it has several outputs")
+
+
+def check_whole_numbers(operation, values, dtype):
+    """Checks that whole numbers become floats, or floats whole numbers, only where kernels do so.
+
+    Args:
+        operation: Of a node.
+        values: The `Value`s that it reads, without grids.
+        dtype: Of what it makes: "float32" or "int32".
+
+    Raises:
+        CannotExport: If a kernel would read another type than it knows.
+    """
+    reads_whole = [value.is_whole for value in values]
+    if dtype == "int32" and any(value.dtype == "float32" for value in values):
+        raise CannotExport("whole numbers are not made of floats")
+    is_masked = reads_whole == [False, True] and function_name(operation) == "softmax"
+    is_cast = type(operation).__name__ == "Cast"
+    if dtype == "float32" and any(reads_whole) and not (is_masked or is_cast):
+        raise CannotExport("whole numbers have to be cast to floats first")

@@ -17,6 +17,7 @@ class Padded:
 
     @property
     def grid(self):
+        """The grid of the codes; 0 is on it, and means zero."""
         return self.source.grid
 
 

@@ -65,6 +65,11 @@ class Value:
     layer: str = ""
     dtype: str = "float32"
 
+    @property
+    def is_whole(self):
+        """Whether these are plain whole numbers."""
+        return self.grid is None and self.dtype == "int32"
+
 
 @dataclasses.dataclass(eq=False)
 class Weights:
@@ -128,6 +133,7 @@ class Step:
 
     @property
     def name(self):
+        """The name of what it makes."""
         return self.output.name
 
 

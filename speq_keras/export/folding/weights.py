@@ -2,8 +2,9 @@
 
 import keras
 import numpy as np
+from keras import layers
 
-from speq_keras.export.folding.steps import CannotExport
+from speq_keras.export.folding.steps import CannotExport, Weights
 from speq_keras.export.storage import largest_multiplier
 from speq_keras.ops import einsum_axes
 
@@ -12,6 +13,18 @@ _TOLERANCE = 2e-4
 # The kernels sum products of 8-bit numbers in 32 bits.
 _LARGEST_SUM = 2**31 - 1
 _LARGEST_INPUT = 255
+
+# A subclass may compute something else.
+_LINEAR_LAYERS = (
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.DepthwiseConv1D,
+    layers.DepthwiseConv2D,
+    layers.Conv1DTranspose,
+    layers.Conv2DTranspose,
+    layers.Dense,
+    layers.EinsumDense,
+)
 
 
 class NotOnGridError(ValueError):
@@ -73,6 +86,19 @@ def _step_of(unique, likely):
     raise NotOnGridError
 
 
+def check_linear(layer):
+    """Checks that integer kernels compute a layer with weights.
+
+    Raises:
+        CannotExport: If they do not.
+    """
+    if type(layer) not in _LINEAR_LAYERS:
+        raise CannotExport("there is no integer kernel for it")
+    if getattr(layer, "data_format", None) == "channels_first":
+        raise CannotExport("integer kernels read channels last")
+    summed_axes(layer)  # raises an error where it sums over others than the last ones
+
+
 def summed_axes(layer):
     """Returns how many of the last axes of its input a Dense or EinsumDense sums over.
 
@@ -81,7 +107,7 @@ def summed_axes(layer):
     Raises:
         CannotExport: If an EinsumDense does something else.
     """
-    if not isinstance(layer, keras.layers.EinsumDense):
+    if not isinstance(layer, layers.EinsumDense):
         return 1
     inputs, kernel, output = einsum_axes(layer.equation)
     summed = "".join(axis for axis in kernel if axis in inputs)
@@ -96,10 +122,28 @@ def summed_axes(layer):
     return len(summed)
 
 
-def make_scales_positive(weights):
-    """Moves the sign of a scale, which BatchNormalization may have made negative, to the codes."""
-    weights.codes = np.where(weights.per_channel(weights.scale < 0), -weights.codes, weights.codes)
-    weights.scale = np.abs(weights.scale)
+def folded_weights(pending, input_scale):
+    """Returns the `Weights` of a linear or affine step, with all that is folded into it.
+
+    BatchNormalization may make a scale negative: its sign goes to the codes.
+
+    Args:
+        pending: The `Pending`.
+        input_scale: The scale of the input's grid.
+    """
+    if pending.kind == "affine":
+        channels = pending.shape[-1]
+        codes, scale, bias = np.ones(channels, "int32"), np.ones(channels), np.zeros(channels)
+        axes = (-1,)
+    else:
+        codes, scale, bias, axes = weights_of(pending.nodes[0].operation)
+    for slope, shift in pending.affines:
+        # Where several axes number the channels, one number for each place on the last one.
+        slope, shift = (np.resize(vector, scale.shape) for vector in (slope, shift))
+        scale, bias = scale * slope, bias * slope + shift
+    weights = Weights(codes, np.abs(scale), bias, axes, input_scale=input_scale)
+    weights.codes = np.where(weights.per_channel(scale < 0), -codes, codes)
+    return weights
 
 
 def finish(weights, output_grid, notes, name):
@@ -170,7 +214,7 @@ def weights_of(layer):
 
 def is_embedding(layer):
     """Whether a layer looks rows up in a table."""
-    return isinstance(layer, keras.layers.Embedding) or is_position_embedding(layer)
+    return isinstance(layer, layers.Embedding) or is_position_embedding(layer)
 
 
 def is_position_embedding(layer):

@@ -84,6 +84,7 @@ class _Builder:
     # ---- tensors -------------------------------------------------------------------------------
 
     def tensor(self, value):
+        """Returns the tensor that holds a `Value` made before."""
         return self.tensors[id(value)]
 
     def tensor_for(self, step):
@@ -119,12 +120,23 @@ class _Builder:
         return self.plains[id(value)][1]
 
     def constant(self, name, code, scale):
+        """Adds and returns a constant of one number, `code` · `scale`."""
         data = np.array([code], "int8")
         return self.network.add_tensor(Tensor(name=name, shape=(1,), scale=scale, data=data))
 
     # ---- nodes ---------------------------------------------------------------------------------
 
     def add(self, kind, inputs, output, *, activation="none", options=None, layer=""):
+        """Adds a node and returns its output.
+
+        Args:
+            kind: As of a `Node`.
+            inputs: Names of tensors.
+            output: A tensor of the network.
+            activation: As of a `Node`.
+            options: As of a `Node`.
+            layer: As of a `Node`.
+        """
         self.network.nodes.append(
             Node(
                 kind=kind,
@@ -140,7 +152,17 @@ class _Builder:
     def emit(
         self, step, kind, inputs, options=None, *, activation="none", flattened=False, shape=None
     ):
-        """Adds the node that makes a step's output; reshapes where the kernel's rank differs."""
+        """Adds the node that makes a step's output, and returns that.
+
+        Args:
+            step: The step.
+            kind: As of a `Node`.
+            inputs: Names of tensors.
+            options: As of a `Node`.
+            activation: As of a `Node`.
+            flattened: Whether the kernel makes four axes whatever the step has: a reshape follows.
+            shape: What the kernel makes, if it is not the shape of the step: a reshape follows.
+        """
         output = self.tensor_for(step)
         made_shape = shape
         if flattened and made_shape is None:
@@ -164,6 +186,7 @@ class _Builder:
         return (shape[0], 1, int(np.prod([1, *shape[1:-1]])), shape[-1])
 
     def like(self, tensor, name, shape):
+        """Adds and returns a tensor with the encoding of another one."""
         inner = copy.copy(tensor)
         inner.name, inner.shape, inner.layer = name, tuple(shape), ""
         return self.network.add_tensor(inner)
@@ -206,10 +229,24 @@ class _Builder:
         return self.add("reshape", [made.name], self.tensor_for(step), options=options)
 
     def reshape(self, tensor, shape, name):
+        """Adds a node that gives a tensor another shape; returns what it makes."""
         made = self.like(tensor, f"{name}/reshaped", shape)
         return self.add("reshape", [tensor.name], made, options={"shape": tuple(shape)})
 
+    def with_height(self, tensor, name):
+        """Returns a tensor of sequences as one of images of height 1; of others, the tensor."""
+        if len(tensor.shape) != 3:
+            return tensor
+        return self.reshape(tensor, (tensor.shape[0], 1, *tensor.shape[1:]), name)
+
     def pad(self, tensor, paddings, name):
+        """Adds a node that puts zeros around a tensor; returns what it makes.
+
+        Args:
+            tensor: The tensor.
+            paddings: One (before, after) per axis.
+            name: Of the step.
+        """
         shape = tuple(
             size if size is None else size + before + after
             for size, (before, after) in zip(tensor.shape, paddings, strict=True)
@@ -227,7 +264,17 @@ class _Builder:
 
     # ---- checks --------------------------------------------------------------------------------
 
-    def check_scales(self, step, weights, x, output):
+    def check_scales(self, weights, x, output):
+        """Checks that no factor of a requantization is too large for the kernels.
+
+        Args:
+            weights: Scales of the weights, a vector.
+            x: Scale of the input.
+            output: Scale of the output.
+
+        Raises:
+            CannotExport: If one is 256 or more.
+        """
         ratio = np.max(np.float32(x) * weights / np.float32(output))
         if not ratio < 256:
             raise CannotExport(
@@ -235,6 +282,7 @@ class _Builder:
             )
 
     def check_sum(self, step, inputs):
+        """Raises `CannotExport` if the scales of a sum are too far apart for its kernel."""
         largest = max(float(t.scale) for t in inputs) / float(step.output.grid.scale)
         if not 2.0**-10 <= largest < 2.0**8:
             raise CannotExport(
@@ -268,11 +316,13 @@ class _Builder:
 
     @staticmethod
     def make_uint8(tensor, codes):
+        """Makes `tensor` one of uint8 for the codes in the tensor `codes`, moved up by 128."""
         tensor.dtype, tensor.scale, tensor.step = "uint8", codes.scale, codes.step
         tensor.zero_point = codes.zero_point + 128
         tensor.low, tensor.high = codes.low + 128, codes.high + 128
 
     def output(self, value):
+        """Adds an output: a step that makes floats or uint8 of codes, where that is asked for."""
         tensor = self.tensor(value)
         if self.io == "int8" or value.grid is None:
             self.network.outputs.append(tensor.name)

@@ -75,14 +75,23 @@ class _Island:
         self.builder, self.step = builder, step
 
     def emit(self, kind, inputs, made_shape, **options):
+        """Adds a node and returns what it makes.
+
+        Args:
+            kind: As of a `Node`.
+            inputs: Tensors.
+            made_shape: The shape that the node makes.
+            **options: As of a `Node`.
+        """
         name = f"{self.step.name}/{kind}"
         dtype = "float32" if kind == "cast" else self.step.output.dtype
         tensor = Tensor(name=name, shape=tuple(made_shape), dtype=dtype)
         output = self.builder.network.add_tensor(tensor)
-        names = [tensor if isinstance(tensor, str) else tensor.name for tensor in inputs]
+        names = [tensor.name for tensor in inputs]
         return self.builder.add(kind, names, output, options=options, layer=self.step.name)
 
     def constant(self, what, values):
+        """Adds and returns a float32 constant, named after the step and `what` it is."""
         values = np.asarray(values, "float32")
         tensor = Tensor(
             name=f"{self.step.name}/{what}", shape=values.shape, dtype="float32", data=values

@@ -39,6 +39,9 @@ def plan_of(step, layer, kernel, container="int8"):
         layer: The Keras layer.
         kernel: Codes or floats in the layer's own layout.
         container: Of the codes.
+
+    Raises:
+        CannotExport: If no kernel computes the layer.
     """
     for classes, row in _ROWS:
         if isinstance(layer, classes):
@@ -137,9 +140,7 @@ def prepared_input(builder, x, layer, rank, name):
     if getattr(layer, "padding", None) == "causal":
         reach = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
         x = builder.pad(x, ((0, 0), (reach, 0), (0, 0)), name)
-    if rank is not None and len(x.shape) == 3:
-        x = builder.reshape(x, (x.shape[0], 1, *x.shape[1:]), name)
-    return x
+    return x if rank is None else builder.with_height(x, name)
 
 
 def _emit(builder, step, plan):
@@ -164,7 +165,7 @@ def _emit(builder, step, plan):
             low=-127,
         )
     )
-    builder.check_scales(step, filter_tensor.scale, x.scale, encoding.scale)
+    builder.check_scales(filter_tensor.scale, x.scale, encoding.scale)
     bias = ""
     # Only that kernel can do without a bias.
     if weights.bias_codes.any() or plan.kind != "fully_connected":

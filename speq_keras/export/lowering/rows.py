@@ -1,4 +1,4 @@
-"""One small function for every step without weights."""
+"""One small function `(builder, step)` for every step without weights: adds its operations."""
 
 import copy
 
@@ -85,8 +85,8 @@ def pool(kind):
         names = ("size", "strides", "padding")
         options = {name: step.options[name] for name in names}
         if len(x.shape) == 3:
-            x = builder.reshape(x, (x.shape[0], 1, *x.shape[1:]), step.name)
             options.update({name: (1, *options[name]) for name in ("size", "strides")})
+        x = builder.with_height(x, step.name)
         return builder.emit(step, kind, [x.name], options, flattened=True)
 
     return row
@@ -113,8 +113,20 @@ def average_pool(builder, step):
         return pool("average_pool_2d")(builder, step)
     strides = options["strides"]
     if len(x.shape) == 3:
-        x = builder.reshape(x, (x.shape[0], 1, *x.shape[1:]), step.name)
         size, strides = (1, *size), (1, *strides)
+    x = builder.with_height(x, step.name)
+    window = {
+        "strides": strides,
+        "dilations": (1, 1),
+        "padding": "valid",
+        "multiplier": 1,
+    }
+    names = [x.name, *_equal_weights(builder, step, x, size)]
+    return builder.emit(step, "depthwise_conv_2d", names, window, flattened=True)
+
+
+def _equal_weights(builder, step, x, size):
+    """Adds the filter that averages a window, and its bias; returns their names."""
     channels, count = x.shape[-1], int(np.prod(size))
     code = 127
     filter_tensor = builder.network.add_tensor(
@@ -137,14 +149,7 @@ def average_pool(builder, step):
             data=np.full(channels, code // 2, "int32"),
         )
     )
-    window = {
-        "strides": strides,
-        "dilations": (1, 1),
-        "padding": "valid",
-        "multiplier": 1,
-    }
-    names = [x.name, filter_tensor.name, bias.name]
-    return builder.emit(step, "depthwise_conv_2d", names, window, flattened=True)
+    return filter_tensor.name, bias.name
 
 
 def concatenate(builder, step):
@@ -186,8 +191,8 @@ def resize(kind):
         x = builder.tensor(step.inputs[0])
         size = step.options["size"]
         if len(x.shape) == 3:
-            x = builder.reshape(x, (x.shape[0], 1, *x.shape[1:]), step.name)
             size = (1, *size)
+        x = builder.with_height(x, step.name)
         options = {"size": size, "half_pixel_centers": True}
         builder.emit(step, kind, [x.name], options, flattened=True)
 

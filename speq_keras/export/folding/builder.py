@@ -1,0 +1,215 @@
+"""The network while it is made: appends steps, rounds, turns codes into floats."""
+
+import numpy as np
+
+from speq_keras.export.folding import ties
+from speq_keras.export.folding.floats import check_float, check_whole_numbers
+from speq_keras.export.folding.grids import grid_of
+from speq_keras.export.folding.padding import Padded, is_same_padding
+from speq_keras.export.folding.pending import Pending
+from speq_keras.export.folding.steps import (
+    CannotExport,
+    FoldedNetwork,
+    Step,
+    Value,
+    plain_dtype,
+)
+from speq_keras.export.folding.weights import finish, folded_weights
+from speq_keras.export.storage import container_of
+from speq_keras.graph import Names
+
+
+class GridTies(Exception):
+    """Many results of the quantizer `name` tie, and on `grid` they do not."""
+
+    def __init__(self, name, grid):
+        super().__init__(name)
+        self.name, self.grid = name, grid
+
+
+class Builder:
+    """A `FoldedNetwork` that grows.
+
+    Between steps stand a `Value`, a `Padded` (zeros that nobody has written yet) or a `Pending`
+    (what nobody has rounded yet); the last two become steps when somebody reads them.
+
+    Args:
+        graph: The `Graph` that is folded.
+        name: Name of the model.
+        storage: See `export.storage`.
+        grids: {name of a quantizer: the `Grid` that it gets in place of its own}.
+    """
+
+    def __init__(self, graph, name, storage, grids):
+        self.graph = graph
+        self.storage = storage
+        self.grids = grids
+        self.folded = FoldedNetwork(name)
+        self.names = Names()
+        self.constants = {}  # id(value): the step that makes it
+        self.floats = {}  # id(value): (value, the same in float)
+        self.float_layers = []
+
+    # ---- steps ---------------------------------------------------------------------------------
+
+    def input(self, tensor):
+        """Adds an input of the network and returns its `Value`."""
+        name = self.names.unique(tensor.name)
+        value = Value(name, tensor.shape, None, dtype=plain_dtype(tensor.dtype))
+        self.folded.inputs.append(value)
+        return value
+
+    def add(self, step):
+        """Appends a step and returns its output."""
+        self.folded.steps.append(step)
+        if step.kind == "constant":
+            self.constants[id(step.output)] = step
+        return step.output
+
+    def copied(self, kind, inputs, node, grid, options):
+        """Adds a step that rounds nothing, with codes on `grid`; returns its output."""
+        output = Value(self.names.unique(node.name), self.shape_of(node), grid)
+        return self.add(Step(kind, inputs, output, [node], options=options))
+
+    def pending(self, kind, node, inputs, options=None):
+        """Returns the `Pending` of one node; a convolution takes in the padding before it."""
+        options = dict(options or {})
+        if kind == "linear" and isinstance(inputs[0], Padded):
+            padded = inputs[0]
+            if is_same_padding(node.operation.layer, padded):
+                inputs, options["absorbed"] = [padded.source], padded.node
+            else:
+                inputs = [self.codes(padded)]
+        return Pending(kind, inputs, self.shape_of(node), [node], options=options)
+
+    def shape_of(self, node):
+        """Returns the shape that a node makes, batch first.
+
+        Raises:
+            CannotExport: If a size other than the batch's is unknown.
+        """
+        shape = self.graph.tensors[node.outputs[0]].shape
+        if any(size is None for size in shape[1:]):
+            raise CannotExport(f"it makes the shape {tuple(shape)}, and only the batch may be open")
+        return shape
+
+    def codes(self, value):
+        """Returns `value` as codes that any step can read: the zeros around them are written."""
+        if not isinstance(value, Padded):
+            return value
+        if value.written is None:
+            options = {"paddings": value.paddings}
+            value.written = self.copied("pad", [value.source], value.node, value.grid, options)
+        return value.written
+
+    # ---- rounding ------------------------------------------------------------------------------
+
+    def quantize(self, node, value):
+        """Returns `value` on the grid of the quantizer that is the operation of `node`."""
+        quantizer = node.operation
+        grid = self.grids.get(quantizer.name) or grid_of(quantizer)
+        if isinstance(value, Pending):
+            return self.round(value, node, grid, quantizer)
+        if isinstance(value, Padded):
+            # Zero stays zero: rounding first leaves the padding to the reader.
+            inner = self.quantize(node, value.source)
+            return Padded(inner, value.paddings, value.node, value.shape)
+        if value.grid is None:
+            return self.rounded("quantize", node, [value], grid, quantizer)
+        if value.grid == grid:
+            return value
+        if id(value) in self.constants:
+            return self.round_constant(self.constants[id(value)], node, grid, quantizer)
+        self.check_ties("requantize", [value], grid, quantizer)
+        return self.rounded("requantize", node, [value], grid, quantizer)
+
+    def round_constant(self, step, node, grid, quantizer):
+        """Adds a constant step like `step`, on another grid; returns its output."""
+        codes = grid.round(step.options["codes"] * np.float64(step.output.grid.scale))
+        output = Value(self.names.unique(node.name), step.output.shape, grid, layer=node.name)
+        options = {"codes": codes}
+        return self.add(
+            Step("constant", step.inputs, output, step.nodes, options=options, quantizer=quantizer)
+        )
+
+    def check_ties(self, kind, values, grid, quantizer):
+        """Raises `GridTies` if many results would lie halfway between two codes of `grid`."""
+        if quantizer is None or quantizer.name in self.grids:
+            return
+        better = ties.nudged(kind, [value.grid for value in values], grid)
+        if better is not None:
+            raise GridTies(quantizer.name, better)
+
+    def rounded(self, kind, node, values, grid, quantizer):
+        """Adds a step that rounds what it reads; returns its output."""
+        output = Value(self.names.unique(node.name), values[0].shape, grid, layer=node.name)
+        return self.add(Step(kind, values, output, [node], quantizer=quantizer))
+
+    def round(self, pending, node, grid, quantizer=None):
+        """Adds the step that computes `pending` and rounds it to `grid`; returns its output."""
+        layer = node.name if quantizer is not None else ""
+        output = Value(self.names.unique(node.name), pending.shape, grid, layer=layer)
+        step = Step(
+            pending.kind,
+            pending.inputs,
+            output,
+            pending.nodes,
+            pending.activation,
+            options=dict(pending.options),
+            quantizer=quantizer,
+        )
+        if pending.kind in ("average_pool", "resize"):
+            if grid != pending.inputs[0].grid:
+                raise CannotExport("what it makes must have the grid of its input")
+        elif pending.kind in ("add", "subtract", "multiply"):
+            self.check_ties(pending.kind, pending.inputs, grid, quantizer)
+        elif pending.kind in ("linear", "affine"):
+            try:
+                self.give_weights(step, pending)
+            except CannotExport as error:
+                error.node = pending.nodes[0]
+                raise
+        return self.add(step)
+
+    def give_weights(self, step, pending):
+        """Sets the weights of a linear or affine step as its kernel will hold them."""
+        step.weights = folded_weights(pending, float(step.inputs[0].grid.scale))
+        if pending.kind == "linear":
+            step.weights.container, step.options["why"] = container_of(step, self.storage)
+        finish(step.weights, step.output.grid, self.folded.notes, step.name)
+
+    # ---- floats --------------------------------------------------------------------------------
+
+    def in_float(self, node, values):
+        """Adds a step that computes one node in float."""
+        dtype = plain_dtype(self.graph.tensors[node.outputs[0]].dtype)
+        check_float(node)
+        check_whole_numbers(node.operation, values, dtype)
+        output = Value(self.names.unique(node.name), self.shape_of(node), None, dtype=dtype)
+        self.add(Step("float", values, output, [node]))
+        if node.name not in self.float_layers and dtype == "float32":
+            self.float_layers.append(node.name)
+        return output
+
+    def as_float(self, value):
+        """Returns `value` as floats; codes go through DEQUANTIZE, once."""
+        value = self.codes(value)
+        if isinstance(value, Value) and value.grid is None:
+            return value
+        if id(value) not in self.floats:
+            # The value itself is kept, so that its id stays its own.
+            self.floats[id(value)] = (value, self.make_float(value))
+        return self.floats[id(value)][1]
+
+    def make_float(self, value):
+        """Adds the steps that make floats of codes, or of what has no codes yet."""
+        if isinstance(value, Value):
+            output = Value(self.names.unique(f"{value.name}_float"), value.shape, None)
+            return self.add(Step("dequantize", [value], output))
+        # Nothing rounds what was computed: it is computed in float from its inputs on.
+        values = [self.as_float(x) for x in value.inputs]
+        if "absorbed" in value.options:
+            values = [self.in_float(value.options["absorbed"], values)]
+        for node in value.nodes:
+            values = [self.in_float(node, values)]
+        return values[0]

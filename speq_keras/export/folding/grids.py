@@ -1,0 +1,26 @@
+"""The grids that quantizers and prescribing kernels have."""
+
+import numpy as np
+
+from speq_keras.export.folding.steps import CannotExport, Grid
+from speq_keras.wrapping.kinds import fixed_range
+
+
+def grid_of(quantizer):
+    """Returns the `Grid` of an activation quantizer at its current width.
+
+    Raises:
+        CannotExport: If the width is float.
+    """
+    grid = quantizer.grid()
+    if grid is None:
+        raise CannotExport("its width is float")
+    scale, low, high = grid
+    return Grid(np.float32(scale), int(low), int(high))
+
+
+def fixed_grid(operation):
+    """Returns the 8-bit grid that the integer kernel of softmax, sigmoid or tanh makes."""
+    low, high = fixed_range(operation)
+    scale = np.float32((high - low) / 255)
+    return Grid(scale, round(low / float(scale)), round(high / float(scale)))

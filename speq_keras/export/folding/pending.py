@@ -1,0 +1,54 @@
+"""What is computed and not rounded yet: the nodes behind it may still go into it."""
+
+import dataclasses
+
+from speq_keras.export.folding import affine
+from speq_keras.export.folding.steps import CannotExport
+from speq_keras.wrapping.kinds import Kind, function_name
+
+_ACTIVATIONS = ("none", "relu", "relu6")  # each clips what the ones before it clip
+
+
+@dataclasses.dataclass(eq=False)
+class Pending:
+    """The nodes since the last codes: a step whose output has no grid yet.
+
+    Attributes:
+        kind: As of a `Step`.
+        inputs: `Value`s, or one `Padded`.
+        shape: Of what it makes.
+        nodes: In order.
+        affines: (slope, shift) per channel of what is folded into it, in order.
+        activation: "none", "relu" or "relu6".
+        options: As of a `Step`.
+    """
+
+    kind: str
+    inputs: list
+    shape: tuple
+    nodes: list
+    affines: list = dataclasses.field(default_factory=list)
+    activation: str = "none"
+    options: dict = dataclasses.field(default_factory=dict)
+
+
+def fused(pending, node, kind):
+    """Returns a `Pending` with one more node in it: a BatchNormalization, Rescaling, ... or ReLU.
+
+    Args:
+        pending: What the node reads.
+        node: The node.
+        kind: `Kind.AFFINE` or `Kind.RELU`.
+
+    Raises:
+        CannotExport: If the node is no part of that step.
+    """
+    result = dataclasses.replace(pending, nodes=[*pending.nodes, node])
+    if kind is Kind.RELU:
+        function = function_name(node.operation)
+        result.activation = max(pending.activation, function, key=_ACTIVATIONS.index)
+        return result
+    if pending.kind not in ("linear", "affine") or pending.activation != "none":
+        raise CannotExport("it cannot be folded into what stands before it")
+    result.affines = [*pending.affines, affine.of(node.operation, result.shape[-1])]
+    return result

@@ -1,0 +1,126 @@
+"""One small function for every kind of node: what stands in the network for it.
+
+Each takes `(builder, node, arguments)` and returns what stands for the node's output: a `Value`, a
+`Padded` or a `Pending`. Arguments, too, are one of these.
+"""
+
+import numpy as np
+
+from speq_keras.export.folding import affine
+from speq_keras.export.folding.carry import carry_of, mean_options
+from speq_keras.export.folding.padding import Padded
+from speq_keras.export.folding.pending import Pending, fused
+from speq_keras.export.folding.steps import CannotExport, Grid, Value
+from speq_keras.export.folding.weights import check_linear, is_position_embedding, table_of
+from speq_keras.wrapping.kinds import Kind, kind_of
+
+_PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply", "Square": "multiply"}
+
+
+def is_whole(argument):
+    """Whether an argument is plain whole numbers."""
+    return isinstance(argument, Value) and argument.is_whole
+
+
+def embedding(builder, node, arguments):
+    """A table's rows have the grid of its weights: nothing is rounded."""
+    codes, scale = table_of(node.operation)
+    if is_position_embedding(node.operation.layer):
+        kind, codes = "constant", codes[: builder.shape_of(node)[-2]]
+    elif is_whole(arguments[0]):
+        kind = "embedding"
+    else:
+        raise CannotExport("only whole numbers can look rows up")
+    grid = Grid(np.float32(scale), -128, 127)
+    return builder.copied(kind, arguments, node, grid, {"codes": codes})
+
+
+def weighted(builder, node, arguments):
+    """A layer with weights; it may pad for itself."""
+    check_linear(node.operation.layer)
+    return builder.pending("linear", node, arguments)
+
+
+def matmul(builder, node, arguments):
+    """The product of two tensors."""
+    values = [builder.codes(argument) for argument in arguments]
+    x, y = (tuple(value.shape) for value in values)
+    if len(x) != len(y) or len(x) < 3 or x[1:-2] != y[1:-2]:
+        raise CannotExport(f"there is no integer kernel for the shapes {x} and {y}")
+    return builder.pending("matmul", node, values)
+
+
+def affine_or_relu(builder, node, arguments):
+    """A node that goes into what is not rounded yet, or begins an affine step."""
+    pending = arguments[0]
+    if not isinstance(pending, Pending):
+        pending = builder.pending("affine", node, [builder.codes(pending)])
+        pending.nodes = []
+    return fused(pending, node, kind_of(node.operation))
+
+
+def elementwise(builder, node, arguments):
+    """An operation on two tensors, or on one and a constant."""
+    name = type(node.operation).__name__
+    if len(arguments) == 1 and name != "Square":
+        pending = builder.pending("affine", node, [builder.codes(arguments[0])])
+        pending.affines.append(affine.of_call(node, pending.shape[-1]))
+        return pending
+    if name not in _PAIRS or len(arguments) > 2:
+        raise CannotExport("there is no integer kernel for it")
+    if name == "Square":
+        arguments = [*arguments, *arguments]
+    return builder.pending(_PAIRS[name], node, [builder.codes(argument) for argument in arguments])
+
+
+def mean(builder, node, arguments):
+    """A mean over some axes."""
+    value = builder.codes(arguments[0])
+    options = mean_options(node.operation, len(value.shape))
+    return builder.pending("mean", node, [value], options)
+
+
+def same_grid(builder, node, arguments):
+    """What averages codes on the grid that they have."""
+    value = builder.codes(arguments[0])
+    kind, options = carry_of(node, value.shape, builder.shape_of(node))
+    return builder.pending(kind, node, [value], options)
+
+
+def table(builder, node, arguments):
+    """A function of one value, or softmax."""
+    return builder.pending("table", node, [builder.codes(arguments[0])])
+
+
+def carry(builder, node, arguments):
+    """What copies codes; zeros around them are left to whoever reads them."""
+    kind, options = carry_of(node, arguments[0].shape, builder.shape_of(node))
+    source = builder.codes(arguments[0])
+    if kind == "pad":
+        return Padded(source, options["paddings"], node, builder.shape_of(node))
+    return builder.copied(kind, [source], node, source.grid, options)
+
+
+def concatenate(builder, node, arguments):
+    """Several tensors with one grid, one behind the other."""
+    values = [builder.codes(argument) for argument in arguments]
+    if any(value.grid != values[0].grid for value in values):
+        raise CannotExport("its inputs have different grids")
+    if type(node.operation).__name__ == "Stack":
+        raise CannotExport("there is no integer kernel for it")
+    axis = getattr(node.operation, "axis", -1) % len(values[0].shape)
+    return builder.copied("concatenate", values, node, values[0].grid, {"axis": axis})
+
+
+VISITS = {
+    Kind.WEIGHTED: weighted,
+    Kind.MATMUL: matmul,
+    Kind.AFFINE: affine_or_relu,
+    Kind.RELU: affine_or_relu,
+    Kind.ELEMENTWISE: elementwise,
+    Kind.MEAN: mean,
+    Kind.SAME_GRID: same_grid,
+    Kind.TABLE: table,
+    Kind.CARRY: carry,
+    Kind.CONCAT: concatenate,
+}

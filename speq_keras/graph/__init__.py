@@ -1,0 +1,34 @@
+"""A Functional or Sequential model as plain data, with nested models flattened, and back.
+
+module       does
+-----------  ------------------------------------------------------------
+nodes        the graph: nodes, tensors, ends
+names        names of layers that come from inside others
+functional   which models have a graph
+copies       fresh layers like those of a model
+notation     how Keras writes a graph down
+reading      a model -> its graph
+"""
+
+from speq_keras.graph.copies import copy_operation, weights_changed
+from speq_keras.graph.functional import deep_graphs, is_functional, plain_functional
+from speq_keras.graph.names import Names
+from speq_keras.graph.nodes import Graph, Node, Ref, Tensor, map_refs, refs_in
+from speq_keras.graph.reading import output_specs, read_graph
+
+__all__ = [
+    "Graph",
+    "Names",
+    "Node",
+    "Ref",
+    "Tensor",
+    "copy_operation",
+    "deep_graphs",
+    "is_functional",
+    "map_refs",
+    "output_specs",
+    "plain_functional",
+    "read_graph",
+    "refs_in",
+    "weights_changed",
+]

@@ -1,0 +1,168 @@
+"""From a Keras model to its graph.
+
+`read_graph` goes through `Model.get_config()`, which is Keras' public and stable description of a
+graph. `keras.models.clone_model` hides which tensors a layer reads, cannot flatten nested models
+and adds nodes to the layers that it walks over.
+"""
+
+import inspect
+
+import keras
+from keras import tree
+
+from speq_keras.graph.functional import is_functional, plain_functional
+from speq_keras.graph.names import NameInLayer, NameInModel
+from speq_keras.graph.nodes import Graph, Ref, map_refs, refs_in
+from speq_keras.graph.notation import config_of, fill_in, input_keys, keys_in, map_outputs
+from speq_keras.ops import einsum_axes
+
+
+def read_graph(model, expand=None):
+    """Reads the graph of a Functional or built Sequential model.
+
+    Nested models are flattened: the layers of a model `outer` used inside are named `outer.inner`
+    (Keras forbids "/" in names). A `training=` given to a nested model goes on to its layers.
+
+    Args:
+        model: The model; it is not changed.
+        expand: Function of a name, a layer or operation, and the args and kwargs of its call, with
+            a `KerasTensor` for each tensor: returns None, or a model to flatten in its place and
+            the tensors that it reads. See `composite.expand`.
+
+    Returns:
+        A `Graph` whose nodes hold the model's own layers.
+    """
+    graph = Graph(name=model.name)
+    reader = _Reader(graph, expand)
+    ends = plain_functional(model)
+    inputs = tree.map_structure(
+        lambda x: graph.add_tensor(x.shape, x.dtype, name=x.name), ends.input
+    )
+    graph.inputs = inputs
+    graph.outputs = reader.inline(model, inputs, NameInModel(""), training=None)
+    return graph
+
+
+class _Reader:
+    def __init__(self, graph, expand):
+        self.graph = graph
+        self.expand = expand
+        self.masked = set()  # tensors that carry a mask which no argument shows
+
+    def inline(self, model, inputs, name_of, training):
+        """Appends the nodes of `model` on `inputs`; returns its outputs, a structure of `Ref`s."""
+        if isinstance(model, keras.Sequential):
+            return self.inline_sequential(model, inputs, name_of, training)
+        plain = plain_functional(model)
+        config = config_of(plain)
+        operations = {operation.name: operation for operation in plain.operations}
+        values = dict(zip(input_keys(config["input_layers"]), tree.flatten(inputs), strict=True))
+        waiting = [
+            (operations[layer["name"]], call, data)
+            for layer in config["layers"]
+            for call, data in enumerate(layer["inbound_nodes"])
+        ]
+        while waiting:  # Keras lists layers, each with all its calls, and not in computing order
+            later = []
+            for operation, call, data in waiting:
+                if any(key not in values for key in keys_in(data)):
+                    later.append((operation, call, data))
+                    continue
+                args = fill_in(data["args"], values)
+                kwargs = fill_in(data["kwargs"], values)
+                outputs = self.append(operation, args, kwargs, name_of, training)
+                for index, ref in enumerate(outputs):
+                    values[(operation.name, call, index)] = ref
+            if len(later) == len(waiting):
+                raise ValueError(
+                    f"The graph of model '{model.name}' has nodes that cannot be reached."
+                )
+            waiting = later
+        nested = {
+            name
+            for name, operation in operations.items()
+            if is_functional(operation) and not isinstance(operation, keras.Sequential)
+        }
+        return map_outputs(config["output_layers"], values, nested)
+
+    def inline_sequential(self, model, inputs, name_of, training):
+        """As `inline`, of a model whose layers follow each other."""
+        value = tree.flatten(inputs)[0]
+        for layer in model.layers:
+            (value,) = self.append(layer, [value], {}, name_of, training)
+        return value
+
+    def append(self, operation, args, kwargs, name_of, training):
+        """Appends one call, flattened if it is a call of a model; returns a flat list of `Ref`s."""
+        name = name_of(operation)
+        if is_functional(operation):
+            training = kwargs.get("training") if kwargs.get("training") is not None else training
+            inputs = args[0] if args else kwargs["inputs"]
+            return tree.flatten(self.inline(operation, inputs, NameInModel(f"{name}."), training))
+        if training is not None and kwargs.get("training") is None and _takes_training(operation):
+            kwargs = {**kwargs, "training": training}
+        inside = self.expanded(operation, name, args, kwargs)
+        if inside is not None:
+            model, inputs = inside
+            # The parts of an operation inside a layer are named like its neighbours.
+            is_part = isinstance(name_of, NameInLayer) and not isinstance(
+                operation, keras.layers.Layer
+            )
+            name_of = name_of if is_part else NameInLayer(f"{name}.")
+            return tree.flatten(self.inline(model, inputs, name_of, None))
+        specs = output_specs(self.graph, operation, args, kwargs)
+        outputs = self.graph.add_node(operation, name, args, kwargs, specs)
+        if _makes_mask(operation) or self.reads_mask(args, kwargs):
+            self.masked.update(ref.index for ref in outputs)
+        return outputs
+
+    def reads_mask(self, args, kwargs):
+        """Whether a call reads a tensor that carries a mask."""
+        return any(ref.index in self.masked for ref in refs_in((args, kwargs)))
+
+    def expanded(self, operation, name, args, kwargs):
+        """Returns `(model, its inputs as Refs)` of what `expand` makes of a call, or None."""
+        if self.expand is None or self.reads_mask(args, kwargs):  # inside, the mask would be lost
+            return None
+        refs = {}
+
+        def symbolic(index):
+            tensor = self.graph.keras_tensor(index)
+            refs[id(tensor)] = (tensor, Ref(index))
+            return tensor
+
+        args, kwargs = map_refs((args, kwargs), symbolic)
+        result = self.expand(name, operation, args, kwargs)
+        if result is None:
+            return None
+        model, tensors = result
+        return model, [refs[id(tensor)][1] for tensor in tensors]
+
+
+def output_specs(graph, operation, args, kwargs):
+    """Returns [(shape, dtype), ...] of what `operation` makes of arguments that hold `Ref`s."""
+    args, kwargs = map_refs((args, kwargs), graph.keras_tensor)
+    outputs = operation.compute_output_spec(*args, **kwargs)
+    inner = getattr(operation, "layer", operation)
+    if isinstance(inner, keras.layers.EinsumDense):
+        return [(_einsum_shape(inner.equation, args[0].shape, outputs.shape), outputs.dtype)]
+    return [(x.shape, x.dtype) for x in tree.flatten(outputs)]
+
+
+def _einsum_shape(equation, read, made):
+    """Returns the shape that an EinsumDense makes, with the sizes that it leaves open but reads."""
+    inputs, _, output = einsum_axes(equation)
+    if "." in equation:
+        return made
+    sizes = dict(zip(inputs, read, strict=True))
+    return tuple(
+        sizes.get(axis) if size is None else size for axis, size in zip(output, made, strict=True)
+    )
+
+
+def _makes_mask(operation):
+    return isinstance(operation, keras.layers.Masking) or getattr(operation, "mask_zero", False)
+
+
+def _takes_training(operation):
+    return "training" in inspect.signature(operation.call).parameters

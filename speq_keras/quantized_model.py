@@ -1,0 +1,416 @@
+"""A Functional model with quantizers in its graph, however it is trained."""
+
+import dataclasses
+import itertools
+import types
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from speq_keras import batch_norm, calibration, float_weights, reporting
+from speq_keras._checks import check_bits, describe
+from speq_keras.graph import deep_graphs
+from speq_keras.layers import weight_quantizers
+from speq_keras.processes import path_to_write
+from speq_keras.quantizers import ActivationQuantizer
+from speq_keras.settings import Settings
+
+_UNCHANGED = "unchanged"
+_RANDOM_STATE = "random_state_"
+
+
+class QuantizedModel(keras.Model):
+    """Widths, ranges, reports, saving, float weights and export of a `SPEQModel`."""
+
+    # Arguments are those of a Functional model, because `keras.models.clone_model` builds the clone
+    # from (inputs, outputs, name) alone: so that it keeps its settings, they ride on a quantizer.
+    # They are not spelled out, because Keras before 3.15 takes a class that spells them out, and
+    # adds one, for no Functional model, and cannot load it.
+    def __init__(self, *args, settings=None, **kwargs):
+        with deep_graphs():
+            super().__init__(*args, **kwargs)
+        quantizers = list(self._all_quantizers())
+        if not quantizers:
+            raise ValueError(
+                "A SPEQModel needs quantizer layers in its graph. Received: a model without any. "
+                "Make it with `speq_keras.wrap(keras_model)`."
+            )
+        self._carrier = types.SimpleNamespace(quantizer=quantizers[0])
+        if settings is None:
+            settings = _settings_on(quantizers)
+        self._settings = settings
+        self._remember_settings()
+        if len(settings.output_names) == len(self.outputs):
+            self.output_names = list(settings.output_names)
+
+    @property
+    def settings(self):
+        """The `Settings`, immutable."""
+        return self._settings
+
+    def _change(self, **changes):
+        self._settings = dataclasses.replace(self._settings, **changes)
+        self._remember_settings()
+
+    def _remember_settings(self):
+        for quantizer in self._all_quantizers():
+            quantizer.model_settings = None
+        self._carrier.quantizer.model_settings = self._settings.to_json()
+
+    # ---- quantizers and widths -----------------------------------------------------------------
+
+    @property
+    def activation_quantizers(self):
+        """The activation quantizer layers, in graph order."""
+        return [layer for layer in self.layers if isinstance(layer, ActivationQuantizer)]
+
+    @property
+    def weight_quantizers(self):
+        """The weight quantizers, in graph order."""
+        return [q for layer in self.layers for q in weight_quantizers(layer)]
+
+    def _all_quantizers(self):
+        return itertools.chain(self.activation_quantizers, self.weight_quantizers)
+
+    @property
+    def target_quantizers(self):
+        """The activation quantizers that have the target width: those the teacher draws."""
+        return [q for q in self.activation_quantizers if q.has_target_width]
+
+    def weight_widths(self):
+        """Returns the width variables of the weight quantizers that have the target width.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> [int(width.value) for width in model.weight_widths()]
+            [2]
+        """
+        return [q.width for q in self.weight_quantizers if q.width is not None]
+
+    def set_bits(self, *, weights=_UNCHANGED, activations=_UNCHANGED):
+        """Changes the widths of all quantizers that have the target width, at run time.
+
+        Ranges stay. Nothing is traced again. The first and last layers, squeeze-excite blocks and
+        8-bit tensors keep their widths.
+
+        Args:
+            weights: Width in bits, 2 to 8, or None: float weights. Left out: unchanged.
+            activations: Width in bits, 2 to 8, or None: clipped but not rounded. Left out:
+                unchanged.
+
+        Raises:
+            TypeError, ValueError: If a width is not allowed.
+            ValueError: If no quantizer of that kind has the target width.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model.set_bits(weights=4, activations=None)
+            >>> model.plan().row("hidden").w_bits
+            4
+        """
+        sides = [
+            ("weights", weights, [q for q in self.weight_quantizers if q.has_target_width]),
+            ("activations", activations, self.target_quantizers),
+        ]
+        sides = [side for side in sides if side[1] is not _UNCHANGED]
+        for name, bits, quantizers in sides:
+            check_bits(name, bits)
+            if not quantizers:
+                raise ValueError(
+                    f"`{name}` can be set where a quantizer has the target width, and no quantizer "
+                    f"of the {name} has. {describe(**{name: bits})} Wrap the float model with a "
+                    "width for that side."
+                )
+        for _, bits, quantizers in sides:
+            for quantizer in quantizers:
+                quantizer.bits = bits
+
+    # ---- calibration ---------------------------------------------------------------------------
+
+    @property
+    def is_calibrated(self):
+        """Whether all activation ranges were set from data."""
+        return all(quantizer.is_calibrated for quantizer in self.activation_quantizers)
+
+    def calibrate(self, data, *, batch_size=32, steps=None, training=False, verbose="auto"):
+        """Sets every activation range from a few batches, to the least squared rounding error.
+
+        The batches run through the float network, in inference mode unless said otherwise. All
+        ranges are set again, also those that were trained.
+
+        Args:
+            data: Inputs as arrays (or a dict of them), a `tf.data.Dataset`, a `PyDataset`, or an
+                iterable of batches `x`, `(x, y)` or `(x, y, sample_weight)`. A list is a list of
+                batches.
+            batch_size: Examples per batch, for arrays.
+            steps: Number of batches; None takes all.
+            training: Whether the network runs as in training: BatchNormalization uses the batches'
+                statistics, and dropout drops. For a network whose moving statistics mean nothing
+                yet, and for one with much dropout, which makes activations larger in training than
+                in inference: the ranges are then those that training needs. No state changes either
+                way.
+            verbose: 0 shows no progress bar.
+
+        Raises:
+            TypeError: If `data` is no data.
+            ValueError: If there is no batch, or inputs or activations are not finite.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model.calibrate(np.random.rand(8, 4), verbose=0)
+            >>> model.is_calibrated
+            True
+        """
+        self._calibrate(
+            calibration.input_batches(data, batch_size, steps),
+            self.activation_quantizers,
+            training,
+            verbose,
+            steps,
+        )
+
+    def _calibrate(self, batches, quantizers, training, verbose, steps):
+        progress = None
+        if verbose:
+            progress = keras.utils.Progbar(steps, unit_name="batch").update
+        calibration.calibrate(
+            self, batches, quantizers=quantizers, training=training, progress=progress
+        )
+        if progress is not None and steps is None:
+            print()
+
+    def reestimate_batch_norm(self, data, *, batch_size=32, steps=None):
+        """Computes the moving statistics of BatchNormalization again, at the current widths.
+
+        Calibrate before, not after: calibration measures the network without rounding, and to that
+        one these statistics do not belong.
+
+        Args:
+            data: As in `calibrate`.
+            batch_size: As in `calibrate`.
+            steps: As in `calibrate`.
+
+        Returns:
+            The number of layers that were set.
+
+        Example:
+            >>> import speq_keras
+            >>> norms = [keras.layers.Dense(4), keras.layers.BatchNormalization()]
+            >>> network = keras.Sequential([keras.Input((4,)), *norms, keras.layers.Dense(2)])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> x = np.random.rand(8, 4)
+            >>> model.calibrate(x, verbose=0)
+            >>> model.reestimate_batch_norm(x)
+            1
+        """
+        return batch_norm.reestimate(self, calibration.input_batches(data, batch_size, steps))
+
+    # ---- plan, report --------------------------------------------------------------------------
+
+    def plan(self):
+        """Returns a `reporting.Report`: what is quantized in every layer, and what it costs.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model.plan().row("hidden").weight_quantizer
+            'SAWB'
+        """
+        return reporting.report(self, title="plan")
+
+    def report(self):
+        """Returns `plan()` with the ranges as they are now.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> [row.bits for row in model.report().ranges]
+            [8, 2, 8, 8]
+        """
+        return reporting.report(self, title="report", with_ranges=True)
+
+    # ---- saving and float weights --------------------------------------------------------------
+
+    def _random_states(self):
+        """All random state: the draw's and that of every layer. Keras saves none of it."""
+        weights = {id(v) for v in self.weights}
+        return [v for v in self.variables if id(v) not in weights and v.dtype != "float32"]
+
+    def save(self, filepath, *args, **kwargs):
+        """Saves the model; of several processes, which all have to call it, the first one does."""
+        with path_to_write(filepath) as path:
+            super().save(path, *args, **kwargs)
+
+    def save_weights(self, filepath, *args, **kwargs):
+        """Saves the weights; of several processes, which all call it, the first one does."""
+        with path_to_write(filepath) as path:
+            super().save_weights(path, *args, **kwargs)
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for number, state in enumerate(self._random_states()):
+            store[f"{_RANDOM_STATE}{number}"] = ops.convert_to_numpy(state)
+
+    def load_own_variables(self, store):
+        names = set(store.keys())
+        own = {name: store[name] for name in names if not name.startswith(_RANDOM_STATE)}
+        super().load_own_variables(own)
+        for number, state in enumerate(self._random_states()):
+            name = f"{_RANDOM_STATE}{number}"
+            if name in names:
+                state.assign(np.asarray(store[name]))
+
+    def float_model(self):
+        """Returns the float model that was wrapped, with this model's weights.
+
+        Clipping levels and scales have no place in it. Random layers start from their own seeds.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> bool((model.float_model().get_weights()[0] == network.get_weights()[0]).all())
+            True
+        """
+        return float_weights.model_with_weights_of(self)
+
+    def load_float_weights(self, source):
+        """Takes the weights of a float checkpoint of the wrapped model; ranges stay as they are.
+
+        Args:
+            source: A model of the same architecture, or a path to a `.keras` or `.weights.h5` file.
+
+        Raises:
+            ValueError: If the weights do not fit.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> better = keras.models.clone_model(network)
+            >>> model.load_float_weights(better)
+            >>> bool((model.float_model().get_weights()[0] == better.get_weights()[0]).all())
+            True
+        """
+        float_weights.load(self, source)
+
+    # ---- inherited methods that would betray ---------------------------------------------------
+
+    def quantize(self, *args, **kwargs):
+        """Raises: Keras' own post-training quantization would quantize a second time."""
+        raise RuntimeError(
+            "A SPEQModel is quantized already; `quantize` of Keras would quantize its layers a "
+            "second time. Use `set_bits` to change widths."
+        )
+
+    def export(self, filepath, format="tf_saved_model", **kwargs):
+        """Exports the fake-quantized graph (floats on quantized grids), and says so.
+
+        `format="litert"` is `export_tflite`, which writes the integers that were trained.
+        """
+        if format == "litert":
+            kwargs.pop("verbose", None)
+            return self.export_tflite(filepath, **kwargs)
+        warnings.warn(
+            f"format={format!r} exports the fake-quantized graph: float arithmetic on quantized "
+            "values, not integers.",
+            stacklevel=2,
+        )
+        return super().export(filepath, format=format, **kwargs)
+
+    def export_tflite(
+        self,
+        path,
+        *,
+        storage="int8",
+        io="float32",
+        batch_size=1,
+        softmax=True,
+        data=None,
+        self_test=None,
+        runtimes=(),
+        strict=True,
+    ):
+        """Writes the trained integers as a TFLite file, runs it, and proves that it is the network.
+
+        The file is compared with a simulation of the integers, code for code, and with the folded
+        network in float arithmetic; only then is it moved into place.
+
+        Args:
+            path: Where the file goes; ends in ".tflite".
+            storage: "int8": every weight in a byte. "int4": codes that fit go to 4 bits wherever
+                the fast kernels read them (dense layers, 1×1 convolutions). "smallest": 4 and 2
+                bits wherever some kernel reads them, most of which are slow.
+            io: Type of inputs and outputs. "float32", or "int8" or "uint8" for microcontrollers.
+            batch_size: The file's batch size; most files can be resized at run time.
+            softmax: False leaves out a softmax or sigmoid at the end: the outputs are logits.
+            data: For the proof: inputs, `(inputs, labels)`, or batches of them. With labels the
+                report has the accuracy of training graph, folded network and file. None: random
+                inputs that fill the trained input range.
+            self_test: Path of an .npz file with inputs and expected outputs, for the same proof on
+                the device; the program that runs it is written beside it.
+            runtimes: Other runtimes to run the file on, for the report: "builtin" and "reference"
+                (LiteRT's own kernels), "micro" (TensorFlow Lite Micro). They round twice, so a few
+                codes differ; the report says how many.
+            strict: Whether a file that does not compute the trained network is an error.
+
+        Returns:
+            An `ExportReport`: prints as a table, `to_dict()` gives plain values.
+
+        Raises:
+            ValueError, TypeError: If an argument is not allowed or layers cannot be computed with
+                integers; nothing is written.
+            RuntimeError: If the model is not calibrated, a runtime is not installed, or the proof
+                fails; nothing is written.
+
+        Example:
+            >>> import tempfile
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model.calibrate(np.random.rand(8, 4), verbose=0)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     report = model.export_tflite(f"{folder}/model.tflite")
+            >>> report.proof.mismatches
+            0
+        """
+        # Who trains needs neither the writer nor the runtime.
+        from speq_keras.export.export import export_tflite
+
+        return export_tflite(
+            self,
+            path,
+            storage=storage,
+            io=io,
+            batch_size=batch_size,
+            softmax=softmax,
+            data=data,
+            self_test=self_test,
+            runtimes=runtimes,
+            strict=strict,
+        )
+
+
+def _settings_on(quantizers):
+    for quantizer in quantizers:
+        if quantizer.model_settings is not None:
+            return Settings.from_json(quantizer.model_settings)
+    return Settings()
