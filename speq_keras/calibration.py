@@ -100,7 +100,7 @@ def check_finite(batch):
             )
 
 
-def input_batches(data, batch_size, steps):
+def input_batches(data, batch_size, steps, *, inputs=1):
     """Yields batches of model inputs from whatever `fit` would take; empty ones are left out.
 
     Args:
@@ -108,6 +108,8 @@ def input_batches(data, batch_size, steps):
             `(x, y, sample_weight)`.
         batch_size: For arrays only.
         steps: Stop after so many batches; None: when the data ends.
+        inputs: How many the model has. A list of that many arrays, two or more, is one for each:
+            a batch of such a model is never a single array. Other lists are lists of batches.
     """
     check_count("batch_size", batch_size)
     check_count("steps", steps, optional=True)
@@ -127,7 +129,7 @@ def input_batches(data, batch_size, steps):
         for index in range(count):
             yield first_of(data[index])
         return
-    if _is_arrays(data):
+    if _is_arrays(data, inputs):
         arrays = tree.flatten(data)
         count = min(len(x) for x in arrays)
         for number, start in enumerate(range(0, count, batch_size)):
@@ -143,14 +145,12 @@ def input_batches(data, batch_size, steps):
             yield x
 
 
-def _is_arrays(data):
-    if hasattr(data, "shape"):
-        return True
+def _is_arrays(data, inputs):
     if isinstance(data, dict):
         return all(hasattr(value, "shape") for value in data.values())
-    # A list of arrays is a list of batches where its members are alike, else several inputs; the
-    # model's own inputs tell which, so only dicts and arrays count here.
-    return False
+    if isinstance(data, list) and len(data) == inputs > 1:
+        return all(hasattr(part, "shape") for part in data)
+    return hasattr(data, "shape")
 
 
 def first_of(batch):

@@ -149,7 +149,7 @@ class QuantizedModel(keras.Model):
         Args:
             data: Inputs as arrays (or a dict of them), a `tf.data.Dataset`, a `PyDataset`, or an
                 iterable of batches `x`, `(x, y)` or `(x, y, sample_weight)`. A list is a list of
-                batches.
+                batches, or has an array for each of several inputs.
             batch_size: Examples per batch, for arrays.
             steps: Number of batches; None takes all.
             training: Whether the network runs as in training: BatchNormalization uses the batches'
@@ -173,7 +173,7 @@ class QuantizedModel(keras.Model):
             True
         """
         self._calibrate(
-            calibration.input_batches(data, batch_size, steps),
+            calibration.input_batches(data, batch_size, steps, inputs=len(self.inputs)),
             self.activation_quantizers,
             training,
             verbose,
@@ -214,7 +214,8 @@ class QuantizedModel(keras.Model):
             >>> model.reestimate_batch_norm(x)
             1
         """
-        return batch_norm.reestimate(self, calibration.input_batches(data, batch_size, steps))
+        batches = calibration.input_batches(data, batch_size, steps, inputs=len(self.inputs))
+        return batch_norm.reestimate(self, batches)
 
     # ---- plan, report --------------------------------------------------------------------------
 

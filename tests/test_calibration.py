@@ -58,6 +58,29 @@ def test_ranges_are_the_same_from_all_kinds_of_data(source):
     assert calibrated(SOURCES[source](), model) == calibrated(data()[0], batch_size=8)
 
 
+def two_inputs():
+    """Returns a model whose inputs are not in the order of their names, and arrays for it."""
+    inputs = [keras.Input((4,), name=name) for name in ("b", "a")]
+    x = layers.Concatenate()([layers.Dense(3)(x) for x in inputs])
+    x = layers.Dense(2)(layers.Dense(3, activation="relu")(x))
+    random = np.random.default_rng(0)
+    return keras.Model(inputs, x), [
+        random.normal(size=(16, 4)).astype("float32") * factor for factor in (1, 9)
+    ]
+
+
+def test_a_list_of_arrays_for_several_inputs_is_that_of_a_dict():
+    model, arrays = two_inputs()
+    named = dict(zip("ba", arrays, strict=True))
+    assert calibrated(arrays, model, batch_size=8) == calibrated(named, model, batch_size=8)
+
+
+def test_a_list_of_batches_of_several_inputs_is_that_of_arrays():
+    model, arrays = two_inputs()
+    batches = [[x[start : start + 8] for x in arrays] for start in (0, 8)]
+    assert calibrated(batches, model) == calibrated(arrays, model, batch_size=8)
+
+
 def test_steps_bound_the_number_of_batches():
     x, _ = data()
     assert calibrated(x, batch_size=4, steps=2) == calibrated(x[:8])
