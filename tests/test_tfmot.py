@@ -14,7 +14,15 @@ if keras.backend.backend() != "tensorflow":
 
 import tensorflow as tf
 from tfmot_networks import NETWORKS, digits, images, random_weights
-from tfmot_programs import GUIDE, all_outputs, guide, guide_configs, tutorial
+from tfmot_programs import (
+    CASES,
+    NOT_FUSED,
+    guide,
+    guide_configs,
+    not_fused,
+    results,
+    tutorial,
+)
 
 import speq_keras
 from speq_keras import tfmot
@@ -38,11 +46,14 @@ import sys
 import numpy as np
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from tfmot_programs import all_outputs
+from tfmot_programs import CASES, results
 
 # tfmot makes Lambda layers of a SeparableConv1D, and tf_keras refuses to copy them otherwise.
 tf_keras.__internal__.enable_unsafe_deserialization()
-np.savez(sys.argv[1], **all_outputs(tf_keras, tfmot))
+found = {}
+for case in CASES:
+    found[case], found[f"{case}, ranges"] = results(tf_keras, tfmot, case)
+np.savez(sys.argv[1], **found)
 """
 
 
@@ -57,17 +68,16 @@ def expected(tmp_path_factory):
     return np.load(path)
 
 
-@pytest.fixture(scope="module")
-def found():
-    with pytest.warns(UserWarning, match="input_shape"):
-        return all_outputs(tf.keras, tfmot)
-
-
 @pytest.mark.slow  # a process of its own
-@pytest.mark.parametrize("case", [*NETWORKS, *GUIDE, "some_layers", "trained"])
-def test_outputs_are_those_of_tfmot_on_tf_keras(expected, found, case):
-    # Outputs are of the order of 1, and one step of an output code is 0.01.
-    np.testing.assert_allclose(found[case], expected[case], atol=1e-5)
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_and_ranges_are_those_of_tfmot_on_tf_keras(expected, case):
+    outputs, ranges = results(tf.keras, tfmot, case)
+    # Tells what is rounded where: codes are often the same in two ranges, their ends are not.
+    np.testing.assert_allclose(ranges, expected[f"{case}, ranges"], atol=1e-4)
+    # Outputs are of the order of 1, and one step of an output code is 0.01. The two Kerases do not
+    # normalize in the same order of sums: a few values fall on the other side of a threshold.
+    differ = np.abs(outputs - expected[case]) > 1e-5
+    assert np.mean(differ) < 0.003
 
 
 @pytest.mark.slow
@@ -338,6 +348,14 @@ def test_what_cannot_be_quantized_is_named(case):
     function, error, message = error_cases()[case]
     with pytest.raises(error, match=message):
         function()
+
+
+@pytest.mark.parametrize("case", NOT_FUSED)
+def test_a_normalization_that_no_rule_fuses_is_refused(case):
+    # tfmot refuses each of these networks, too.
+    model = not_fused(keras, tfmot, case)
+    with pytest.raises(RuntimeError, match=r"'norm' \(BatchNormalization\). Pass one to"):
+        tfmot.quantize_apply(model)
 
 
 # ---- export ----------------------------------------------------------------------------------
