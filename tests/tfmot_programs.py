@@ -183,15 +183,18 @@ def guide(keras, tfmot, config_name):
 
 
 def some_layers(keras, tfmot):
-    """The guide's way to quantize only the Dense layers, with `clone_model`."""
+    """The guide's way to quantize only some layers, with `clone_model`: Dense, and a ReLU.
 
-    def apply_quantization_to_dense(layer):
-        if isinstance(layer, keras.layers.Dense):
+    tfmot also rounds what float layers feed into them: the convolution in front of the ReLU.
+    """
+
+    def annotated_if_chosen(layer):
+        if isinstance(layer, keras.layers.Dense | keras.layers.ReLU):
             return tfmot.quantization.keras.quantize_annotate_layer(layer)
         return layer
 
     base = random_weights(NETWORKS["relu_layers"](keras))
-    annotated = keras.models.clone_model(base, clone_function=apply_quantization_to_dense)
+    annotated = keras.models.clone_model(base, clone_function=annotated_if_chosen)
     random_weights(annotated)
     return tfmot.quantization.keras.quantize_apply(annotated)
 
