@@ -111,6 +111,16 @@ def test_a_moving_average_moves_by_a_thousandth_of_the_way():
     assert float(quantizer.range_high.value) == pytest.approx(6 - 0.001 * (6 - 2.9))
 
 
+@pytest.mark.parametrize(("rule", "low"), [("LastValue", 0), ("MovingAverage", -6 + 0.001 * 6)])
+def test_a_range_holds_zero_whatever_was_seen(rule, low):
+    make = {"LastValue": weight_quantizer, "MovingAverage": activation_quantizer}[rule]
+    for sign in (1, -1):
+        quantizer = make(getattr(Q, f"{rule}Quantizer")(8, False, False, False))
+        quantizer(sign * np.float32([1, 2]), training=True)
+        end = quantizer.range_low if sign > 0 else quantizer.range_high
+        assert sign * float(end.value) == pytest.approx(low)
+
+
 def test_all_values_hold_what_was_seen_before():
     quantizer = activation_quantizer(Q.AllValuesQuantizer(8, False, False, False))
     quantizer(X, training=True)
