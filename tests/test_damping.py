@@ -214,7 +214,7 @@ import keras, numpy as np
 from dense_network import compiled, data, quantized_model
 from speq_keras import OscillationDamping
 
-model = quantized_model()
+model = quantized_model(calibrate=False)  # the weights bring the ranges
 model.set_weights([np.array(w) for w in json.loads(open(__import__("sys").argv[1]).read())])
 model.damping = OscillationDamping(strength=0.5, steps=2)
 compiled(model, optimizer=keras.optimizers.SGD(0.0), jit_compile=True)

@@ -321,7 +321,8 @@ import keras, numpy as np
 from dense_network import compiled, data, quantized_model
 from speq_keras import search_bits
 
-model = compiled(quantized_model(distillation=None), jit_compile=True)
+# The weights bring the ranges.
+model = compiled(quantized_model(distillation=None, calibrate=False), jit_compile=True)
 model.set_weights([np.array(w) for w in json.loads(open(sys.argv[1]).read())])
 result = search_bits(model, data(examples=32), size_bytes=300)
 print(json.dumps([keras.backend.backend(), result.to_dict()]))

@@ -161,14 +161,19 @@ def test_a_fixed_quantizer_has_eight_bits_whatever_it_is_told_as_in_tfmot():
     np.testing.assert_allclose(quantizer(np.float32([20.3, 300])), [20, 255])
 
 
-def test_a_run_time_width_rounds_as_the_constant_one():
-    constant = FollowedActivations(rule="fixed", bits=3, low=-1.0, high=2.0)
-    target = FollowedActivations(rule="fixed", bits=3, low=-1.0, high=2.0, has_target_width=True)
+@pytest.mark.parametrize("narrow_range", [False, True])
+def test_a_run_time_width_rounds_as_the_constant_one(narrow_range):
+    settings = {"rule": "fixed", "bits": 3, "low": -1.0, "high": 2.0, "narrow_range": narrow_range}
+    constant = FollowedActivations(**settings)
+    target = FollowedActivations(**settings, has_target_width=True)
     np.testing.assert_allclose(target(X), constant(X), atol=1e-6)
 
 
-def test_the_grid_holds_all_values_that_the_kernel_makes():
-    quantizer = FollowedActivations(rule="fixed", bits=4, low=-0.61, high=2.9)
+@pytest.mark.parametrize("narrow_range", [False, True])
+def test_the_grid_holds_all_values_that_the_kernel_makes(narrow_range):
+    quantizer = FollowedActivations(
+        rule="fixed", bits=4, low=-0.61, high=2.9, narrow_range=narrow_range
+    )
     x = np.linspace(-1, 4, 500, dtype="float32")
     values = np.unique(quantizer(x))
     scale, low, high = quantizer.grid()
@@ -241,6 +246,29 @@ def test_a_quantizer_of_ones_own_goes_into_wrap():
     assert isinstance(layer.quantizers["kernel"], CalledWeights)
     kernel = layer.quantizers["kernel"](layer.variable("kernel"))
     np.testing.assert_allclose(kernel, np.clip(layer.variable("kernel"), -0.1, 0.1))
+
+
+def test_a_quantizer_of_ones_own_follows_the_student_and_not_the_teacher():
+    dense = [keras.layers.Dense(4, activation="relu", name=f"d{n}") for n in range(4)]
+    config = guide_configs(tf.keras, tfmot)["OwnQuantizerConfig"]()
+    last = keras.layers.Dense(4, activation="softmax")
+    model = speq_keras.wrap(dense_model(*dense, last), 2, 2, configs={"d3": config})
+    model.calibrate(X[None], verbose=0)
+    model.compile("sgd", "mse", run_eagerly=True)
+    model.train_on_batch(X[None], np.zeros((1, 4)))
+    quantizer = model.get_layer("d3").quantizers["kernel"]
+    assert float(quantizer.own["limit"].value) == pytest.approx(0.9 * 0.1)  # one step, one pass
+
+
+def test_weights_of_a_layer_with_different_quantizers_are_refused_in_wrap():
+    class Different(guide_configs(tf.keras, tfmot)["FewBitsConfig"]):
+        def get_weights_and_quantizers(self, layer):
+            pair = super().get_weights_and_quantizers(layer)
+            return [*pair, (layer.bias, Q.LastValueQuantizer(8, False, True, False))]
+
+    model = dense_model(keras.layers.Dense(2, name="d"))
+    with pytest.raises(ValueError, match="several from Different for layer 'd'. Use speq_keras"):
+        speq_keras.wrap(model, 8, 8, configs={"d": Different()}, distillation=None)
 
 
 def test_a_config_of_a_layer_without_weights_goes_into_wrap():

@@ -59,6 +59,7 @@ def _dense_bn_relu(L, x):
     x = L.Dense(12, name="d1")(L.Flatten(name="f")(x))
     x = L.ReLU(name="r1")(_norm(L, "n1")(x))
     x = L.Dense(12, activation="tanh", name="d2")(x)
+    x = L.Dense(12, activation="gelu", name="d4")(x)
     return L.Dense(10, activation="softmax", name="d3")(x)
 
 
@@ -134,9 +135,9 @@ def _more_relu_layers(L, x):
 
 
 def merges(k):
-    """Concatenations to which tfmot's rule applies, and others; two inputs and two outputs."""
+    """Concatenations to which tfmot's rule applies, and others; with several inputs and outputs."""
     L = k.layers
-    inputs = [k.Input((8, 8, 1)), k.Input((8, 8, 1))]
+    inputs = [k.Input((8, 8, 1)) for _ in range(3)]
 
     names = (f"c{number}" for number in itertools.count())
 
@@ -155,7 +156,7 @@ def merges(k):
     x = merged(*leaky(x, 7))
     twice, shared = leaky(x, 2)
     x = merged(merged(shared, *leaky(shared, 1)), merged(twice, twice))
-    x = L.Add()([x, *leaky(x, 1)])
+    x = L.Add()([x, *leaky(inputs[2], 1)])
     return k.Model(inputs, [x, _head(L, L.ReLU()(x))])
 
 
@@ -195,5 +196,5 @@ def images(name, batch, size=32):
     random = np.random.default_rng([len(name), batch])
     x = random.normal(0.3, 1, (size, 8, 8, 1)).astype("float32")
     if name == "merges":
-        return [x, 2 * x]
+        return [x, 2 * x, 3 * x]
     return x[..., 0] if name == "tutorial" else x

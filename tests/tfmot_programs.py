@@ -116,7 +116,15 @@ def guide_configs(keras, tfmot):
             return
 
         def get_output_quantizers(self, layer):
-            return [quantizers.LastValueQuantizer(4, False, False, True)]
+            # tfmot takes the first one.
+            return [quantizers.LastValueQuantizer(b, False, False, True) for b in (4, 3)]
+
+    class ActivationConfig(OutputConfig):
+        get_activations_and_quantizers = DefaultDenseQuantizeConfig.get_activations_and_quantizers
+        set_quantize_activations = DefaultDenseQuantizeConfig.set_quantize_activations
+
+        def get_output_quantizers(self, layer):
+            return []
 
     class SeparableConfig(DefaultDenseQuantizeConfig):
         def get_weights_and_quantizers(self, layer):
@@ -127,7 +135,7 @@ def guide_configs(keras, tfmot):
         def set_quantize_weights(self, layer, quantize_weights):
             layer.depthwise_kernel, layer.pointwise_kernel = quantize_weights
 
-    class FixedRangeQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
+    class LimitQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         def build(self, tensor_shape, name, layer):
             limit = layer.add_weight(
                 name + "_limit", initializer=keras.initializers.Constant(0.1), trainable=False
@@ -135,6 +143,8 @@ def guide_configs(keras, tfmot):
             return {"limit": limit}
 
         def __call__(self, inputs, training, weights, **kwargs):
+            if training:
+                weights["limit"].assign(0.9 * weights["limit"])
             return keras.backend.clip(inputs, -weights["limit"], weights["limit"])
 
         def get_config(self):
@@ -142,7 +152,7 @@ def guide_configs(keras, tfmot):
 
     class OwnQuantizerConfig(DefaultDenseQuantizeConfig):
         def get_weights_and_quantizers(self, layer):
-            return [(layer.kernel, FixedRangeQuantizer())]
+            return [(layer.kernel, LimitQuantizer())]
 
     classes = (
         DefaultDenseQuantizeConfig,
@@ -151,8 +161,9 @@ def guide_configs(keras, tfmot):
         OwnQuantizerConfig,
         OtherRulesConfig,
         OutputConfig,
+        ActivationConfig,
         SeparableConfig,
-        FixedRangeQuantizer,
+        LimitQuantizer,
     )
     return {cls.__name__: cls for cls in classes}
 
@@ -210,6 +221,10 @@ def configured(keras, tfmot):
     c1, c2 = (L.Conv2D(1, 1, name=name)(x) for name in ("c1", "c2"))
     x = annotate(L.LeakyReLU(name="l"), configs["OutputConfig"]())(c1)
     x = annotate(L.Concatenate(name="cat"), configs["OutputConfig"]())([x, c2])
+    # What goes into the function is rounded for it alone.
+    x = L.Add(name="a")(
+        [x, annotate(L.Activation("tanh", name="t"), configs["ActivationConfig"]())(x)]
+    )
     x = L.Dense(10, name="last")(L.Flatten(name="f")(x))
     base = random_weights(keras.Model(inputs, x))
     with tfmot.quantization.keras.quantize_scope(configs):
