@@ -15,9 +15,11 @@ import tensorflow as tf
 from dense_network import distance
 from tfmot_networks import digits, random_weights
 
-from speq_keras import precision, tfmot
+from speq_keras import calibration, precision, tfmot
 from speq_keras.losses import DistillationLoss
 from speq_keras.quantizers import PACT, SAWB
+from speq_keras.quantizers.histogram import Histogram
+from speq_keras.tfmot import legacy
 from speq_keras.tfmot.importing import tf_keras
 from speq_keras.training.step import to_logits
 
@@ -135,6 +137,15 @@ def test_calibration_sees_all_batches():
         ranges.append([float(tensor.weights["alpha"]) for tensor in model.tensors()])
     assert ranges[0] == pytest.approx(ranges[1])
     assert np.all(np.array(ranges[0]) > 2 * np.array(ranges[2]))
+
+
+def test_calibration_keeps_a_sample_of_each_batch(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(calibration, "_VALUES_PER_BATCH", 100)
+    monkeypatch.setattr(legacy, "Histogram", lambda x: sizes.append(x.size) or Histogram(x))
+    speq().calibrate(digits(64)[0], batch_size=32)
+    assert sizes
+    assert max(sizes) < 2 * 150  # of two batches, with their ends
 
 
 def test_calibration_keeps_the_moving_statistics():
