@@ -185,8 +185,6 @@ def test_activations_that_are_float_cannot_be_lowered():
 
 # ---- JAX -------------------------------------------------------------------------------------
 
-# Compiling is most of the time.
-JAX = {"KERAS_BACKEND": "jax", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 ON_JAX = """
 import json
 import keras, numpy as np
@@ -211,7 +209,7 @@ print(json.dumps([keras.backend.backend(), rows]))
 @pytest.mark.tensorflow
 def test_on_jax_widths_fall_and_ranges_are_set_again():
     pytest.importorskip("jax")
-    backend, rows = result_of(ON_JAX, **JAX)
+    backend, rows = result_of(ON_JAX, KERAS_BACKEND="jax")
     assert backend == "jax"
     assert [row[0] for row in rows] == [[8, 8], [4, 4], [2, 2]]
     sums = [sum(row[1]) for row in rows]

@@ -315,16 +315,13 @@ def test_bit_operations_of_unknown_shapes_are_refused():
 
 # ---- JAX -------------------------------------------------------------------------------------
 
-# Compiling is most of the time.
-JAX = {"KERAS_BACKEND": "jax", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 ON_JAX = """
 import json, sys
 import keras, numpy as np
 from dense_network import compiled, data, quantized_model
 from speq_keras import search_bits
 
-# The weights bring the ranges.
-model = compiled(quantized_model(distillation=None, calibrate=False), jit_compile=True)
+model = compiled(quantized_model(distillation=None), jit_compile=True)
 model.set_weights([np.array(w) for w in json.loads(open(sys.argv[1]).read())])
 result = search_bits(model, data(examples=32), size_bytes=300)
 print(json.dumps([keras.backend.backend(), result.to_dict()]))
@@ -337,7 +334,7 @@ def test_on_jax_the_search_finds_the_same(tmp_path):
     pytest.importorskip("jax")
     model, weights = ready(), tmp_path / "weights.json"
     weights.write_text(json.dumps([np.asarray(w).tolist() for w in model.get_weights()]))
-    backend, found = result_of(ON_JAX, weights, **JAX)
+    backend, found = result_of(ON_JAX, weights, KERAS_BACKEND="jax")
     expected = search_bits(model, DATA, size_bytes=300).to_dict()
     assert backend == "jax"
     assert found["chosen"] == expected["chosen"]
