@@ -128,6 +128,79 @@ except peers.CannotMeasure as error:
     assert result_of(PEERS + code, tmp_path / "log") == "does not run: KeyError: 'nobody'"
 
 
+@pytest.mark.parametrize("last_command", ["read turn", "true"])
+def test_a_process_that_ends_in_a_turn_or_between_turns_says_why(tmp_path, last_command):
+    python = tmp_path / "python"
+    commands = ["""echo '{"bases": {}}'""", last_command, "echo 'Killed: out of memory' >&2"]
+    python.write_text("\n".join(["#!/bin/sh", *commands]))
+    python.chmod(0o755)
+    code = """
+worker = peers.Worker("tfmot", sys.argv[1], pathlib.Path(sys.argv[2]))
+if sys.argv[3] == "true":
+    worker.process.wait()
+try:
+    worker.take_turn("QAT")
+except peers.CannotMeasure as error:
+    worker.stop()
+    print(json.dumps(str(error)))
+"""
+    reason = result_of(PEERS + code, python, tmp_path / "log", last_command)
+    assert reason == "does not run: Killed: out of memory"
+
+
+RUN = """
+class Fake:
+    def __init__(self, name, python, log):
+        self.name, self.losses, self.turns = name, {}, 0
+        self.greeting = {"bases": {"QAT": "float"}, "versions": {}}
+        self.greeting["parameters"] = 7 if name == different else 5
+        running.append(name)
+
+    def take_turn(self, method):
+        self.turns += 1
+        if self.name == dying and self.turns == 4:  # in the second of its two rounds
+            raise peers.CannotMeasure("out of memory")
+        turns.append(f"{self.name} {method}")
+        return [1.0]
+
+    def stop(self):
+        running.remove(self.name)
+
+different, dying = sys.argv[1:3]
+turns, running, error = [], [], None
+peers.Worker, peers.environment = Fake, lambda folder, packages: "python"
+peers.FLAGS.peers, peers.FLAGS.out_dir = ["tfmot", "HGQ2"], sys.argv[3]
+try:
+    peers.main([])
+except SystemExit as exit:
+    error = str(exit)
+path = pathlib.Path(sys.argv[3], "peers.json")
+result = json.loads(path.read_text()) if path.exists() else None
+print(json.dumps([turns, running, error, result]))
+"""
+
+
+def test_networks_that_differ_are_refused_before_a_step_and_all_processes_end(tmp_path):
+    turns, running, error, result = result_of(PEERS + RUN, "HGQ2", "nobody", tmp_path)
+    assert error == (
+        "The float networks must be the same. Received: parameters {'tfmot': 5, 'HGQ2': 7}."
+    )
+    assert (turns, running, result) == ([], [], None)
+
+
+def test_a_package_that_dies_on_the_way_has_a_reason_and_no_times(tmp_path):
+    _, running, error, result = result_of(PEERS + RUN, "nobody", "tfmot", tmp_path)
+    assert (running, error) == ([], None)
+    assert result["reasons"] == {"tfmot": "out of memory"}
+    assert result["step_times_s"] == {"HGQ2: float": [[1.0]] * 2, "HGQ2: QAT": [[1.0]] * 2}
+
+
+def test_each_round_begins_with_another_method(tmp_path):
+    turns, *_ = result_of(PEERS + RUN, "nobody", "nobody", tmp_path)
+    methods = ["tfmot float", "tfmot QAT", "HGQ2 float", "HGQ2 QAT"]
+    assert turns == [*methods, *methods, methods[-1], *methods[:-1]]
+
+
 def test_an_unknown_peer_is_refused_in_one_sentence(tmp_path):
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "peers.py"), "--peers=tfmot,nobody"],

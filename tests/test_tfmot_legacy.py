@@ -12,11 +12,14 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("tfmot needs TensorFlow", allow_module_level=True)
 
 import tensorflow as tf
+from dense_network import distance
 from tfmot_networks import digits, random_weights
 
-from speq_keras import precision, tfmot
+from speq_keras import calibration, precision, tfmot
 from speq_keras.losses import DistillationLoss
 from speq_keras.quantizers import PACT, SAWB
+from speq_keras.quantizers.histogram import Histogram
+from speq_keras.tfmot import legacy
 from speq_keras.tfmot.importing import tf_keras
 from speq_keras.training.step import to_logits
 
@@ -50,20 +53,8 @@ def network(**scheme):
 def speq(**settings):
     model = tfmot.LegacySPEQModel(network(), seed=3, **settings)
     model.calibrate(digits(64)[0])
-    model.compile(tf_keras.optimizers.SGD(0.01), LOSS, metrics=["accuracy"])
+    model.compile(tf_keras.optimizers.SGD(0.01), LOSS, metrics=["accuracy"], run_eagerly=True)
     return model
-
-
-def cosine_loss(teacher, student, temperature):
-    """Eq. 8 with L2 norms, times T², in NumPy."""
-
-    def softmax(z):
-        e = np.exp(z / temperature - np.max(z / temperature, axis=-1, keepdims=True))
-        return e / e.sum(axis=-1, keepdims=True)
-
-    p, q = softmax(np.float64(teacher)), softmax(np.float64(student))
-    norms = np.linalg.norm(p, axis=-1) * np.linalg.norm(q, axis=-1)
-    return temperature**2 * np.mean(1 - np.sum(p * q, axis=-1) / norms)
 
 
 # ---- quantizers and configs ------------------------------------------------------------------
@@ -132,6 +123,31 @@ def test_calibration_sets_ranges_from_data():
     assert all(float(t.weights["alpha"]) != 6 for t in model.tensors())
 
 
+def test_calibration_sees_all_batches():
+    dense = [LAYERS.Dense(4, "relu"), LAYERS.Dense(2)]
+    plain = random_weights(tf_keras.Sequential([LAYERS.Input((3,)), *dense]))
+    with tfmot.quantize_scope():
+        annotated = tfmot.quantize_annotate_model(plain)
+        network = tfmot.quantize_apply(annotated, tfmot.SPEQScheme(2, 2))
+    model = tfmot.LegacySPEQModel(network)
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+    ranges = []
+    for batches in ([x, 5 * x], [5 * x, x], [x]):
+        model.calibrate(batches)
+        ranges.append([float(tensor.weights["alpha"]) for tensor in model.tensors()])
+    assert ranges[0] == pytest.approx(ranges[1])
+    assert np.all(np.array(ranges[0]) > 2 * np.array(ranges[2]))
+
+
+def test_calibration_keeps_a_sample_of_each_batch(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(calibration, "_VALUES_PER_BATCH", 100)
+    monkeypatch.setattr(legacy, "Histogram", lambda x: sizes.append(x.size) or Histogram(x))
+    speq().calibrate(digits(64)[0], batch_size=32)
+    assert sizes
+    assert max(sizes) < 2 * 150  # of two batches, with their ends
+
+
 def test_calibration_keeps_the_moving_statistics():
     model = speq()
     norm = next(layer for layer in model.network.layers if "batch_norm" in layer.name)
@@ -175,31 +191,79 @@ def test_no_gradient_flows_into_the_teacher():
     assert all(g is None for g in tape.gradient(outputs, model.trainable_variables))
 
 
-def test_the_distillation_loss_is_that_of_eq_8():
-    model = speq(teacher_precision=precision.Fixed(8), temperature=2.0)
+def train(model, sample_weight=None):
+    """Trains a step of 32 digits; returns (teacher's outputs, student's, logs), of that step."""
     x, y = digits(32)
-    reference = speq(teacher_precision=precision.Fixed(8))
-    teacher = reference.teacher_outputs(tf.constant(x))
-    expected = cosine_loss(teacher, reference(x, training=True), 2.0)
-    logs = model.train_on_batch(x, y, return_dict=True)
+    before = model.network.get_weights()
+    teacher = np.float64(model.teacher_outputs(tf.constant(x)))
+    student = np.float64(model(tf.constant(x), training=True))
+    model.network.set_weights(before)
+    return teacher, student, model.train_on_batch(x, y, sample_weight, return_dict=True)
+
+
+@pytest.mark.parametrize(("method", "temperature"), [("cosine", 2.0), ("kl", 3.0)])
+def test_the_distillation_loss_is_that_of_eq_6_and_8(method, temperature):
+    settings = {"distillation": method, "temperature": temperature}
+    teacher, student, logs = train(speq(teacher_precision=precision.Fixed(8), **settings))
+    expected = np.mean(distance(teacher, student, method, temperature))
+    assert logs["distillation_loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_sample_weights_weigh_the_distillation_too():
+    weights = np.repeat([0.0, 0.5, 3.0, 1.0], 8)
+    model = speq(teacher_precision=precision.Fixed(8))
+    teacher, student, logs = train(model, weights)
+    expected = np.mean(weights * distance(teacher, student, "cosine"))
     assert logs["distillation_loss"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_eq_2_is_what_the_step_descends():
     x, y = (tf.constant(part) for part in digits(32))
-    model, reference = (speq(teacher_precision=precision.Fixed(8)) for _ in range(2))
-    teacher = reference.teacher_outputs(x)
+    model = speq(teacher_precision=precision.Fixed(8), temperature=3.0)
+    before = model.network.get_weights()
+    teacher = model.teacher_outputs(x)
+    variables = model.trainable_variables
     with tf.GradientTape() as tape:
-        logits = reference(x, training=True)
-        loss = LOSS(y, logits) + DistillationLoss("cosine", 2.0)(teacher, logits)
-    variables = reference.trainable_variables
+        logits = model(x, training=True)
+        loss = LOSS(y, logits) + DistillationLoss("cosine", 3.0)(teacher, logits)
     gradients = tape.gradient(loss, variables)
-    model.run_eagerly = True
+    model.network.set_weights(before)
+    expected = [v - 0.01 * g for v, g in zip(variables, gradients, strict=True)]
     model.train_on_batch(x, y)
-    for before, gradient, after in zip(
-        variables, gradients, model.trainable_variables, strict=True
-    ):
-        np.testing.assert_allclose(after, before - 0.01 * gradient, atol=1e-5)
+    for after, value in zip(variables, expected, strict=True):
+        np.testing.assert_allclose(after, value, atol=1e-5)
+
+
+class GivenWidths(precision.TeacherPrecision):
+    """Proposes 8 bits for the first quantizer and 3 for the second."""
+
+    def candidates(self, target_bits, seed):
+        return tf.constant([[8.0, 3.0]])
+
+
+def test_every_tensor_gets_the_width_that_is_drawn_for_it():
+    model = speq(teacher_precision=GivenWidths())
+    x = tf.constant(digits(32)[0])
+    teacher = model.teacher_outputs(x)
+    for tensor, bits in zip(model.drawn_tensors(), (8.0, 3.0), strict=True):
+        tensor.weights["bits"].assign(bits)
+    np.testing.assert_allclose(teacher, model(x, training=True), atol=1e-3)
+
+
+def test_the_seed_chooses_the_draws_and_each_step_has_its_own():
+    x = tf.constant(digits(8)[0])
+    model = speq()
+    drawn = []
+    for seed in (3, 3, 4):
+        model.draw_seed = tfmot.LegacySPEQModel(model.network, seed=seed).draw_seed
+        drawn.append([float(np.sum(model.teacher_outputs(x))) for _ in range(6)])
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) > 1
+
+
+def test_evaluation_has_no_distillation():
+    x, y = digits(8)
+    assert set(speq().evaluate(x, y, verbose=0, return_dict=True)) == {"loss", "accuracy"}
 
 
 def test_without_distillation_there_is_no_teacher(monkeypatch):

@@ -1,5 +1,8 @@
 """Networks and data for the comparison with tfmot, for Keras 3 and tf_keras alike."""
 
+import itertools
+import re
+
 import numpy as np
 
 
@@ -56,6 +59,7 @@ def _dense_bn_relu(L, x):
     x = L.Dense(12, name="d1")(L.Flatten(name="f")(x))
     x = L.ReLU(name="r1")(_norm(L, "n1")(x))
     x = L.Dense(12, activation="tanh", name="d2")(x)
+    x = L.Dense(12, activation="gelu", name="d4")(x)
     return L.Dense(10, activation="softmax", name="d3")(x)
 
 
@@ -101,6 +105,61 @@ def _separable_norm(L, x):
     return _head(L, x)
 
 
+def _separable_1d(L, x):
+    x = L.Reshape((16, 4), name="re")(x)
+    x = L.SeparableConv1D(4, 3, use_bias=False, name="s1")(x)
+    x = L.ReLU(name="r1")(_norm(L, "n1")(x))
+    x = _norm(L, "n2")(L.SeparableConv1D(3, 3, use_bias=False, name="s2")(x))
+    x = L.ReLU(name="r3")(L.SeparableConv1D(3, 3, name="s3")(x))
+    x = L.Reshape((10, 3, 1), name="re2")(x)
+    return _head(L, x)
+
+
+def _transposed(L, x):
+    x = L.ReLU(name="r1")(L.Conv2DTranspose(3, 3, name="t1")(x))
+    x = _norm(L, "n2")(L.Conv2DTranspose(3, 3, use_bias=False, name="t2")(x))
+    x = L.Conv2DTranspose(3, 3, use_bias=False, name="t3")(x)
+    x = L.ReLU(name="r3")(_norm(L, "n3")(x))
+    return _head(L, x)
+
+
+def _more_relu_layers(L, x):
+    relu = L.ReLU(name="twice")  # no rule has a layer that is called twice
+    x = relu(L.Conv2D(3, 1, name="c1")(x))
+    x = relu(L.Conv2D(3, 1, name="c2")(x))
+    x = L.ReLU(name="r1")(L.DepthwiseConv2D(3, name="d1")(x))
+    y = L.Add(name="shared")([x, L.Conv2D(3, 1, name="c3")(x)])
+    x = L.Add(name="a")([y, L.ReLU(name="r2")(y)])
+    x = L.Flatten(name="f")(L.Activation("gelu", name="ge")(x))
+    return L.ReLU(name="r3")(L.Dense(10, name="last")(x))
+
+
+def merges(k):
+    """Concatenations to which tfmot's rule applies, and others; with several inputs and outputs."""
+    L = k.layers
+    inputs = [k.Input((8, 8, 1)) for _ in range(3)]
+
+    names = (f"c{number}" for number in itertools.count())
+
+    def leaky(x, count):
+        """Makes `count` tensors of which each has a quantizer of its own."""
+        return [L.LeakyReLU()(L.Conv2D(1, 1, name=next(names))(x)) for _ in range(count)]
+
+    def merged(*tensors):
+        return L.Concatenate()(list(tensors))
+
+    # tfmot gives the kernel these tensors in the order of the layers, whatever the order here.
+    x = merged(*leaky(inputs[1], 1), inputs[0])  # this input loses its range
+    x = merged(*leaky(x, 1), merged(*leaky(x, 2)))
+    x = merged(_norm(L, None)(L.Dense(2, name="d")(x)), *leaky(x, 1))  # is known only later
+    x = merged(*leaky(x, 4))
+    x = merged(*leaky(x, 7))
+    twice, shared = leaky(x, 2)
+    x = merged(merged(shared, *leaky(shared, 1)), merged(twice, twice))
+    x = L.Add()([x, *leaky(inputs[2], 1)])
+    return k.Model(inputs, [x, _head(L, L.ReLU()(x))])
+
+
 NETWORKS = {
     "conv_bn_relu": _functional(_conv_bn_relu),
     "dense_bn_relu": _functional(_dense_bn_relu),
@@ -109,14 +168,19 @@ NETWORKS = {
     "pooling": _functional(_pooling),
     "swish": _functional(_swish),
     "separable_norm": _functional(_separable_norm),
+    "separable_1d": _functional(_separable_1d),
+    "transposed": _functional(_transposed),
+    "more_relu_layers": _functional(_more_relu_layers),
+    "merges": merges,
     "tutorial": tutorial,
 }
 
 
 def random_weights(model, seed=0):
     """Sets the same weights in a model of either Keras; returns it."""
-    random = np.random.default_rng(seed)
     for layer in model.layers:
+        # By name, as layers do not have the same order; numbers that Keras adds do not count.
+        random = np.random.default_rng([seed, *re.sub(r"_\d+$", "", layer.name).encode()])
         weights = layer.get_weights()
         if weights and "normalization" not in type(layer).__name__.lower():
             deviations = [max(np.prod(w.shape[:-1]), 1) ** -0.5 for w in weights]
@@ -131,4 +195,6 @@ def images(name, batch, size=32):
     """Returns a batch of random images for a network."""
     random = np.random.default_rng([len(name), batch])
     x = random.normal(0.3, 1, (size, 8, 8, 1)).astype("float32")
+    if name == "merges":
+        return [x, 2 * x, 3 * x]
     return x[..., 0] if name == "tutorial" else x

@@ -15,6 +15,7 @@ QKeras weights and ReLUs to the widths given, HGQ2 trains a width for everything
 to the widths given and also to 8 bits what is added or averaged, as integer kernels do.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -166,8 +167,9 @@ class Worker:
 
     def take_turn(self, method):
         """Returns the times in seconds of a few steps."""
-        self.process.stdin.write(json.dumps({"method": method, "steps": FLAGS.steps}) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and the answer says why
+            self.process.stdin.write(json.dumps({"method": method, "steps": FLAGS.steps}) + "\n")
+            self.process.stdin.flush()
         answer = self.answer()
         self.losses[method] = answer["loss"]
         return answer["step_times_s"]
@@ -181,7 +183,8 @@ class Worker:
         return answer
 
     def stop(self):
-        self.process.stdin.close()  # which ends its loop
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()  # which ends its loop
         try:
             self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
@@ -189,6 +192,7 @@ class Worker:
 
 
 def check_same_network(workers):
+    """Raises SystemExit if the float networks differ in their number of parameters."""
     parameters = {name: worker.greeting["parameters"] for name, worker in workers.items()}
     if len(set(parameters.values())) > 1:
         raise SystemExit(f"The float networks must be the same. Received: parameters {parameters}.")
@@ -222,9 +226,14 @@ def measure(workers, reasons):
         keys = list(times_s)
         for index in np.roll(np.arange(len(keys)), number):
             name, method = keys[index]
-            times_s[name, method].append(workers[name].take_turn(method))
+            if name in reasons:
+                continue
+            try:
+                times_s[name, method].append(workers[name].take_turn(method))
+            except CannotMeasure as error:
+                reasons[name] = str(error)
         print(f"round {number + 1} of {FLAGS.rounds}", flush=True)
-    return times_s
+    return {key: rounds_s for key, rounds_s in times_s.items() if key[0] not in reasons}
 
 
 def peer_table(step_times_s, bases, reasons):

@@ -11,7 +11,8 @@ effects, wanted or not, on a graph of Keras 3:
                                           weights, as it does in tfmot
 
 A rule applies where all its layers are annotated, without a config of the user's (but for the last
-two), and the tensors between them have one reader.
+two), and the tensors between them have one reader. Not taken over is that tfmot gives a Concatenate
+its tensors in the order of the model's layers, whatever their order in the program.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from speq_keras.wrapping.kinds import function_name, fused_function
 
 # What a separable convolution ends in; tfmot puts a reshape behind that of a 1D one.
 _LAST_PARTS = {"SeparableConv2D": "Conv2D", "SeparableConv1D": "Conv2D and reshape"}
-_CONVOLUTIONS = ("Conv2D", "DepthwiseConv2D", "Conv2D and reshape")
+_CONVOLUTIONS = ("Conv2D", "Conv2DTranspose", "DepthwiseConv2D", "Conv2D and reshape")
 _BEFORE_RELU = ("Add", "Conv2D", "Conv2DTranspose", "DepthwiseConv2D", "Dense")
 _NORMALIZATION = ("BatchNormalization",)
 _MOST_CONCATENATED = 6
@@ -124,7 +125,7 @@ class Layout:
         if layer is None or fused_function(layer.operation) is not None:
             return
         plans = [self.plans[n.name] for n in (relu, normalization, layer) if n is not None]
-        if any(plan.config is not None for plan in plans) or not plans[-1].rounds_activation:
+        if any(plan.config is not None for plan in plans):
             return
         plans[-1].rounds_activation = False
         plans[-2].config = "output" if relu is None else "nothing"

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from speq_keras._checks import check_choice, check_number, describe
-from speq_keras.calibration import input_batches
+from speq_keras.calibration import input_batches, sample
 from speq_keras.losses import METHODS, DistillationLoss
 from speq_keras.precision import Bernoulli, TeacherPrecision
 from speq_keras.quantizers.histogram import Histogram
@@ -124,7 +124,7 @@ class LegacySPEQModel(tf_keras.Model):
         seen = {id(tensor.quantizer): [] for tensor in self.tensors()}
 
         def observe(quantizer, x):
-            seen[id(quantizer)].append(np.asarray(x).ravel())
+            seen[id(quantizer)].append(sample(np.asarray(x)))
 
         state = [
             variable

@@ -200,9 +200,8 @@ class _Called(Quantizer):
 
     def quantized(self, x, training):
         weights = {name: variable.value for name, variable in self.own.items()}
-        # A quantizer assigns to them in training. Under the SPEQ teacher they are values only.
-        can_follow = all(isinstance(value, tf.Variable) for value in weights.values())
-        return self.quantizer(x, bool(training) and can_follow, weights=weights)
+        # Its assignments to `tf.Variable`s would go past the scope of a SPEQ teacher.
+        return self.quantizer(x, bool(training) and not _is_stateless(), weights=weights)
 
     def copy(self, **changes):
         # The object itself: its class need not be registered before the model is saved.
@@ -219,6 +218,12 @@ class _Called(Quantizer):
         if isinstance(quantizer, dict):
             quantizer = keras.saving.deserialize_keras_object(quantizer)
         return cls(quantizer=quantizer, **config)
+
+
+def _is_stateless():
+    """Returns whether a `keras.StatelessScope` is open, for which Keras has no public function."""
+    with keras.StatelessScope() as scope:
+        return scope.original_scope is not None
 
 
 class _Builder:
