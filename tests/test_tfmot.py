@@ -68,16 +68,19 @@ def expected(tmp_path_factory):
     return np.load(path)
 
 
+# The two Kerases do not normalize in the same order of sums: of 1,600 outputs behind a convolution
+# and BatchNormalization, up to 3 fell on the other side of a threshold.
+NORMALIZED = ("conv_bn_relu", "separable_norm", "transposed")
+
+
 @pytest.mark.slow  # a process of its own
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_and_ranges_are_those_of_tfmot_on_tf_keras(expected, case):
     outputs, ranges = results(tf.keras, tfmot, case)
     # Tells what is rounded where: codes are often the same in two ranges, their ends are not.
     np.testing.assert_allclose(ranges, expected[f"{case}, ranges"], atol=1e-4)
-    # Outputs are of the order of 1, and one step of an output code is 0.01. The two Kerases do not
-    # normalize in the same order of sums: a few values fall on the other side of a threshold.
     differ = np.abs(outputs - expected[case]) > 1e-5
-    assert np.mean(differ) < 0.003
+    assert np.mean(differ) <= (0.003 if case in NORMALIZED else 0)
 
 
 @pytest.mark.slow

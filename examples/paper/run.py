@@ -21,6 +21,7 @@ Tables 8 (BERT) and 9 (new last layers) run `examples/bert_squad.py` and `exampl
 
 import dataclasses
 import fnmatch
+import gc
 import json
 import pathlib
 import sys
@@ -289,7 +290,7 @@ class Laboratory:
         self.test = data.test_batches(batch_size=256)
         self.first_images = first_training_examples(data, 1_000)
         self.image_size = self.first_images[0].shape[1]
-        self.made = {}  # networks that several cells begin with
+        self.made = {}  # {(model, name): network that several cells begin with}
         self.observers = []  # of cells, see `training_run.Pieces`
 
     def run(self, cell):
@@ -305,9 +306,16 @@ class Laboratory:
         if path.exists():
             return json.loads(path.read_text())
         print(f"\nTable {cell.table}, seed {self.seed}: {cell.model}, {cell.widths}, {cell.row}")
+        self.forget_others(cell)
         _, figures = methods.train(self, cell)
         write_json(path, figures)
         return figures
+
+    def forget_others(self, cell):
+        """Frees the memory of networks that a cell does not begin with; they are in files."""
+        models = cell.model, cell.teacher
+        self.made = {key: network for key, network in self.made.items() if key[0] in models}
+        gc.collect()
 
     def check_settings(self, folder):
         """Ends the program if the folder's figures come from another scale."""
@@ -326,8 +334,8 @@ class Laboratory:
     def float_network(self, cell, model):
         """Returns the float network of the cell's data set, which is not to be changed."""
         name = f"{self.dataset}_{model}_float"
-        if name not in self.made:
-            self.made[name] = network = self.build(model)
+        if (model, name) not in self.made:
+            self.made[model, name] = network = self.build(model)
             if FLAGS.float_weights and model == cell.model:
                 loaded = keras.saving.load_model(FLAGS.float_weights, compile=False)
                 network.set_weights(loaded.get_weights())
@@ -339,7 +347,7 @@ class Laboratory:
                     learning_rate=self.scale.pretrain_learning_rate,
                     first_step=0,
                 )
-        return self.made[name]
+        return self.made[model, name]
 
     def build(self, model):
         keras.utils.set_random_seed(self.seed)
@@ -365,8 +373,8 @@ class Laboratory:
     def retrained(self, cell):
         """Returns the network after plain quantized training, which is not to be changed."""
         name = f"{self.name_of(cell)}_retrained"
-        if name not in self.made:
-            self.made[name] = model = self.calibrated(cell, distillation=None)
+        if (cell.model, name) not in self.made:
+            self.made[cell.model, name] = model = self.calibrated(cell, distillation=None)
             self.train(
                 model,
                 self.folder / name,
@@ -374,7 +382,7 @@ class Laboratory:
                 learning_rate=self.scale.learning_rate,
                 first_step=self.first_step_after("pretrain"),
             )
-        return self.made[name]
+        return self.made[cell.model, name]
 
     # What methods do.
 
