@@ -67,6 +67,12 @@ def test_one_side_can_be_lowered_alone():
     assert seen == [(8, 2), (2, 2)]
 
 
+def test_a_side_that_has_the_width_already_holds_up_none_that_has_not():
+    model, seen = compiled(quantized_model(w_bits=8, a_bits=2)), Widths()
+    fit(model, LowerWidths({0: 8, 1: 2}), seen, epochs=2)
+    assert seen.seen == [(8, 8), (2, 2)]
+
+
 def test_layers_of_a_fixed_width_keep_it():
     assert widths_of_epochs(LowerWidths({0: 4, 1: 2}), epochs=2).first == {8}
 
@@ -132,6 +138,24 @@ def test_with_data_the_ranges_are_those_that_calibration_finds_for_the_width(epo
     np.testing.assert_allclose(clips(model), clips(other), rtol=1e-6)
 
 
+class Batches(list):
+    """Batches that count how often they are gone through."""
+
+    times = 0
+
+    def __iter__(self):
+        self.times += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize(("activations", "times"), [(True, 2), (False, 0)])
+def test_data_is_gone_through_once_for_each_width_of_activations(activations, times):
+    batches = Batches([data()[0]])
+    model = compiled(quantized_model(a_bits=2))
+    fit(model, LowerWidths({0: 8, 2: 4}, activations=activations, calibration_data=batches))
+    assert batches.times == times
+
+
 # ---- errors ----------------------------------------------------------------------------------
 
 
@@ -166,8 +190,8 @@ def test_data_that_can_be_gone_through_only_once_is_refused():
 def test_training_that_ends_too_soon_is_refused_before_it_begins():
     model = compiled(quantized_model())
     before = [np.asarray(w) for w in model.get_weights()]
-    with pytest.raises(ValueError, match="epochs=4. Train for at least 6 epochs"):
-        fit(model, LowerWidths({0: 8, 5: 2}))
+    with pytest.raises(ValueError, match="epochs=4. Train for at least 5 epochs"):
+        fit(model, LowerWidths({0: 8, 4: 2}))
     for mine, theirs in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 

@@ -71,6 +71,10 @@ def test_of_equal_choices_the_cheapest_one_is_taken():
     assert choose([[0.0, 0.0], [1.0, 0.0]], [[2, 4], [2, 4]], 100) == [0, 1]
 
 
+def test_of_choices_equal_in_both_the_first_one_is_taken():
+    assert choose([[1.0, 1.0], [0.5, 0.5]], [[2, 2], [4, 4]], 100) == [0, 0]
+
+
 def test_a_hundred_layers_are_chosen_exactly_in_seconds():
     random = np.random.default_rng(0)
     sizes = random.integers(100, 100_000, (100, 1))
