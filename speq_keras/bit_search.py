@@ -325,7 +325,8 @@ def _changes(model, units, widths, data, batch_size):
 def _loss(model, data, batch_size):
     arguments = {"verbose": 0, "return_dict": True}
     if isinstance(data, tuple):
-        return float(model.evaluate(*data, batch_size=batch_size, **arguments)["loss"])
+        arguments.update(zip(("x", "y", "sample_weight"), data, strict=False))
+        return float(model.evaluate(batch_size=batch_size, **arguments)["loss"])
     return float(model.evaluate(data, **arguments)["loss"])
 
 

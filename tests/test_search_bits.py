@@ -1,5 +1,6 @@
 """`search_bits`: the changes of the loss, the choice, its cost, and the files that tell of them."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -204,6 +205,31 @@ def test_the_weight_quantizers_stay_those_of_the_model():
     result = search_bits(ready(weight_quantizer="mse"), DATA, size_bytes=1e6)
     again = speq_keras.wrap(float_model(), 3, 2, distillation=None, configs=result.configs)
     assert again.plan().row("second").weight_quantizer == "MSE"
+
+
+def test_the_chosen_widths_are_fixed():
+    again = speq_keras.wrap(float_model(), 3, 2, distillation=None, configs=found().configs)
+    with pytest.raises(ValueError, match="no quantizer of the weights has"):
+        again.set_bits(weights=5)
+
+
+def test_the_predicted_change_is_the_sum_of_those_of_the_chosen_widths():
+    result = dataclasses.replace(
+        found(),
+        widths=(2, 4),
+        changes={"second": [0.5, 0.25], "third": [4.0, 2.0]},
+        chosen={"second": 2, "third": 4},
+    )
+    assert result.predicted_change == 0.5 + 2.0
+
+
+def test_examples_without_weight_do_not_count():
+    x, y = DATA
+    weights = np.zeros(len(x))
+    weights[3] = 1
+    weighted = search_bits(ready(), (x, y, weights), size_bytes=400, batch_size=len(x))
+    alone = search_bits(ready(), (x[3:4], y[3:4]), size_bytes=400)
+    assert weighted.loss * len(x) == pytest.approx(alone.loss, rel=1e-5)
 
 
 def test_activations_stay_those_that_the_teacher_draws():

@@ -46,7 +46,7 @@ from program_flags import check_file, check_words, own_flags
 
 FLAGS = flags.FLAGS
 FIGURES = ("2a", "2b", "3")
-FIXED_BATCH = 256  # images; on 32 of them chance hides what a few steps do
+FIXED_IMAGES = 256  # on 32 of them chance hides what a few steps do
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -474,10 +474,10 @@ class Laboratory:
         compile_model(
             model, self.scale.optimizer, learning_rate, pieces * steps_per_piece, loss_weight
         )
-        fixed = [array[:FIXED_BATCH] for array in self.first_images]
+        fixed = [array[:FIXED_IMAGES] for array in self.first_images]
         self.check_settings(folder)
         path = folder / "figures.json"
-        before = None if path.exists() else loss_on(model, *fixed)
+        before = None if path.exists() else self.loss_on(model, *fixed)
         start = time.perf_counter()
         training_run.fit(
             model,
@@ -503,11 +503,22 @@ class Laboratory:
             "train_accuracy": model.evaluate(
                 *self.first_images, verbose=0, batch_size=256, return_dict=True
             )["accuracy"],
-            "loss_on_a_fixed_batch": [before, loss_on(model, *fixed)],
+            "loss_on_a_fixed_batch": [before, self.loss_on(model, *fixed)],
         }
         print(f"{folder.name}: test accuracy {figures['test_accuracy']:.2%}", flush=True)
         write_json(path, figures)
         return figures
+
+    def loss_on(self, model, images, labels):
+        """Returns the cross-entropy of the student under batch statistics; nothing is updated."""
+        loss, losses = keras.losses.CategoricalCrossentropy(from_logits=True), []
+        size = self.scale.batch_size  # more would not fit: all tensors of a batch are kept
+        for start in range(0, len(images), size):
+            with keras.StatelessScope():
+                outputs = model(images[start : start + size], training=True)
+            outputs = outputs["student"] if isinstance(outputs, dict) else outputs
+            losses.append(keras.ops.convert_to_numpy(loss(labels[start : start + size], outputs)))
+        return float(np.mean(losses))
 
     def test_accuracy(self, model):
         """Returns the accuracy of a compiled model on the test images."""
@@ -522,15 +533,6 @@ def first_training_examples(data, count):
         images.append(keras.ops.convert_to_numpy(data.to_test_image(image)))
         labels.append(int(label))
     return np.stack(images), np.eye(data.classes, dtype="float32")[labels]
-
-
-def loss_on(model, images, labels):
-    """Returns the cross-entropy of the student under batch statistics; nothing is updated."""
-    with keras.StatelessScope():
-        outputs = model(images, training=True)
-    outputs = outputs["student"] if isinstance(outputs, dict) else outputs
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    return float(keras.ops.convert_to_numpy(loss(labels, outputs)))
 
 
 def compile_model(model, optimizer, learning_rate, steps, loss_weight):
