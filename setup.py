@@ -36,7 +36,7 @@ TEST = [
     "mypy==2.4.1",
     "pytest>=8.0",
     "pytest-timeout>=2.3.1",
-    "pytest-xdist>=3.5",
+    "pytest-xdist>=3.7",
     "ruff==0.17.5",
     # Only pre-releases exist; the bound names one, so that pip takes them.
     "tflite-micro>=0.dev20251001; sys_platform == 'linux' and platform_machine == 'x86_64' "
