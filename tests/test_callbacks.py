@@ -202,6 +202,9 @@ def test_a_batch_may_be_a_list_or_a_dict(kind, tmp_path):
     x = data()[0]
     batch = [x, 2 * x] if kind is list else {"a": x, "b": 2 * x}
     model.calibrate([batch], verbose=0)
+    read = [model.get_layer(f"{name}_quantizer") for name in "ab"]
+    for observation, values in zip(observe(model, batch, read), (x, 2 * x), strict=True):
+        np.testing.assert_array_equal(np.sort(observation.values), np.sort(values, axis=None))
     callback = ActivationSnapshot(batch, tmp_path)
     callback.set_model(model)
     callback.on_epoch_end(0)
