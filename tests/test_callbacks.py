@@ -183,10 +183,11 @@ def test_float_widths_have_values_and_no_codes():
     assert observation.values.size == 24 * 8
 
 
-def test_values_that_are_not_finite_are_counted_and_left_out():
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_values_that_are_not_finite_are_counted_and_left_out(value):
     model = wrapped()
-    kernel = model.get_layer("dense_0").layer.kernel
-    kernel.assign(kernel * float("nan"))
+    bias = model.get_layer("dense_0").layer.bias
+    bias.assign(bias + float(value))
     (observation,) = observe(model, data()[0], [model.get_layer("dense_0_relu_quantizer")])
     assert observation.not_finite == observation.size == 24 * 8
     assert observation.values.size == 0
