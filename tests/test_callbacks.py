@@ -183,6 +183,15 @@ def test_float_widths_have_values_and_no_codes():
     assert observation.values.size == 24 * 8
 
 
+def test_values_below_a_signed_range_are_clipped_too():
+    model, x = wrapped(), 3 * data()[0]
+    quantizer = model.get_layer("x_quantizer")
+    (observation,) = observe(model, x, [quantizer])
+    moved = np.abs(np.asarray(quantizer(x)) - x) > 0.501 * observation.scale
+    assert moved[x < 0].any()
+    assert observation.clipped == np.count_nonzero(moved)
+
+
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_values_that_are_not_finite_are_counted_and_left_out(value):
     model = wrapped()
