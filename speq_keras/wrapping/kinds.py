@@ -50,8 +50,7 @@ _LAYERS = {
     Kind.ELEMENTWISE: "Add Subtract Multiply Average Maximum Minimum",
     Kind.CARRY: "MaxPooling1D MaxPooling2D MaxPooling3D GlobalMaxPooling1D GlobalMaxPooling2D "
     "GlobalMaxPooling3D Reshape Flatten Permute RepeatVector Cropping1D Cropping2D Cropping3D "
-    "ZeroPadding1D ZeroPadding2D ZeroPadding3D UpSampling1D UpSampling3D Identity "
-    + " ".join(TRAINING_ONLY),
+    "ZeroPadding1D ZeroPadding2D ZeroPadding3D UpSampling1D UpSampling3D Identity",
     Kind.SAME_GRID: "AveragePooling1D AveragePooling2D AveragePooling3D",
     Kind.CONCAT: "Concatenate",
     Kind.MEAN: "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D",
@@ -60,6 +59,7 @@ _LAYERS = {
 _LAYER_KINDS = {
     getattr(layers, name): kind for kind, names in _LAYERS.items() for name in names.split()
 }
+_LAYER_KINDS.update((getattr(layers, name), Kind.CARRY) for name in TRAINING_ONLY)
 _LAYER_KINDS[fused_batch_norm.BatchNormalization] = Kind.AFFINE
 _OPERATIONS = {
     Kind.MATMUL: "Matmul",
