@@ -70,6 +70,18 @@ def test_a_network_has_the_parameters_of_its_kind(name, classes, size, parameter
     assert network.output_shape == (None, classes)
 
 
+@pytest.mark.parametrize(
+    "name", ["ResNet20", "MobileNetV2", "ResNet18", "ResNet50", "EfficientNetB0"]
+)
+def test_moving_statistics_follow_within_a_few_steps(name):
+    import networks
+
+    network = networks.build(name, image_size=32, classes=10)
+    norms = [x for x in network.layers if isinstance(x, keras.layers.BatchNormalization)]
+    assert len(norms) == sum("moving_mean" in v.path for v in network.variables)  # none is nested
+    assert {norm.momentum for norm in norms} == {0.9}
+
+
 def test_the_five_layer_network_has_five_convolutions():
     import networks
 

@@ -11,6 +11,7 @@ import keras
 from keras import layers
 
 import imagenet_networks
+from imagenet_networks import EFFICIENTNETS
 
 
 def build(name, *, image_size, classes):
@@ -21,9 +22,14 @@ def build(name, *, image_size, classes):
         image_size: Height and width of the images, in pixels.
         classes: Number of classes.
     """
-    if name in imagenet_networks.EFFICIENTNETS:
-        return imagenet_networks.efficientnet(name, image_size=image_size, classes=classes)
-    return _BUILDERS[name](name, image_size, classes)
+    if name in EFFICIENTNETS:
+        network = imagenet_networks.efficientnet(name, image_size=image_size, classes=classes)
+    else:
+        network = _BUILDERS[name](name, image_size, classes)
+    for layer in network.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.9  # with Keras' 0.99 the statistics are 500 steps behind
+    return network
 
 
 def convolution(x, filters, size=3, strides=1):
@@ -36,7 +42,7 @@ def convolution(x, filters, size=3, strides=1):
         use_bias=False,
         kernel_initializer="he_normal",
     )(x)
-    return layers.BatchNormalization(momentum=0.9)(x)
+    return layers.BatchNormalization()(x)
 
 
 def begin(image_size):
@@ -116,7 +122,7 @@ def inverted_residual(x, expansion, filters, strides):
     if expansion > 1:
         y = layers.ReLU(max_value=6)(convolution(y, expansion * channels, size=1))
     y = layers.DepthwiseConv2D(3, strides=strides, padding="same", use_bias=False)(y)
-    y = layers.ReLU(max_value=6)(layers.BatchNormalization(momentum=0.9)(y))
+    y = layers.ReLU(max_value=6)(layers.BatchNormalization()(y))
     y = convolution(y, filters, size=1)
     return layers.Add()([x, y]) if strides == 1 and channels == filters else y
 
@@ -135,7 +141,7 @@ def alexnet(name, image_size, classes):
     x = layers.Flatten()(x)
     for _ in range(2):
         x = layers.Dense(4096, use_bias=False)(x)
-        x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+        x = layers.ReLU()(layers.BatchNormalization()(x))
     return keras.Model(inputs, layers.Dense(classes)(x), name=name)
 
 
@@ -152,9 +158,9 @@ def resnet50(name, image_size, classes):
     """ResNet-50 of `keras.applications`, a teacher."""
     inputs, x = begin(image_size)
     features = keras.applications.ResNet50(
-        input_shape=(image_size, image_size, 3), include_top=False, weights=None, pooling="avg"
+        input_tensor=x, include_top=False, weights=None, pooling="avg"
     )
-    return keras.Model(inputs, layers.Dense(classes)(features(x)), name=name)
+    return keras.Model(inputs, layers.Dense(classes)(features.output), name=name)
 
 
 _BUILDERS = {
@@ -169,4 +175,4 @@ _BUILDERS = {
     "ResNet34": imagenet_resnet((3, 4, 6, 3)),
     "ResNet50": resnet50,
 }
-NAMES = (*_BUILDERS, *imagenet_networks.EFFICIENTNETS)
+NAMES = (*_BUILDERS, *EFFICIENTNETS)
