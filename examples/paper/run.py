@@ -87,10 +87,15 @@ SHORT = Scale(
     retrain_epochs=1,  # leaves AlexNet, which soon knows all 512 images, something to learn
     epochs=2,
     optimizer="adam",
-    # Rates that VGG16 and AlexNet bear, too: with 2e-3 the former stays at 34 %.
-    pretrain_learning_rate=5e-4,
+    pretrain_learning_rate=5e-4,  # with 2e-3 VGG16 stays at 34 %
     learning_rate=2e-4,
 )
+# In place of those: EfficientNet hardly moves with them, and AlexNet knows the images too soon.
+SHORT_RATES = {
+    "AlexNet": {"pretrain_learning_rate": 1e-5, "learning_rate": 5e-5},
+    "EfficientNetB0": {"pretrain_learning_rate": 2e-3, "learning_rate": 1e-3},
+    "EfficientNetB1": {"pretrain_learning_rate": 2e-3, "learning_rate": 1e-3},
+}
 CPU = Scale(
     dataset="cifar10",
     model="ResNet8",
@@ -199,9 +204,11 @@ def chosen_tables():
     return FLAGS.table or ([] if FLAGS.figure else ["2"])
 
 
-def scale():
-    """Returns the scale, with the flags that were given."""
+def scale(model=None):
+    """Returns the scale of a network, with the flags that were given."""
     chosen = SCALES[FLAGS.scale]
+    if FLAGS.scale == "short":
+        chosen = dataclasses.replace(chosen, **SHORT_RATES.get(model, {}))
     given = {
         field.name: FLAGS[field.name].value
         for field in dataclasses.fields(Scale)
@@ -285,7 +292,6 @@ class Laboratory:
         self.dataset = dataset
         self.seed = seed
         self.scale = scale()
-        self.settings = dataclasses.asdict(self.scale) | {"float_weights": FLAGS.float_weights}
         self.folder = pathlib.Path(FLAGS.out_dir).expanduser() / FLAGS.scale / f"seed{seed}"
         self.test = data.test_batches(batch_size=256)
         self.first_images = first_training_examples(data, 1_000)
@@ -302,7 +308,7 @@ class Laboratory:
         what += [cell.teacher] if cell.teacher else []
         self.cell_folder = self.folder / "cells" / slug("_".join([self.name_of(cell), *what]))
         path = self.cell_folder / "figures.json"
-        self.check_settings(self.cell_folder)
+        check_settings(self.cell_folder, cell.model)
         if path.exists():
             return json.loads(path.read_text())
         print(f"\nTable {cell.table}, seed {self.seed}: {cell.model}, {cell.widths}, {cell.row}")
@@ -316,10 +322,6 @@ class Laboratory:
         models = cell.model, cell.teacher
         self.made = {key: network for key, network in self.made.items() if key[0] in models}
         gc.collect()
-
-    def check_settings(self, folder):
-        """Ends the program if the folder's figures come from another scale."""
-        training_run.check_same_flags(folder / "flags.json", self.settings, flag="--out_dir")
 
     def finished(self, cell):
         """Returns the model of a cell that `run` has finished."""
@@ -342,9 +344,10 @@ class Laboratory:
             else:
                 self.train(
                     network,
+                    model,
                     self.folder / name,
                     epochs=self.scale.pretrain_epochs,
-                    learning_rate=self.scale.pretrain_learning_rate,
+                    learning_rate=scale(model).pretrain_learning_rate,
                     first_step=0,
                 )
         return self.made[model, name]
@@ -367,7 +370,9 @@ class Laboratory:
     def calibrated(self, cell, **arguments):
         """Returns a quantized copy of the float network, with ranges from training images."""
         model = self.wrap(cell, self.float_network(cell, cell.model), **arguments)
-        model.calibrate(self.data.first_training_images(256), verbose=0)
+        # Of EfficientNets as in `efficientnet_imagenet.py`: their moving statistics lag behind.
+        training = cell.model in networks.EFFICIENTNETS
+        model.calibrate(self.data.first_training_images(256), training=training, verbose=0)
         return model
 
     def retrained(self, cell):
@@ -377,9 +382,10 @@ class Laboratory:
             self.made[cell.model, name] = model = self.calibrated(cell, distillation=None)
             self.train(
                 model,
+                cell.model,
                 self.folder / name,
                 epochs=self.scale.retrain_epochs,
-                learning_rate=self.scale.learning_rate,
+                learning_rate=scale(cell.model).learning_rate,
                 first_step=self.first_step_after("pretrain"),
             )
         return self.made[cell.model, name]
@@ -396,9 +402,10 @@ class Laboratory:
         done = round((1 - share) * self.scale.epochs * self.steps_per_epoch)
         figures = self.train(
             copy,
+            cell.model,
             self.cell_folder / "last",
             epochs=self.scale.epochs,
-            learning_rate=self.scale.learning_rate,
+            learning_rate=scale(cell.model).learning_rate,
             first_step=self.first_step_after("retrain") + done,
             share=share,
             loss_weight=loss_weight,
@@ -410,9 +417,10 @@ class Laboratory:
         model = self.calibrated(cell, **arguments)
         figures = self.train(
             model,
+            cell.model,
             self.cell_folder / "last",
             epochs=self.scale.retrain_epochs + self.scale.epochs,
-            learning_rate=self.scale.learning_rate,
+            learning_rate=scale(cell.model).learning_rate,
             first_step=self.first_step_after("pretrain"),
         )
         return model, figures
@@ -436,9 +444,10 @@ class Laboratory:
         both = cls(student, teacher, **arguments)
         figures = self.train(
             both,
+            cell.model,
             self.cell_folder / "together",
             epochs=self.scale.epochs,
-            learning_rate=self.scale.learning_rate,
+            learning_rate=scale(cell.model).learning_rate,
             first_step=self.first_step_after("retrain"),
             share=share,
         )
@@ -456,12 +465,13 @@ class Laboratory:
         return max(1, self.data.train_count // self.scale.batch_size)
 
     def train(
-        self, model, folder, *, epochs, learning_rate, first_step, share=1.0, loss_weight=1.0
+        self, model, name, folder, *, epochs, learning_rate, first_step, share=1.0, loss_weight=1.0
     ):
         """Trains a model, or loads what an earlier call trained; returns its figures.
 
         Args:
             model: A Keras model.
+            name: Of its network, or of the student's.
             folder: Its checkpoints and figures are here.
             epochs: Passes over the training images.
             learning_rate: Falls from here to zero along a cosine.
@@ -475,7 +485,7 @@ class Laboratory:
             model, self.scale.optimizer, learning_rate, pieces * steps_per_piece, loss_weight
         )
         fixed = [array[:FIXED_IMAGES] for array in self.first_images]
-        self.check_settings(folder)
+        check_settings(folder, name)
         path = folder / "figures.json"
         before = None if path.exists() else self.loss_on(model, *fixed)
         start = time.perf_counter()
@@ -510,11 +520,16 @@ class Laboratory:
         return figures
 
     def loss_on(self, model, images, labels):
-        """Returns the cross-entropy of the student under batch statistics; nothing is updated."""
+        """Returns the cross-entropy of the student as in training; nothing is updated.
+
+        Dropout drops the same values before a training and after it.
+        """
         loss, losses = keras.losses.CategoricalCrossentropy(from_logits=True), []
+        seeds = [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
+        fixed = [(v, keras.ops.full(v.shape, i, v.dtype)) for i, v in enumerate(seeds)]
         size = self.scale.batch_size  # more would not fit: all tensors of a batch are kept
         for start in range(0, len(images), size):
-            with keras.StatelessScope():
+            with keras.StatelessScope(state_mapping=fixed):
                 outputs = model(images[start : start + size], training=True)
             outputs = outputs["student"] if isinstance(outputs, dict) else outputs
             losses.append(keras.ops.convert_to_numpy(loss(labels[start : start + size], outputs)))
@@ -606,6 +621,12 @@ def stochastic_picture(laboratory, on):
 
 
 # Files.
+
+
+def check_settings(folder, model):
+    """Ends the program if the folder's figures come from another scale."""
+    settings = dataclasses.asdict(scale(model)) | {"float_weights": FLAGS.float_weights}
+    training_run.check_same_flags(folder / "flags.json", settings, flag="--out_dir")
 
 
 def slug(text):
