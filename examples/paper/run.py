@@ -90,11 +90,17 @@ SHORT = Scale(
     pretrain_learning_rate=5e-4,  # with 2e-3 VGG16 stays at 34 %
     learning_rate=2e-4,
 )
-# In place of those: EfficientNet hardly moves with them, and AlexNet knows the images too soon.
+# In place of those, for networks that know the images too soon with them or hardly move.
 SHORT_RATES = {
     "AlexNet": {"pretrain_learning_rate": 1e-5, "learning_rate": 5e-5},
-    "EfficientNetB0": {"pretrain_learning_rate": 2e-3, "learning_rate": 1e-3},
-    "EfficientNetB1": {"pretrain_learning_rate": 2e-3, "learning_rate": 1e-3},
+    **{
+        name: {"pretrain_learning_rate": 5e-5, "learning_rate": 5e-5}
+        for name in ("ResNet18", "ResNet34", "ResNet50")
+    },
+    **{
+        name: {"pretrain_learning_rate": 2e-3, "learning_rate": 1e-3}
+        for name in ("EfficientNetB0", "EfficientNetB1")
+    },
 }
 CPU = Scale(
     dataset="cifar10",
