@@ -90,17 +90,14 @@ SHORT = Scale(
     pretrain_learning_rate=5e-4,  # with 2e-3 VGG16 stays at 34 %
     learning_rate=2e-4,
 )
-# In place of those, for networks that know the images too soon with them or hardly move.
+# Rates in float and later, for networks that know the images too soon with those or hardly move.
 SHORT_RATES = {
-    "AlexNet": {"pretrain_learning_rate": 1e-5, "learning_rate": 5e-5},
-    **{
-        name: {"pretrain_learning_rate": 5e-5, "learning_rate": 5e-5}
-        for name in ("ResNet18", "ResNet34", "ResNet50")
-    },
-    **{
-        name: {"pretrain_learning_rate": 2e-3, "learning_rate": 1e-3}
-        for name in ("EfficientNetB0", "EfficientNetB1")
-    },
+    "AlexNet": (1e-5, 5e-5),
+    "ResNet18": (5e-5, 5e-5),
+    "ResNet34": (5e-5, 5e-5),
+    "ResNet50": (5e-5, 5e-5),
+    "EfficientNetB0": (2e-3, 1e-3),
+    "EfficientNetB1": (2e-3, 1e-3),
 }
 CPU = Scale(
     dataset="cifar10",
@@ -213,8 +210,11 @@ def chosen_tables():
 def scale(model=None):
     """Returns the scale of a network, with the flags that were given."""
     chosen = SCALES[FLAGS.scale]
-    if FLAGS.scale == "short":
-        chosen = dataclasses.replace(chosen, **SHORT_RATES.get(model, {}))
+    if FLAGS.scale == "short" and model in SHORT_RATES:
+        pretrain_rate, rate = SHORT_RATES[model]
+        chosen = dataclasses.replace(
+            chosen, pretrain_learning_rate=pretrain_rate, learning_rate=rate
+        )
     given = {
         field.name: FLAGS[field.name].value
         for field in dataclasses.fields(Scale)
