@@ -4,6 +4,7 @@ import json
 import pathlib
 import sys
 
+import fresh_process
 import keras
 import numpy as np
 import pytest
@@ -189,6 +190,28 @@ def test_under_a_sure_teacher_the_gradient_is_q_times_one_minus_q():
 
 
 # ---- the harness -------------------------------------------------------------------------------
+
+RATES = f"""
+import sys
+sys.path[:0] = [{str(PAPER)!r}, {str(PAPER.parent)!r}]
+import run
+from absl import flags
+for given in (["--scale=cpu"], ["--scale=short"], ["--learning_rate=0.5"]):
+    flags.FLAGS(["run.py", *given])
+    scales = [run.scale(model) for model in ("ResNet20", "AlexNet")]
+    print(*[(scale.pretrain_learning_rate, scale.learning_rate) for scale in scales])
+"""
+
+
+@pytest.mark.slow
+def test_a_network_has_rates_of_its_own_in_the_short_form_unless_flags_say_others():
+    lines = fresh_process.run(RATES).stdout.splitlines()
+    assert lines == [
+        "(0.1, 0.02) (0.1, 0.02)",
+        "(0.0005, 0.0002) (1e-05, 5e-05)",
+        "(0.0005, 0.5) (1e-05, 0.5)",
+    ]
+
 
 pytestmark = pytest.mark.timeout(1500)  # the fixture trains 30 cells, five minutes of a core
 CELLS = ("1:W2AF", "2:*", "3:*", "4:QKD", "5:qil", "6:AP", "7:AP*A")
