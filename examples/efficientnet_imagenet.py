@@ -274,9 +274,7 @@ class Experiment:
         keras.utils.set_random_seed(FLAGS.seed)
         self.network = self.load_network(FLAGS.model, FLAGS.weights)
         if FLAGS.batch_norm_momentum is not None:
-            for layer in self.network.layers:
-                if isinstance(layer, keras.layers.BatchNormalization):
-                    layer.momentum = FLAGS.batch_norm_momentum
+            imagenet_networks.set_batch_norm_momentum(self.network, FLAGS.batch_norm_momentum)
         self.teacher = None
         if FLAGS.teacher and FLAGS.teacher_weights == "imagenet" and data.classes != 1000:
             raise ValueError(

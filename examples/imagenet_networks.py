@@ -74,6 +74,13 @@ def load_weights(network, path):
         ) from None
 
 
+def set_batch_norm_momentum(network, momentum):
+    """Sets how slowly all moving statistics follow; with Keras' 0.99 they are 500 steps behind."""
+    for layer in network.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = momentum
+
+
 def resnet18(*, image_size, classes):
     """Returns ResNet-18; see `resnet`."""
     return resnet((2, 2, 2, 2), image_size=image_size, classes=classes, name="resnet18")

@@ -153,9 +153,7 @@ def train_extractors():
     images = digits(range(5))
     keras.utils.set_random_seed(0)
     network = imagenet_networks.resnet18(image_size=SHORT_IMAGE_SIZE, classes=images.classes)
-    for layer in network.layers:
-        if isinstance(layer, layers.BatchNormalization):
-            layer.momentum = 0.9  # few steps
+    imagenet_networks.set_batch_norm_momentum(network, 0.9)  # few steps
     fit(network, images, FLAGS.source_epochs, "float network, digits 0 to 4")
     quantized = speq_keras.wrap(network, w_bits=2, a_bits=2, distillation=None, seed=0)
     quantized.calibrate(images.first_training_images(256), verbose=0)

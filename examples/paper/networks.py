@@ -26,9 +26,7 @@ def build(name, *, image_size, classes):
         network = imagenet_networks.efficientnet(name, image_size=image_size, classes=classes)
     else:
         network = _BUILDERS[name](name, image_size, classes)
-    for layer in network.layers:
-        if isinstance(layer, layers.BatchNormalization):
-            layer.momentum = 0.9  # with Keras' 0.99 the statistics are 500 steps behind
+    imagenet_networks.set_batch_norm_momentum(network, 0.9)
     return network
 
 
