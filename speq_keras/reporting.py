@@ -11,10 +11,10 @@ from speq_keras.export.files import check_path, write_safely
 from speq_keras.graph import read_graph
 from speq_keras.html import WORD_COLUMNS, report_page
 from speq_keras.layers import QuantizedLayer
+from speq_keras.operations import Kind, kind_of
 from speq_keras.ops import einsum_axes
 from speq_keras.processes import path_to_write
 from speq_keras.quantizers import ActivationQuantizer
-from speq_keras.wrapping.kinds import Kind, kind_of
 
 _FLOAT_BITS = 32
 _STATUS = {

@@ -84,6 +84,7 @@ STAIRCASE = [
     "layers",
     "damping",
     "fused_batch_norm",
+    "operations",
     "graph",
     "composite",
     "wrapping",

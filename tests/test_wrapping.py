@@ -14,8 +14,8 @@ from keras import layers, ops
 import speq_keras
 from speq_keras import QuantizeConfig, QuantizedLayer, configs
 from speq_keras.graph import read_graph
+from speq_keras.operations import TRAINING_ONLY
 from speq_keras.quantizers import PACT, ActivationQuantizer, MinMax
-from speq_keras.wrapping.kinds import TRAINING_ONLY
 
 RNG = np.random.default_rng(0)
 

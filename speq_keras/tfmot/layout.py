@@ -19,9 +19,9 @@ import dataclasses
 
 from keras import layers
 
+from speq_keras.operations import function_name, fused_function
 from speq_keras.tfmot.quantizers import FollowedActivations
 from speq_keras.tfmot.translate import LayerQuantizers, OldView, quantizers_of
-from speq_keras.wrapping.kinds import function_name, fused_function
 
 # What a separable convolution ends in; tfmot puts a reshape behind that of a 1D one.
 _LAST_PARTS = {"SeparableConv2D": "Conv2D", "SeparableConv1D": "Conv2D and reshape"}

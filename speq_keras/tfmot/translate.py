@@ -12,9 +12,9 @@ import keras
 from speq_keras._checks import describe
 from speq_keras.configs import QuantizeConfig, registered_config
 from speq_keras.configs.quantize_config import TRANSLATIONS
+from speq_keras.operations import fused_function
 from speq_keras.tfmot.importing import tf_keras, tfmot
 from speq_keras.tfmot.quantizers import activation_quantizer, weight_quantizer
-from speq_keras.wrapping.kinds import fused_function
 
 # Integer kernels fuse some functions into what stands before them, and compute others by table.
 _ROUNDED_BEFORE = {"softmax", "sigmoid", "tanh", "gelu"}

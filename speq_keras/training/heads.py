@@ -7,8 +7,8 @@ from keras import tree
 
 from speq_keras._checks import describe
 from speq_keras.graph import is_functional, plain_functional, read_graph
+from speq_keras.operations import function_name
 from speq_keras.quantizers import ActivationQuantizer
-from speq_keras.wrapping.kinds import function_name
 
 _SOFTMAX_LOSSES = (
     keras.losses.CategoricalCrossentropy,

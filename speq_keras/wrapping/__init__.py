@@ -7,7 +7,7 @@
     place          where quantizers stand                  placement.py
     build_graph    plain nodes -> Keras graph              build.py
 
-`kinds.py` says what an integer kernel does with a tensor, which is what the placement follows.
+`../operations.py` says what an integer kernel does with a tensor: the placement follows that.
 """
 
 import dataclasses

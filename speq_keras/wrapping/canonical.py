@@ -21,8 +21,8 @@ from keras import layers
 from speq_keras.fused_batch_norm import fused
 from speq_keras.graph import Graph, Names, Ref, copy_operation, map_refs, output_specs, refs_in
 from speq_keras.layers import QuantizedLayer
+from speq_keras.operations import function_name, fused_function
 from speq_keras.quantizers import Quantizer
-from speq_keras.wrapping.kinds import function_name, fused_function
 
 _SEPARABLE = {
     layers.SeparableConv1D: (layers.DepthwiseConv1D, layers.Conv1D),

@@ -22,14 +22,14 @@ import functools
 from typing import Any
 
 from speq_keras.graph import Names
-from speq_keras.quantizers import PACT, FixedRange
-from speq_keras.wrapping.kinds import (
+from speq_keras.operations import (
     AFFINE_FOLDS_INTO,
     RELU_FOLDS_INTO,
     Kind,
     fixed_range,
     is_never_negative,
 )
+from speq_keras.quantizers import PACT, FixedRange
 
 _TIES = (Kind.CARRY, Kind.SAME_GRID, Kind.CONCAT)
 _READS_8_BITS = (Kind.ELEMENTWISE, Kind.MEAN, Kind.TABLE)

@@ -8,6 +8,7 @@ from speq_keras._checks import check_bits, describe
 from speq_keras.configs import TARGET, QuantizeConfig, matches, registered_config
 from speq_keras.configs.quantize_config import is_config, translated
 from speq_keras.layers import QuantizedLayer
+from speq_keras.operations import Kind, fixed_range, kind_of
 from speq_keras.quantizers import (
     ActivationQuantizer,
     MinMax,
@@ -16,7 +17,6 @@ from speq_keras.quantizers import (
     get_activation_quantizer,
     get_weight_quantizer,
 )
-from speq_keras.wrapping.kinds import Kind, fixed_range, kind_of
 from speq_keras.wrapping.placement import (
     EIGHT_BITS,
     Demand,

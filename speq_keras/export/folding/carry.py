@@ -9,7 +9,7 @@ import numpy as np
 from keras import layers
 
 from speq_keras.export.folding.steps import CannotExport
-from speq_keras.wrapping.kinds import TRAINING_ONLY
+from speq_keras.operations import TRAINING_ONLY
 
 
 def carry_of(node, shape, output_shape):

@@ -3,7 +3,7 @@
 from speq_keras.export.folding.carry import CARRIES
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.layers import QuantizedLayer
-from speq_keras.wrapping.kinds import RELU_FUNCTIONS, TABLE_FUNCTIONS, function_name, fused_function
+from speq_keras.operations import RELU_FUNCTIONS, TABLE_FUNCTIONS, function_name, fused_function
 
 # Classes by name; what copies codes copies floats too.
 FLOAT_LAYERS = frozenset(

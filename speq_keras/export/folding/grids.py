@@ -3,7 +3,7 @@
 import numpy as np
 
 from speq_keras.export.folding.steps import CannotExport, Grid
-from speq_keras.wrapping.kinds import fixed_range
+from speq_keras.operations import fixed_range
 
 
 def grid_of(quantizer):

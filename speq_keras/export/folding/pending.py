@@ -4,7 +4,7 @@ import dataclasses
 
 from speq_keras.export.folding import affine
 from speq_keras.export.folding.steps import CannotExport
-from speq_keras.wrapping.kinds import Kind, function_name
+from speq_keras.operations import Kind, function_name
 
 _ACTIVATIONS = ("none", "relu", "relu6")  # each clips what the ones before it clip
 

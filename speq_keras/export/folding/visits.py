@@ -12,7 +12,7 @@ from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending, fused
 from speq_keras.export.folding.steps import CannotExport, Grid, Value
 from speq_keras.export.folding.weights import check_linear, is_position_embedding, table_of
-from speq_keras.wrapping.kinds import Kind, kind_of
+from speq_keras.operations import Kind, kind_of
 
 _PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply", "Square": "multiply"}
 

@@ -8,7 +8,7 @@ from speq_keras.export.folding.steps import CannotExport, Value, plain_dtype
 from speq_keras.export.folding.visits import VISITS, embedding, is_whole
 from speq_keras.export.folding.weights import is_embedding
 from speq_keras.graph import read_graph
-from speq_keras.wrapping.kinds import Kind, fixed_range, kind_of
+from speq_keras.operations import Kind, fixed_range, kind_of
 
 
 def fold_graph(model, storage="int8"):

@@ -10,7 +10,7 @@ from speq_keras.export.lowering.linear import plan_of, prepared_input
 from speq_keras.export.network import Tensor
 from speq_keras.graph import Ref
 from speq_keras.layers import QuantizedLayer
-from speq_keras.wrapping.kinds import Kind, function_name, fused_function, kind_of
+from speq_keras.operations import Kind, function_name, fused_function, kind_of
 
 _KERNELS = {
     **{name: name for name in ("relu", "relu6", "tanh", "softmax", "gelu", "elu", "leaky_relu")},

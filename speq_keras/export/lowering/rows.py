@@ -9,7 +9,7 @@ from speq_keras.export.folding.carry import slice_sizes
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.lowering.encoding import encoding_of
 from speq_keras.export.network import Tensor
-from speq_keras.wrapping.kinds import function_name
+from speq_keras.operations import function_name
 
 # Functions whose kernel rounds the exact value to a grid that it prescribes.
 _PRESCRIBED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
