@@ -113,6 +113,11 @@ class Weights:
         return np.float64(self.input_scale) * self.scale / self.multiplier
 
     @property
+    def bias_error(self):
+        """How far the bias is from what the accumulator can hold, per channel, in its units."""
+        return np.abs(self.bias / self.unit - self.bias_codes)
+
+    @property
     def rounded_bias(self):
         """The bias that the accumulator can hold, in units of the output."""
         return self.bias_codes * self.unit
@@ -138,8 +143,22 @@ class Step:
 
 
 @dataclasses.dataclass(eq=False)
+class Places:
+    """Where the codes of the trained graph's quantizers are in the file.
+
+    Attributes:
+        tensors: {number of the tensor that a quantizer makes, in the trained graph: name of the
+            file's tensor}. Where zeros around a tensor are left to its reader: the tensor inside.
+        scales: {name of a quantizer: its scale in the file}, for scales that were nudged.
+    """
+
+    tensors: dict = dataclasses.field(default_factory=dict)
+    scales: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(eq=False)
 class FoldedNetwork:
-    """Steps in computing order; `inputs` and `outputs` are Values."""
+    """Steps in computing order; `inputs` and `outputs` are Values, `places` its `Places`."""
 
     name: str
     steps: list = dataclasses.field(default_factory=list)
@@ -148,3 +167,4 @@ class FoldedNetwork:
     input_names: list = dataclasses.field(default_factory=list)
     output_names: list = dataclasses.field(default_factory=list)
     notes: list = dataclasses.field(default_factory=list)
+    places: Places = dataclasses.field(default_factory=Places)
