@@ -234,7 +234,7 @@ def _predict(model, arrays):
     for start in range(0, len(arrays[0]), BATCH_SIZE):
         batch = [array[start : start + BATCH_SIZE] for array in arrays]
         with keras.StatelessScope(local_values(model.variables)):
-            outputs = model(batch if len(batch) > 1 else batch[0], training=False)
+            outputs = model(keras.tree.pack_sequence_as(model.input, batch), training=False)
         parts.append([to_numpy(output) for output in keras.tree.flatten(outputs)])
     return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
