@@ -6,7 +6,6 @@ from keras import ops
 from speq_keras import ops as speq_ops
 from speq_keras._checks import check_bits, check_number
 
-
 # Averages of up to 2,000 codes are halves or further from one than this, in steps.
 _HALF_UP = 2.0**-12
 
