@@ -127,10 +127,8 @@ def _kernels_left(folded):
 
 
 def _is_exact(node, network):
-    before, after = network.tensors[node.inputs[0]].shape[1:3], node.options["size"]
-    return all(
-        new in (old, 2 * old, 4 * old, 8 * old) for old, new in zip(before, after, strict=True)
-    )
+    pairs = zip(network.tensors[node.inputs[0]].shape[1:3], node.options["size"], strict=True)
+    return all(after in (before, 2 * before, 4 * before, 8 * before) for before, after in pairs)
 
 
 def _training_left(model):
