@@ -14,8 +14,7 @@ from speq_keras.export.folding.steps import (
     Value,
     plain_dtype,
 )
-from speq_keras.export.folding.weights import finish, folded_weights
-from speq_keras.export.storage import container_of
+from speq_keras.export.folding.weights import folded_weights
 from speq_keras.graph import Names
 
 
@@ -36,13 +35,11 @@ class Builder:
     Args:
         graph: The `Graph` that is folded.
         name: Name of the model.
-        storage: See `export.storage`.
         grids: {name of a quantizer: the `Grid` that it gets in place of its own}.
     """
 
-    def __init__(self, graph, name, storage, grids):
+    def __init__(self, graph, name, grids):
         self.graph = graph
-        self.storage = storage
         self.grids = grids
         self.folded = FoldedNetwork(name)
         self.names = Names()
@@ -123,6 +120,18 @@ class Builder:
         self.check_ties("requantize", [value], grid, quantizer)
         return self.rounded("requantize", node, [value], grid, quantizer)
 
+    def stand_in(self, node):
+        """Returns codes in place of those that a quantizer would make of a refused layer.
+
+        So the layers after it are checked, too. None where the quantizer has no grid either.
+        """
+        try:
+            grid = self.grids.get(node.operation.name) or grid_of(node.operation)
+            output = Value(self.names.unique(node.name), self.shape_of(node), grid)
+        except CannotExport:
+            return None
+        return self.add(Step("refused", [], output, quantizer=node.operation))
+
     def round_constant(self, step, node, grid, quantizer):
         """Adds a constant step like `step`, on another grid; returns its output."""
         codes = grid.round(step.options["codes"] * np.float64(step.output.grid.scale))
@@ -172,20 +181,22 @@ class Builder:
         return self.add(step)
 
     def give_weights(self, step, pending):
-        """Sets the weights of a linear or affine step as its kernel will hold them."""
+        """Sets the weights of a linear or affine step; `store` decides how they are stored."""
         step.weights = folded_weights(pending, float(step.inputs[0].grid.scale))
-        if pending.kind == "linear":
-            step.weights.container, step.options["why"] = container_of(step, self.storage)
-        finish(step.weights, step.output.grid, self.folded.notes, step.name)
 
     # ---- floats --------------------------------------------------------------------------------
 
     def in_float(self, node, values):
         """Adds a step that computes one node in float."""
         dtype = plain_dtype(self.graph.tensors[node.outputs[0]].dtype)
-        check_float(node)
-        check_whole_numbers(node.operation, values, dtype)
-        output = Value(self.names.unique(node.name), self.shape_of(node), None, dtype=dtype)
+        try:
+            check_float(node)
+            check_whole_numbers(node.operation, values, dtype)
+            shape = self.shape_of(node)
+        except CannotExport as error:
+            error.node = node  # not the one that reads it in float
+            raise
+        output = Value(self.names.unique(node.name), shape, None, dtype=dtype)
         self.add(Step("float", values, output, [node]))
         if node.name not in self.float_layers and dtype == "float32":
             self.float_layers.append(node.name)
