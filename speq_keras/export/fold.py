@@ -162,18 +162,26 @@ def _check_model(model):
 
 def reason_against(model):
     """Returns why no file can be made of a calibrated model, whatever its layers are, or None."""
+    reason = unfoldable_reason(model)
+    if reason is not None:
+        return reason
+    for layer in model.layers:
+        if isinstance(layer, ActivationQuantizer) and layer.bits is None:
+            return (
+                "All widths must be 2 to 8 bits. Received: activations in float at "
+                f"{layer.name!r}. Call model.set_bits(activations=...) first."
+            )
+    return None
+
+
+def unfoldable_reason(model):
+    """Returns why not even layers can be looked at one by one, or None."""
     for variable in model.weights:
         if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
             return (
                 f"Weights must be finite. Received: NaN or infinity in {variable.path!r} of model="
                 f"{model.name!r}. Training diverged: go back to an earlier state, and train with a "
                 "lower learning rate."
-            )
-    for layer in model.layers:
-        if isinstance(layer, ActivationQuantizer) and layer.bits is None:
-            return (
-                "All widths must be 2 to 8 bits. Received: activations in float at "
-                f"{layer.name!r}. Call model.set_bits(activations=...) first."
             )
     for tensor in model.inputs:
         if any(size is None for size in tensor.shape[1:]):

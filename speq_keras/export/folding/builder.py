@@ -16,6 +16,7 @@ from speq_keras.export.folding.steps import (
 )
 from speq_keras.export.folding.weights import folded_weights
 from speq_keras.graph import Names
+from speq_keras.operations import Kind, kind_of
 
 
 class GridTies(Exception):
@@ -45,7 +46,6 @@ class Builder:
         self.names = Names()
         self.constants = {}  # id(value): the step that makes it
         self.floats = {}  # id(value): (value, the same in float)
-        self.float_layers = []
 
     # ---- steps ---------------------------------------------------------------------------------
 
@@ -120,17 +120,39 @@ class Builder:
         self.check_ties("requantize", [value], grid, quantizer)
         return self.rounded("requantize", node, [value], grid, quantizer)
 
-    def stand_in(self, node):
-        """Returns codes in place of those that a quantizer would make of a refused layer.
+    def stand_ins(self, node, arguments):
+        """Returns what stands for the outputs of a node that is refused, or behind one that is.
 
-        So the layers after it are checked, too. None where the quantizer has no grid either.
+        So that the layers after it are checked, too: codes on the grid of a quantizer, or of what a
+        layer copies; floats for a layer that computes in float; else None.
         """
         try:
-            grid = self.grids.get(node.operation.name) or grid_of(node.operation)
-            output = Value(self.names.unique(node.name), self.shape_of(node), grid)
+            self.shape_of(node)
+            grid = self.expected_grid(node, arguments)
         except CannotExport:
+            return [None] * len(node.outputs)
+        values = []
+        for index in node.outputs:
+            tensor, name = self.graph.tensors[index], self.names.unique(node.name)
+            value = Value(name, tensor.shape, grid, dtype=plain_dtype(tensor.dtype))
+            values.append(self.add(Step("refused", [], value)))
+        return values
+
+    def expected_grid(self, node, arguments):
+        """Returns the grid of what a node would make, or None for floats.
+
+        Raises:
+            CannotExport: If nobody can say.
+        """
+        kind = kind_of(node.operation)
+        if kind is Kind.QUANTIZER:
+            return self.grids.get(node.operation.name) or grid_of(node.operation)
+        if kind is Kind.FLOAT:
             return None
-        return self.add(Step("refused", [], output, quantizer=node.operation))
+        known = [x for x in arguments if isinstance(x, Value | Padded)]
+        if kind in (Kind.CARRY, Kind.CONCAT) and known:
+            return known[0].grid
+        raise CannotExport("what it makes has no grid yet")
 
     def round_constant(self, step, node, grid, quantizer):
         """Adds a constant step like `step`, on another grid; returns its output."""
@@ -198,8 +220,8 @@ class Builder:
             raise
         output = Value(self.names.unique(node.name), shape, None, dtype=dtype)
         self.add(Step("float", values, output, [node]))
-        if node.name not in self.float_layers and dtype == "float32":
-            self.float_layers.append(node.name)
+        if node.name not in self.folded.float_layers and dtype == "float32":
+            self.folded.float_layers.append(node.name)
         return output
 
     def as_float(self, value):

@@ -17,7 +17,7 @@ dequantize    codes       x, in float
 float         float       the operation itself
 embedding     int32       rows of the layer's table, which are codes already
 constant      -           the layer's table itself (PositionEmbedding)
-refused       -           nothing: codes in place of a refused layer's, for the layers after it
+refused       -           nothing: stands for what a refused layer would make
 """
 
 import dataclasses
@@ -177,7 +177,10 @@ class Step:
 
 @dataclasses.dataclass(eq=False)
 class FoldedNetwork:
-    """Steps in computing order; `inputs` and `outputs` are Values; `problems` must be empty."""
+    """Steps in computing order; `inputs` and `outputs` are Values; `problems` must be empty.
+
+    `float_layers`, `left_out`: names of layers that compute in float, and of those that do nothing.
+    """
 
     name: str
     steps: list = dataclasses.field(default_factory=list)
@@ -187,3 +190,5 @@ class FoldedNetwork:
     output_names: list = dataclasses.field(default_factory=list)
     notes: list = dataclasses.field(default_factory=list)
     problems: list = dataclasses.field(default_factory=list)
+    float_layers: list = dataclasses.field(default_factory=list)
+    left_out: set = dataclasses.field(default_factory=set)

@@ -80,8 +80,8 @@ def _walk(builder):
                 outputs = [_visit(builder, node, arguments)]
             except CannotExport as error:
                 problems.append(Problem.at(node, error))
-        if outputs[0] is None and kind_of(node.operation) is Kind.QUANTIZER:
-            outputs = [builder.stand_in(node)]
+        if None in outputs:
+            outputs = builder.stand_ins(node, arguments)
         values.update(zip(node.outputs, outputs, strict=True))
     for index in graph.output_indices:
         if values[index] is not None:
@@ -101,6 +101,7 @@ def _visit(builder, node, arguments):
     if kind is Kind.QUANTIZER:
         return builder.quantize(node, arguments[0])
     if changes_nothing(node.operation) or _only_renames_type(builder, node, arguments):
+        builder.folded.left_out.add(node.name)
         return arguments[0]  # may stand before a quantizer
     if kind is Kind.WEIGHTED and is_embedding(node.operation.layer):
         return embedding(builder, node, arguments)
@@ -139,9 +140,10 @@ def _notes(builder):
         "put many results halfway between two codes."
         for name in builder.grids
     ]
-    if builder.float_layers:
+    if builder.folded.float_layers:
+        names = ", ".join(builder.folded.float_layers)
         notes.append(
-            f"Computed in float: {', '.join(builder.float_layers)}. What comes behind them equals "
+            f"Computed in float: {names}. What comes behind them equals "
             "the simulation only from tensor to tensor."
         )
     return notes
