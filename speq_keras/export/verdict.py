@@ -7,7 +7,7 @@ import numpy as np
 from speq_keras.export.fold import metadata_of, reason_against, unfoldable_reason
 from speq_keras.export.folding import Grid, fold_graph, stored_copy
 from speq_keras.export.lowering import lower
-from speq_keras.export.storage import STORAGES
+from speq_keras.export.storage import DEFAULT_STORAGE, STORAGES
 from speq_keras.export.write import write
 from speq_keras.operations import Kind, kind_of
 from speq_keras.ops import MAX_BITS
@@ -26,11 +26,12 @@ class Verdict:
         layers: {name of a layer or operation: "integer", "float island", "refused: why", ...};
             empty where the whole model is refused for what every layer has, such as open sizes.
         reason: Why the whole model is refused, whatever its layers are, or "".
-        problems: A `Problem` for every layer that is refused.
+        problems: A `Problem` for every layer that is refused, with storage "int8".
         islands: Names of the layers that compute in float.
         is_calibrated: Whether all ranges were set. Before, they have stand-ins, and nothing is
             refused that depends on them.
         bytes: {storage: size of the file in bytes}; empty where the model is refused.
+        only_refused_as: {storage: problems} of storages that are refused, while "int8" is not.
     """
 
     layers: dict
@@ -39,6 +40,7 @@ class Verdict:
     islands: tuple
     is_calibrated: bool
     bytes: dict
+    only_refused_as: dict
 
     @property
     def is_refused(self):
@@ -54,6 +56,10 @@ class Verdict:
             "float_islands": list(self.islands),
             "is_calibrated": self.is_calibrated,
             "bytes": dict(self.bytes),
+            "only_refused_as": {
+                storage: {problem.layer: problem.reason for problem in problems}
+                for storage, problems in self.only_refused_as.items()
+            },
         }
 
     def __str__(self):
@@ -66,6 +72,8 @@ class Verdict:
         text = "Export writes this model with integers alone."
         if self.islands:
             text = f"Export writes this model with float islands: {', '.join(self.islands)}."
+        for storage, problems in self.only_refused_as.items():
+            text += f" With storage {storage} it refuses {'; '.join(map(str, problems))}."
         if not self.is_calibrated:
             text += " Not calibrated yet: what depends on ranges is checked at export."
         return text
@@ -77,7 +85,7 @@ class Verdict:
 
 
 def verdict_of(model, graph):
-    """Runs the export of a SPEQModel dry, as `export_tflite` does by default, for every storage.
+    """Runs the export of a SPEQModel dry for every storage, else as `export_tflite` by default.
 
     Args:
         model: The model; it need not be calibrated.
@@ -88,25 +96,30 @@ def verdict_of(model, graph):
     """
     is_calibrated = all(q.is_calibrated for q in model.activation_quantizers)
     reason = reason_against(model) or ""
-    layers, problems, islands, sizes = {}, (), (), {}
+    layers, problems, islands, sizes, others = {}, (), (), {}, {}
     if unfoldable_reason(model) is None:
         folded = fold_graph(model, graph, _stand_ins(model))
-        networks, problems = _lowered(folded)
-        if not is_calibrated:
-            problems = [problem for problem in problems if not problem.by_ranges]
-        layers = _layers(graph, folded, problems)
         islands = tuple(folded.float_layers)
-        if not problems and not reason:
-            for storage, network in networks.items():
-                network.metadata.update(metadata_of(model, storage))
-                sizes[storage] = len(write(network))
+        for storage in STORAGES:
+            network, found = lower(stored_copy(folded, storage))
+            found = tuple(p for p in [*folded.problems, *found] if is_calibrated or not p.by_ranges)
+            if storage == DEFAULT_STORAGE:
+                problems, layers = found, _layers(graph, folded, found)
+            if problems or reason:
+                break
+            if found:
+                others[storage] = found
+                continue
+            network.metadata.update(metadata_of(model, storage))
+            sizes[storage] = len(write(network))
     return Verdict(
         layers=layers,
         reason=reason,
-        problems=tuple(problems),
+        problems=problems,
         islands=islands,
         is_calibrated=is_calibrated,
         bytes=sizes,
+        only_refused_as=others,
     )
 
 
@@ -126,15 +139,6 @@ def _stand_ins(model):
             scale, low, high = quantizer.grid()
             grids[quantizer.name] = Grid(np.float32(scale) * irregular, int(low), int(high))
     return grids
-
-
-def _lowered(folded):
-    """Returns ({storage: network}, the problems of all of them and of folding)."""
-    networks, problems = {}, list(folded.problems)
-    for storage in STORAGES:
-        networks[storage], found = lower(stored_copy(folded, storage))
-        problems += found
-    return networks, list(dict.fromkeys(problems))
 
 
 def _layers(graph, folded, problems):
