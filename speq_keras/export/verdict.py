@@ -1,7 +1,9 @@
 """What the TFLite file would make of every layer: the export run dry, with no file in the end."""
 
+import contextlib
 import dataclasses
 
+import keras
 import numpy as np
 
 from speq_keras.export.fold import metadata_of, reason_against, unfoldable_reason
@@ -11,6 +13,7 @@ from speq_keras.export.storage import DEFAULT_STORAGE, STORAGES
 from speq_keras.export.write import write
 from speq_keras.operations import Kind, kind_of
 from speq_keras.ops import MAX_BITS
+from speq_keras.processes import local_values
 
 _INTEGER, _FLOAT = "integer", "float island"
 _BOTH = "integer, and float island"  # codes for one reader, floats for another
@@ -94,6 +97,13 @@ def verdict_of(model, graph):
     Returns:
         A `Verdict`.
     """
+    # In one process of several, a computation on the variables of all would wait for the others.
+    local = local_values(model.variables)
+    with keras.StatelessScope(local) if local else contextlib.nullcontext():
+        return _dry_run(model, graph)
+
+
+def _dry_run(model, graph):
     is_calibrated = all(q.is_calibrated for q in model.activation_quantizers)
     reason = reason_against(model) or ""
     layers, problems, islands, sizes, others = {}, (), (), {}, {}

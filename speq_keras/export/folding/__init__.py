@@ -16,12 +16,21 @@ floats     what may stay in float
 weights    codes behind trained weights, bias codes
 """
 
-from speq_keras.export.folding.steps import FoldedNetwork, Grid, Step, Value, Weights, refusal
+from speq_keras.export.folding.steps import (
+    FoldedNetwork,
+    Grid,
+    Places,
+    Step,
+    Value,
+    Weights,
+    refusal,
+)
 from speq_keras.export.folding.walk import fold_graph, store, stored_copy
 
 __all__ = [
     "FoldedNetwork",
     "Grid",
+    "Places",
     "Step",
     "Value",
     "Weights",

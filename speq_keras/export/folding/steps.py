@@ -151,6 +151,11 @@ class Weights:
         return np.float64(self.input_scale) * self.scale / self.multiplier
 
     @property
+    def bias_error(self):
+        """How far the bias is from what the accumulator can hold, per channel, in its units."""
+        return np.abs(self.bias / self.unit - self.bias_codes)
+
+    @property
     def rounded_bias(self):
         """The bias that the accumulator can hold, in units of the output."""
         return self.bias_codes * self.unit
@@ -176,10 +181,25 @@ class Step:
 
 
 @dataclasses.dataclass(eq=False)
-class FoldedNetwork:
-    """Steps in computing order; `inputs` and `outputs` are Values; `problems` must be empty.
+class Places:
+    """Where the codes of the trained graph's quantizers are in the file.
 
-    `float_layers`, `left_out`: names of layers that compute in float, and of those that do nothing.
+    Attributes:
+        tensors: {number of the tensor that a quantizer makes, in the trained graph: name of the
+            file's tensor}. Where zeros around a tensor are left to its reader: the tensor inside.
+        scales: {name of a quantizer: its scale in the file}, for scales that were nudged.
+    """
+
+    tensors: dict = dataclasses.field(default_factory=dict)
+    scales: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(eq=False)
+class FoldedNetwork:
+    """Steps in computing order; `inputs` and `outputs` are Values, `places` its `Places`.
+
+    With `problems` it is no network. `float_layers` and `left_out` are names of layers: that
+    compute in float, and that do nothing.
     """
 
     name: str
@@ -189,6 +209,7 @@ class FoldedNetwork:
     input_names: list = dataclasses.field(default_factory=list)
     output_names: list = dataclasses.field(default_factory=list)
     notes: list = dataclasses.field(default_factory=list)
+    places: Places = dataclasses.field(default_factory=Places)
     problems: list = dataclasses.field(default_factory=list)
     float_layers: list = dataclasses.field(default_factory=list)
     left_out: set = dataclasses.field(default_factory=set)

@@ -6,6 +6,7 @@ import dataclasses
 from speq_keras.export.folding.builder import Builder, GridTies
 from speq_keras.export.folding.carry import changes_nothing
 from speq_keras.export.folding.grids import fixed_grid
+from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending
 from speq_keras.export.folding.steps import CannotExport, Problem, Value, plain_dtype
 from speq_keras.export.folding.visits import VISITS, embedding, is_whole
@@ -77,12 +78,15 @@ def _walk(builder):
         outputs = [None] * len(node.outputs)
         if all(value is not None for value in arguments):  # else behind a layer already refused
             try:
-                outputs = [_visit(builder, node, arguments)]
+                outputs = _outputs(builder, node, arguments)
             except CannotExport as error:
                 problems.append(Problem.at(node, error))
         if None in outputs:
             outputs = builder.stand_ins(node, arguments)
         values.update(zip(node.outputs, outputs, strict=True))
+        if kind_of(node.operation) is Kind.QUANTIZER and outputs[0] is not None:
+            folded.places.tensors[node.outputs[0]] = _name_of(outputs[0])
+    folded.places.scales = {name: grid.scale for name, grid in builder.grids.items()}
     for index in graph.output_indices:
         if values[index] is not None:
             try:
@@ -93,6 +97,15 @@ def _walk(builder):
     folded.problems = list(dict.fromkeys(problems))  # a layer read twice is refused twice
     folded.notes += _notes(builder)
     return folded
+
+
+def _outputs(builder, node, arguments):
+    """Returns what stands for each output of one node."""
+    made = _visit(builder, node, arguments)
+    outputs = made if isinstance(made, list) else [made]
+    if len(outputs) != len(node.outputs):
+        raise CannotExport("it has several outputs")
+    return outputs
 
 
 def _visit(builder, node, arguments):
@@ -122,6 +135,11 @@ def _is_float(value, kind):
     if isinstance(value, Pending):
         return kind not in (Kind.AFFINE, Kind.RELU)
     return isinstance(value, Value) and value.grid is None
+
+
+def _name_of(value):
+    """Returns the name of the tensor that holds the codes of a quantizer."""
+    return (value.source if isinstance(value, Padded) else value).name
 
 
 def _leave(builder, value):
