@@ -240,7 +240,9 @@ def flipped_weight(monkeypatch):
 
 
 def test_a_file_with_one_wrong_weight_is_an_error(model, path, flipped_weight):
-    with pytest.raises(RuntimeError, match="(?s)does not compute.*in tensor.*after first.*Nothing was"):
+    with pytest.raises(
+        RuntimeError, match="(?s)does not compute.*in tensor.*after first.*Nothing was"
+    ):
         model.export_tflite(path)
 
 

@@ -13,18 +13,16 @@ from speq_keras.export.arithmetic.products import rounds_twice
 NOISE_STEPS = 2e-3
 # Float kernels sum in another order; a code after a float island may lie this much further away.
 ISLAND_STEPS = 255 * 2.0**-13
-# A bias this near to what the accumulator can hold, in its units, is on it.
-SETTLED_UNITS = 2.0**-6
 _WITH_BIAS = ("conv_2d", "depthwise_conv_2d", "fully_connected", "transpose_conv")
 
 
 def is_settled(folded):
     """Whether every bias of a `FoldedNetwork` is on the grid of its sums."""
-    return all(np.all(w.bias_error <= SETTLED_UNITS) for w in _weights_of(folded).values())
+    return all(np.all(_settled(step)) for step in folded.steps if step.weights is not None)
 
 
-def _weights_of(folded):
-    return {step.output.name: step.weights for step in folded.steps if step.weights is not None}
+def _settled(step):
+    return step.weights.is_settled(step.output.grid.scale)
 
 
 def allowances(folded, network, makers):
@@ -35,12 +33,12 @@ def allowances(folded, network, makers):
         network: The `IntegerNetwork`.
         makers: {tensor name: the node that makes it}.
     """
-    weights = _weights_of(folded)
+    settled = {step.name: _settled(step) for step in folded.steps if step.weights is not None}
     found = {}
     for name in makers:
         allowed = 0.5 + NOISE_STEPS + _kernel_steps(network, makers, name)
-        if name in weights and np.any(weights[name].bias_error > SETTLED_UNITS):
-            allowed = allowed + 0.5 * _units(network, makers, name)
+        if name in settled:
+            allowed = allowed + np.where(settled[name], 0, 0.5 * _units(network, makers, name))
         found[name] = np.asarray(allowed, "float32")
     return found
 

@@ -24,6 +24,9 @@ import dataclasses
 
 import numpy as np
 
+# A bias this near to the grid of the sums, in steps of the output, is on it: float32 is no finer.
+SETTLED_STEPS = 2.0**-14
+
 
 class CannotExport(Exception):
     """One layer cannot be written; `str()` says why.
@@ -150,10 +153,13 @@ class Weights:
         """Distance of neighbouring accumulator values per channel, in units of the output."""
         return np.float64(self.input_scale) * self.scale / self.multiplier
 
-    @property
-    def bias_error(self):
-        """How far the bias is from what the accumulator can hold, per channel, in its units."""
-        return np.abs(self.bias / self.unit - self.bias_codes)
+    def is_settled(self, step):
+        """Whether the bias of each channel is on the grid of the sums, up to float32.
+
+        Args:
+            step: The distance of two codes of the output.
+        """
+        return np.abs(self.bias - self.rounded_bias) <= SETTLED_STEPS * np.float64(step)
 
     @property
     def rounded_bias(self):
