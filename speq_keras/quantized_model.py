@@ -260,15 +260,16 @@ class QuantizedModel(keras.Model):
     # ---- plan, report --------------------------------------------------------------------------
 
     def plan(self):
-        """Returns a `reporting.Report`: what is quantized in every layer, and what it costs.
+        """Returns a `reporting.Report`: what is quantized, what it costs, what export makes of it.
 
         Example:
             >>> import speq_keras
             >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
             >>> network = keras.Sequential([keras.Input((4,)), *dense])
             >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
-            >>> model.plan().row("hidden").weight_quantizer
-            'SAWB'
+            >>> row = model.plan().row("hidden")
+            >>> row.weight_quantizer, row.in_file
+            ('SAWB', 'integer')
         """
         return reporting.report(self, title="plan")
 
