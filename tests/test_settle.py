@@ -136,7 +136,7 @@ def settled(name, bits):
     return model, x, model.settle()
 
 
-@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("bits", [pytest.param(2, marks=pytest.mark.slow), 3, 8])
 @pytest.mark.parametrize("name", BODIES)
 def test_after_settling_predict_is_the_file(name, bits, tmp_path):
     model, x, settlement = settled(name, bits)
@@ -179,7 +179,7 @@ def test_a_settled_model_is_settled_after_loading(name, tmp_path):
 def test_it_moves_nothing_by_much():
     model, x = built(residual, 8)
     before = model.predict(x, verbose=0)
-    weights = {w.path: np.array(w) for w in model.weights}
+    weights = {w.path: np.array(w.value) for w in model.weights}
     settlement = model.settle()
     for variable in model.weights:
         if variable.name == "alpha":
@@ -205,7 +205,8 @@ def test_no_sum_of_two_codes_lies_near_a_half():
         )
         codes = np.arange(-128, 256, dtype="float64")
         steps = (a * codes[:, None] + b * codes[None, :]) / total
-        assert np.min(np.abs(steps - np.floor(steps) - 0.5)) > 1 / 2100
+        # 255 codes with factors of 20 bits, twice: what XNNPACK may be off by.
+        assert np.min(np.abs(steps - np.floor(steps) - 0.5)) > 2 * 255 * 2.0**-21
 
 
 def test_training_afterwards_unsettles(tmp_path):
@@ -262,16 +263,10 @@ def test_what_cannot_be_settled_is_named(body, word):
     assert word in left[0]
 
 
-def test_scales_meet_a_prescribed_one():
-    assert left_of(residual, activation_quantizer="dorefa") == ()
-
-
 def test_scales_that_are_all_prescribed_are_named():
-    def gated(x):
-        x = layers.Activation("sigmoid")(conv(x))
-        return layers.Flatten()(layers.Subtract(name="difference")([x, layers.ReLU()(x)]))
-
-    assert len(left_of(gated)) <= 1
+    left = left_of(residual, activation_quantizer="dorefa")
+    assert left
+    assert all("prescribed" in sentence for sentence in left)
 
 
 def test_mixed_precision_is_named():

@@ -14,10 +14,10 @@ import numpy as np
 from speq_keras.export.folding.ties import NUDGE
 from speq_keras.export.folding.weights import slope_of
 
-# Denominators: results stay 1 / (2q) away from halves. XNNPACK adds with factors of 20 bits, which
-# move a result by up to 1/2048 of a step; all else is decided by float32.
-_OF_SUMS = np.arange(257, 1002, 2, dtype="float64")
-_OF_PRODUCTS = np.arange(257, 4002, 2, dtype="float64")
+# How many denominators are tried.
+_CANDIDATES = 2000
+# What float32 may move a result by, as a part of it; three roundings, and as much to spare.
+_FLOAT32 = 2.0**-21
 # A scale that would have to move further than this, as a part of itself, stays as it is.
 _LARGEST_MOVE = 2.0**-9
 # A ratio this near to p / q is one, as float32 scales can have it.
@@ -34,13 +34,24 @@ class Relation:
         name: Of what it makes.
         inputs: Pairs of quantizers' names (one or two factors each) and a constant factor.
         output: Name of the quantizer of the result.
-        denominators: The values of q to choose from.
+        is_sum: Whether XNNPACK adds the terms, with factors of 20 bits.
+        largest: Largest magnitude of the result's codes.
     """
 
     name: str
     inputs: list
     output: str
-    denominators: np.ndarray
+    is_sum: bool
+    largest: int
+
+    def denominators(self, ratios):
+        """Returns odd numbers q, for which kernels move no result by as much as 1 / (4q)."""
+        noise = self.largest * _FLOAT32
+        if self.is_sum:
+            # Each factor is off by half of the last of its 20 bits, and codes go to 255.
+            noise = max(noise, 255 * 2.0 ** (np.frexp(np.max(ratios))[1] - 21))
+        most = max(int(1 / (4 * noise)), 3) // 2 * 2 + 1
+        return np.arange(max(most - 2 * _CANDIDATES, 3), most + 1, 2, dtype="float64")
 
 
 def relations_of(folded, owners, prescribed):
@@ -69,8 +80,9 @@ def relations_of(folded, owners, prescribed):
             inputs = [((names[0],), 1.0 / _count(step))]
         else:
             inputs = [((name,), 1.0) for name in names]
-        denominators = _OF_SUMS if step.kind in ("add", "subtract") else _OF_PRODUCTS
-        relation = Relation(step.name, inputs, step.quantizer.name, denominators)
+        is_sum = step.kind in ("add", "subtract")
+        largest = max(-step.output.grid.low, step.output.grid.high)
+        relation = Relation(step.name, inputs, step.quantizer.name, is_sum, largest)
         found.append((step.kind, relation))
     again = [relation for kind, relation in found if kind in _AGAIN]
     return [
@@ -120,7 +132,8 @@ class Scales:
         return np.array(ratios)
 
     def _is_settled(self, relation):
-        numerators = np.outer(relation.denominators, self._ratios(relation))
+        ratios = self._ratios(relation)
+        numerators = np.outer(relation.denominators(ratios), ratios)
         whole = np.maximum(np.rint(numerators), 1)
         return bool(np.any(np.all(np.abs(numerators / whole - 1) < _IS_RATIO, axis=1)))
 
@@ -133,7 +146,7 @@ class Scales:
         shared = len({name for names in owners for name in names}) < len(owners) - len(stuck)
         if shared or len(stuck) > output_is_free:
             return self._move_together(relation, ratios, free, output_is_free)
-        numerators = np.outer(relation.denominators, ratios)
+        numerators = np.outer(relation.denominators(ratios), ratios)
         wanted = np.maximum(np.rint(numerators), 1) / numerators
         output = 1 / wanted[:, stuck[0]] if stuck else np.ones(len(wanted))
         moves = wanted * output[:, None]
@@ -152,7 +165,7 @@ class Scales:
         names = {names for names, _ in relation.inputs}
         if len(names) > 1 or not (output_is_free or free):
             return False
-        numerators = relation.denominators * ratios[0]
+        numerators = relation.denominators(ratios) * ratios[0]
         wanted = np.maximum(np.rint(numerators), 1) / numerators
         best = int(np.argmin(np.abs(wanted - 1)))
         if abs(wanted[best] - 1) > _LARGEST_MOVE:
