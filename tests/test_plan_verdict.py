@@ -290,6 +290,22 @@ def test_a_wrong_quantizer_of_weights_is_told(tmp_path):
     assert refused_by(model.plan()) == refused_in(sentence)
 
 
+def test_a_quantizer_without_a_grid_is_refused_by_name(tmp_path, monkeypatch):
+    """As of tfmot, of a user's own: its `grid` says so."""
+    model = calibrated(wrapped("integer"))
+    quantizer = model.get_layer("first_relu_quantizer")
+
+    def grid():
+        raise ValueError("Activations must be on a grid that is known.")
+
+    monkeypatch.setattr(quantizer, "grid", grid)
+    _, sentence = exported(model, tmp_path / "m.tflite")
+    refused = {"first_relu_quantizer": ("PACT", "Activations must be on a grid that is known.")}
+    assert refused_by(model.plan()) == refused
+    assert f"'first_relu_quantizer' (PACT): {refused['first_relu_quantizer'][1]}" in sentence
+    assert next(row for row in model.report().ranges if row.name == quantizer.name).scale is None
+
+
 # ---- what depends on ranges ------------------------------------------------------------------
 
 
