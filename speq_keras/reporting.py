@@ -375,7 +375,10 @@ def _add(a, b):
 
 
 def _range_row(quantizer):
-    grid = quantizer.grid()
+    try:
+        grid = quantizer.grid()
+    except ValueError:  # a user's own tfmot quantizer knows none
+        grid = None
     scale, low_code, high_code = grid if grid is not None else (None, None, None)
     return RangeRow(
         name=quantizer.name,

@@ -66,6 +66,13 @@ def refused_twice(x):
     return softmax_elsewhere(ops.cumsum(x, axis=1))
 
 
+def no_float_kernel_at_the_end():
+    """Nothing rounds the output, so its activation computes in float, and has no kernel for it."""
+    model = images()
+    outputs = layers.Dense(2, activation="selu", name="end")(model.get_layer("mean").output)
+    return keras.Model(model.inputs, outputs, name="net")
+
+
 NETWORKS = {
     "integer": images,
     "residual": lambda: images(residual),
@@ -75,6 +82,7 @@ NETWORKS = {
     "several": lambda: images(several),
     "refused by lowering": lambda: images(softmax_elsewhere),
     "refused by both": lambda: images(refused_twice),
+    "no float kernel at the end": no_float_kernel_at_the_end,
     "open sizes": lambda: images(shape=(None, None, 3)),
     "islands at the end": lambda: images(head=False),
 }
@@ -84,6 +92,7 @@ REFUSED = {
     "recurrent": {"memory"},
     "several": {"cumsum", "flip", "cumsum_1"},
     "refused by lowering": {"columns"},
+    "no float kernel at the end": {"end_selu"},
     "refused by both": {"cumsum", "columns"},
 }
 
@@ -188,12 +197,30 @@ def test_every_layer_and_operation_has_its_row():
     }
 
 
+def test_zeros_that_a_convolution_adds_itself_are_in_the_file_as_integers():
+    def padded(x):
+        x = layers.ZeroPadding2D(1, name="zeros")(x)
+        return layers.Conv2D(4, 3, activation="relu", name="reader")(x)
+
+    model = speq_keras.wrap(images(padded), 3, 3, distillation=None)
+    assert model.plan().row("zeros").in_file == "integer"
+    assert "pad" not in {node.kind for node in speq_keras.fold(calibrated(model)).network.nodes}
+
+
 def test_operations_have_a_row():
     plan = plan_of("several")
     assert {row.type for row in plan.rows if row.in_file.startswith("refused")} == {
         "Cumsum",
         "Flip",
     }
+
+
+def test_a_layer_that_makes_several_tensors_is_refused_by_name():
+    def body(x):
+        return layers.Activation("relu", name="both")([x, x])[0]
+
+    plan = speq_keras.wrap(images(body), 3, 3, distillation=None).plan()
+    assert refused_by(plan) == {"both": ("Activation", "it has several outputs")}
 
 
 def test_layers_after_a_refused_one_are_checked():
@@ -261,6 +288,22 @@ def test_a_wrong_quantizer_of_weights_is_told(tmp_path):
     _, sentence = exported(model, tmp_path / "m.tflite")
     assert "'middle' (Conv2D)" in last_line(model.plan())
     assert refused_by(model.plan()) == refused_in(sentence)
+
+
+def test_a_quantizer_without_a_grid_is_refused_by_name(tmp_path, monkeypatch):
+    """As of tfmot, of a user's own: its `grid` says so."""
+    model = calibrated(wrapped("integer"))
+    quantizer = model.get_layer("first_relu_quantizer")
+
+    def grid():
+        raise ValueError("Activations must be on a grid that is known.")
+
+    monkeypatch.setattr(quantizer, "grid", grid)
+    _, sentence = exported(model, tmp_path / "m.tflite")
+    refused = {"first_relu_quantizer": ("PACT", "Activations must be on a grid that is known.")}
+    assert refused_by(model.plan()) == refused
+    assert f"'first_relu_quantizer' (PACT): {refused['first_relu_quantizer'][1]}" in sentence
+    assert next(row for row in model.report().ranges if row.name == quantizer.name).scale is None
 
 
 # ---- what depends on ranges ------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 from speq_keras._checks import check_choice, describe
 from speq_keras._version import __version__
 from speq_keras.export import simulate
-from speq_keras.export.folding import FoldedNetwork, fold_graph, refusal, store
+from speq_keras.export.folding import FoldedNetwork, fold_graph, store
 from speq_keras.export.lowering import lower
 from speq_keras.export.network import IntegerNetwork
 from speq_keras.export.reference import run_steps
@@ -120,9 +120,7 @@ def fold(model, *, storage="int8", io="float32", softmax=True):
     store(steps, storage)
     if not softmax:
         _drop_last_tables(steps)
-    network, problems = lower(steps, io=io)
-    if steps.problems or problems:
-        raise ValueError(refusal(model.name, [*steps.problems, *problems]))
+    network = lower(steps, io=io)
     network.metadata.update(metadata_of(model, storage))
     return FoldedModel(steps, network, storage)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from speq_keras.export.fold import metadata_of, reason_against, unfoldable_reason
 from speq_keras.export.folding import Grid, fold_graph, stored_copy
-from speq_keras.export.lowering import lower
+from speq_keras.export.lowering import lower_steps
 from speq_keras.export.storage import DEFAULT_STORAGE, STORAGES
 from speq_keras.export.write import write
 from speq_keras.operations import Kind, kind_of
@@ -111,7 +111,7 @@ def _dry_run(model, graph):
         folded = fold_graph(model, graph, _stand_ins(model))
         islands = tuple(folded.float_layers)
         for storage in STORAGES:
-            network, found = lower(stored_copy(folded, storage))
+            network, found = lower_steps(stored_copy(folded, storage))
             found = tuple(p for p in [*folded.problems, *found] if is_calibrated or not p.by_ranges)
             if storage == DEFAULT_STORAGE:
                 problems, layers = found, _layers(graph, folded, found)

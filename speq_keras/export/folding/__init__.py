@@ -23,7 +23,6 @@ from speq_keras.export.folding.steps import (
     Step,
     Value,
     Weights,
-    refusal,
 )
 from speq_keras.export.folding.walk import fold_graph, store, stored_copy
 
@@ -35,7 +34,6 @@ __all__ = [
     "Value",
     "Weights",
     "fold_graph",
-    "refusal",
     "store",
     "stored_copy",
 ]

@@ -189,10 +189,11 @@ class Builder:
             options=dict(pending.options),
             quantizer=quantizer,
         )
-        if pending.kind in ("average_pool", "resize"):
-            if grid != pending.inputs[0].grid:
-                raise CannotExport("what it makes must have the grid of its input")
-        elif pending.kind in ("add", "subtract", "multiply"):
+        if pending.kind in ("average_pool", "resize") and grid != pending.inputs[0].grid:
+            error = CannotExport("what it makes must have the grid of its input")
+            error.node = pending.nodes[0]
+            raise error
+        if pending.kind in ("add", "subtract", "multiply"):
             self.check_ties(pending.kind, pending.inputs, grid, quantizer)
         elif pending.kind in ("linear", "affine"):
             try:

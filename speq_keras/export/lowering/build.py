@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 
-from speq_keras.export.folding.steps import CannotExport, Problem, Value
+from speq_keras.export.folding.steps import CannotExport, Problem, Value, refusal
 from speq_keras.export.lowering import islands, linear, rows
 from speq_keras.export.lowering.encoding import encoding_of, fused_activation, tensor_of
 from speq_keras.export.network import IntegerNetwork, Node, Tensor
@@ -43,6 +43,22 @@ def lower(folded, *, io="float32"):
     Args:
         folded: The network.
         io: "float32": QUANTIZE and DEQUANTIZE stand at the ends; "int8" or "uint8": they do not.
+
+    Returns:
+        An `IntegerNetwork`.
+
+    Raises:
+        ValueError: If a layer cannot be computed; names all of them, those of `folded` too.
+    """
+    network, problems = lower_steps(folded, io=io)
+    problems = [*folded.problems, *problems]
+    if problems:
+        raise ValueError(refusal(folded.name, problems))
+    return network
+
+
+def lower_steps(folded, *, io="float32"):
+    """As `lower`, with the problems as data.
 
     Returns:
         `(network, problems)`: the `IntegerNetwork`, and a `Problem` for every step that cannot be
