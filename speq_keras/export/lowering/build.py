@@ -28,6 +28,7 @@ ROWS = {
     "reshape": rows.reshape,
     "transpose": rows.transpose,
     "pad": rows.pad,
+    "mirror_pad": rows.mirror_pad,
     "slice": rows.slice_,
     "embedding": rows.embedding,
     "constant": rows.constant,
