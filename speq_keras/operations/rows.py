@@ -36,7 +36,7 @@ class Row:
     is_for_training: bool = False
 
 
-# Their names end so, or they are these. `training` as an argument of a call is checked by itself.
+# Options that count in training only: their names end so, or they are these.
 TRAINING_ENDINGS = ("_initializer", "_regularizer", "_constraint")
 TRAINING_OPTIONS = frozenset(
     "name trainable dtype seed momentum synchronized renorm renorm_clipping renorm_momentum "
@@ -62,8 +62,8 @@ _RESIZING = "interpolation crop_to_aspect_ratio pad_to_aspect_ratio antialias"
 
 # (class names, kind, options, further arguments of a call)
 _LAYERS = (
-    ("Dense", Kind.FLOAT, "units activation use_bias", "training"),
-    ("EinsumDense", Kind.FLOAT, "equation output_shape activation bias_axes", "training"),
+    ("Dense", Kind.FLOAT, "units activation use_bias", ""),
+    ("EinsumDense", Kind.FLOAT, "equation output_shape activation bias_axes", ""),
     ("Conv1D Conv2D Conv3D", Kind.FLOAT, _CONVOLUTION, ""),
     ("DepthwiseConv1D DepthwiseConv2D", Kind.FLOAT, _DEPTHWISE, ""),
     ("Conv1DTranspose Conv2DTranspose Conv3DTranspose", Kind.FLOAT, _TRANSPOSED, ""),
@@ -96,7 +96,7 @@ _LAYERS = (
         Kind.SAME_GRID,
         # What images are filled with counts where they are padded, which is refused.
         f"height width fill_mode fill_value {_RESIZING}",
-        "training",
+        "",
     ),
     ("Concatenate", Kind.CONCAT, "axis", ""),
     ("Activation", Kind.FLOAT, "activation", ""),

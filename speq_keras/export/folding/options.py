@@ -66,13 +66,16 @@ def _is_default(value, default):
 
 
 def _check_call(node, layer, row):
-    """Checks the arguments of a call: what is not named has to be None or False."""
+    """Checks the arguments of a call: what is not named has to be None or False.
+
+    `predict` says training=False to every layer, whatever its call in the graph says.
+    """
     parameters = list(inspect.signature(layer.call).parameters.values())
     names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     given = dict(zip(names[1:], node.args[1:], strict=False)) | node.kwargs
     given.pop(names[0], None)
     for name, value in given.items():
-        if name in row.calls or value is None or value is False:
+        if name in (*row.calls, "training") or value is None or value is False:
             continue
         shown = "a tensor" if refs_in(value) or isinstance(value, Ref) else repr(value)
         raise CannotExport(f"argument {name}={shown} of its call has no kernel")
