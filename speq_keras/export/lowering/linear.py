@@ -99,9 +99,13 @@ def _transposed(step, layer, kernel, container):
     if any(n != 1 for n in _pair(layer.dilation_rate)):
         raise unsupported("dilation_rate", layer.dilation_rate)
     size = tuple(step.output.shape[1:-1])
-    strides, sizes = _pair(layer.strides), kernel.shape[:2]
+    strides = _pair(layer.strides)
     # Where windows do not overlap both paddings are the same, and the delegate takes one.
-    apart = any(size < stride for size, stride in zip(sizes, strides, strict=True))
+    apart = any(np.less(kernel.shape[:2], strides))
+    if apart and layer.padding == "same" and any(np.greater(kernel.shape[:2], strides)):
+        # They overlap along the other axis: zeros fill the gaps.
+        gaps = [(0, max(s - n, 0)) for n, s in zip(kernel.shape[:2], strides, strict=True)]
+        kernel, apart = np.pad(kernel, [*gaps, (0, 0), (0, 0)]), False
     options = {
         "strides": strides,
         "padding": "valid" if apart else layer.padding,
