@@ -51,14 +51,14 @@ def _walk(builder):
             try:
                 outputs = [_visit(builder, node, arguments)]
             except CannotExport as error:
-                at = error.node or node
-                operation = getattr(at.operation, "layer", at.operation)
-                problems.append(f"'{at.name}' ({type(operation).__name__}): {error}")
+                problems.append(_problem(error.node or node, error))
         values.update(zip(node.outputs, outputs, strict=True))
     for index in graph.output_indices:
         if values[index] is not None:
-            values[index] = _leave(builder, values[index])
-            folded.outputs.append(values[index])
+            try:
+                folded.outputs.append(_leave(builder, values[index]))
+            except CannotExport as error:
+                problems.append(_problem(error.node or graph.tensors[index].producer, error))
     if problems:
         raise ValueError(
             "Every layer of a model must be one that integer kernels compute. Received: "
@@ -67,6 +67,11 @@ def _walk(builder):
         )
     folded.notes += _notes(builder)
     return folded
+
+
+def _problem(node, error):
+    operation = getattr(node.operation, "layer", node.operation)
+    return f"'{node.name}' ({type(operation).__name__}): {error}"
 
 
 def _visit(builder, node, arguments):

@@ -58,7 +58,7 @@ def lower(folded, *, io="float32"):
         try:
             ROWS[step.kind](builder, step)
         except CannotExport as error:
-            problems.append(f"'{step.name}': {error}")
+            problems.append(f"{_shown(step)}: {error}")
             builder.placeholder(step)
     if problems:
         raise ValueError(
@@ -68,6 +68,14 @@ def lower(folded, *, io="float32"):
     for value in folded.outputs:
         builder.output(value)
     return builder.network
+
+
+def _shown(step):
+    """Returns name and class of the layer that a step computes."""
+    if not step.nodes:
+        return f"'{step.name}'"
+    operation = step.nodes[0].operation
+    return f"'{step.nodes[0].name}' ({type(getattr(operation, 'layer', operation)).__name__})"
 
 
 class _Builder:

@@ -245,11 +245,27 @@ def _carry(island, x):
         names = ("begin", "end", "strides")
         kept = {name: options[name] for name in names}
         return island.emit("strided_slice", [x], slice_sizes(options), **kept)
+    if "size" in options and len(x.shape) == 3:  # sequences, as images of height one
+        x = island.builder.with_height(x, island.step.name)
+        ones = {name: (1, *options[name]) for name in ("size", "strides") if name in options}
+        options = {**options, **ones}
     if kind in ("resize", "resize_nearest"):
         kernel = "resize_bilinear" if kind == "resize" else "resize_nearest_neighbor"
+        shape = (x.shape[0], *options["size"], x.shape[3])
         return island.emit(kernel, [x], shape, size=options["size"], half_pixel_centers=True)
     kernel, names = _CARRIES[kind]
-    return island.emit(kernel, [x], shape, **{name: options[name] for name in names})
+    kept = {name: options[name] for name in names}
+    if "size" in kept:
+        shape = _pooled_shape(x.shape, kept)
+    return island.emit(kernel, [x], shape, **kept)
+
+
+def _pooled_shape(shape, window):
+    """Returns what a pooling kernel makes of images of a shape."""
+    rows = zip(shape[1:3], window["size"], window["strides"], strict=True)
+    is_same = window["padding"] == "same"
+    made = [-(-(n if is_same else n - size + 1) // stride) for n, size, stride in rows]
+    return (shape[0], *made, shape[3])
 
 
 def _layer_normalization(island, layer, x):
