@@ -8,6 +8,7 @@ builder    the network while it is made
 steps      what comes out: steps, grids, values, weights
 pending    what is computed and not rounded yet
 padding    zeros that nobody has written yet
+options    what of a layer's options would be lost
 carry      pooling, reshaping, slicing as plain data
 affine     BatchNormalization & co. as slope and shift
 grids      the grids of quantizers and kernels

@@ -11,7 +11,7 @@ average_pool  codes       the pooling layer             (grid: that of its input
 resize        codes       bilinear interpolation        (grid: that of its input)
 table         codes       a function of one value       (softmax: of the last axis)
 requantize    codes       x
-max_pool, reshape, transpose, pad, slice, repeat, concatenate
+max_pool, reshape, transpose, pad, mirror_pad, slice, resize_nearest, concatenate
 codes       nothing: codes are copied, there is no rounding
 dequantize    codes       x, in float
 float         float       the operation itself

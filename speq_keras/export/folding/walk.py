@@ -6,13 +6,14 @@ import dataclasses
 from speq_keras.export.folding.builder import Builder, GridTies
 from speq_keras.export.folding.carry import changes_nothing
 from speq_keras.export.folding.grids import fixed_grid
+from speq_keras.export.folding.options import check_options
 from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending
 from speq_keras.export.folding.steps import CannotExport, Problem, Value, plain_dtype
 from speq_keras.export.folding.visits import VISITS, embedding, is_whole
 from speq_keras.export.folding.weights import finish, is_embedding
 from speq_keras.export.storage import container_of
-from speq_keras.operations import Kind, fixed_range, kind_of
+from speq_keras.operations import Kind, fixed_range, kind_of, name_of
 
 
 def fold_graph(model, graph, grids=None):
@@ -113,6 +114,7 @@ def _visit(builder, node, arguments):
     kind = kind_of(node.operation)
     if kind is Kind.QUANTIZER:
         return builder.quantize(node, arguments[0])
+    check_options(node)
     if changes_nothing(node.operation) or _only_renames_type(builder, node, arguments):
         builder.folded.left_out.add(node.name)
         return arguments[0]  # may stand before a quantizer
@@ -126,7 +128,7 @@ def _visit(builder, node, arguments):
 def _only_renames_type(builder, node, arguments):
     """Whether a cast leaves whole numbers what they are; in a mask all but 0 is true."""
     made = builder.graph.tensors[node.outputs[0]].dtype
-    is_cast = type(node.operation).__name__ == "Cast" and plain_dtype(made) == "int32"
+    is_cast = name_of(node.operation) == "Cast" and plain_dtype(made) == "int32"
     return is_cast and is_whole(arguments[0])
 
 

@@ -28,6 +28,7 @@ ROWS = {
     "reshape": rows.reshape,
     "transpose": rows.transpose,
     "pad": rows.pad,
+    "mirror_pad": rows.mirror_pad,
     "slice": rows.slice_,
     "embedding": rows.embedding,
     "constant": rows.constant,
@@ -72,11 +73,18 @@ def lower_steps(folded, *, io="float32"):
         try:
             ROWS[step.kind](builder, step)
         except CannotExport as error:
-            problems.append(Problem.at(step.nodes[0], error))
+            problems.append(_problem(step, error))
             builder.placeholder(step)
     for value in folded.outputs:
         builder.output(value)
     return builder.network, list(dict.fromkeys(problems))
+
+
+def _problem(step, error):
+    """Returns the `Problem` of a step that raised a `CannotExport`."""
+    if step.nodes:
+        return Problem.at(step.nodes[0], error)
+    return Problem(step.name, step.kind, str(error), error.by_ranges)
 
 
 class _Builder:
@@ -317,7 +325,7 @@ class _Builder:
         """Makes codes of an input: from floats, from uint8, or they come as they are."""
         outside = self.tensor(step.inputs[0])
         if self.io == "float32" or outside.name not in self.network.inputs:
-            return self.emit(step, "quantize", [outside.name])
+            return self.emit(step, "quantize", [self.clipped(step, outside).name])
         output = self.tensor_for(step)
         if self.io == "int8":
             place = self.network.inputs.index(outside.name)
@@ -326,6 +334,29 @@ class _Builder:
             return output
         self.make_uint8(outside, output)
         return self.emit(step, "quantize", [outside.name])
+
+    def clipped(self, step, x):
+        """Returns floats from which QUANTIZE, which saturates 8 bits only, makes a step's codes.
+
+        The end of the grid at which int8 does not end is clipped in float, and where the file has
+        a scale of its own, they are brought to it.
+        """
+        encoding = encoding_of(step.output.grid)
+        never_negative = getattr(step.quantizer, "nonnegative_input", False)
+        if encoding.clip == "none" or (encoding.clip == "relu" and never_negative):
+            return x
+        name = f"{step.name}/clipped"
+        made = self.network.add_tensor(Tensor(name=name, shape=x.shape, dtype="float32"))
+        if encoding.clip == "relu":
+            return self.add("relu", [x.name], made, layer=step.name)
+        factor = np.array([1 / encoding.factor], "float32")
+        name = f"{step.name}/factor"
+        factor = self.network.add_tensor(
+            Tensor(name=name, shape=(1,), dtype="float32", data=factor)
+        )
+        return self.add(
+            "mul", [x.name, factor.name], made, activation=encoding.clip, layer=step.name
+        )
 
     @staticmethod
     def make_uint8(tensor, codes):
