@@ -5,8 +5,8 @@ import json
 
 import keras
 
-from speq_keras._checks import describe
-from speq_keras.graph import is_functional, plain_functional
+from speq_keras._checks import brief, describe
+from speq_keras.graph import check_copyable, is_functional, plain_functional
 from speq_keras.model import SPEQModel
 from speq_keras.settings import Settings, speq_weight_from, teacher_precision_from
 from speq_keras.training.heads import check_teacher
@@ -145,7 +145,17 @@ def assemble(model, graph, settings, *, name, teacher=None):
 
 
 def _config_of(model):
-    return json.dumps(keras.saving.serialize_keras_object(plain_functional(model)))
+    plain = plain_functional(model)
+    try:
+        return json.dumps(keras.saving.serialize_keras_object(plain))
+    except Exception as error:  # from a `get_config` of other people
+        for operation in plain.operations:
+            check_copyable(operation)
+        raise ValueError(
+            "`model` must have a config, from which it can be made again. "
+            f"{describe(model=model.name, error=brief(error))} Define `get_config()` in every "
+            "layer of your own."
+        ) from error
 
 
 def _check_model(model):

@@ -260,7 +260,8 @@ def _row(node, graph, reasons, macs):
         status = f"float: {reason}"
         # Only weights that are float by a width are multiplied with codes (F/2); a layer that was
         # skipped, or has no config, computes in float.
-        a_bits = a_bits if "is None" in reason else None
+        is_by_width = reason.startswith(("w_bits is None", "boundary_bits is None"))
+        a_bits = a_bits if is_by_width else None
     parameters, size = _size(layer, quantizers, operation)
     has_macs = quantized or (macs or 0) > 0
     return LayerRow(

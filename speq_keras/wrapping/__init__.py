@@ -1,7 +1,7 @@
 """Float model in, quantized graph out.
 
     read_graph     Keras model -> plain nodes              ../graph
-    expander       blocks made of layers -> those layers   ../composite.py
+    Expander       blocks made of layers -> those layers   ../composite.py
     canonicalize   fused activations, swish, separable     canonical.py
     decide         which layer gets which width            rules.py
     place          where quantizers stand                  placement.py
@@ -13,7 +13,7 @@
 import dataclasses
 
 from speq_keras._checks import describe
-from speq_keras.composite import expander
+from speq_keras.composite import Expander
 from speq_keras.graph import read_graph
 from speq_keras.wrapping.build import build_graph, copy_weights
 from speq_keras.wrapping.canonical import Canonical, canonicalize
@@ -46,7 +46,8 @@ def quantize_graph(model, rules, *, fuses_batch_norm=False):
     Returns:
         A `QuantizedGraph`.
     """
-    graph = read_graph(model, expander(rules.names_whole))
+    expander = Expander(rules.names_whole)
+    graph = read_graph(model, expander)
     _check_float(graph)
     rules.check_patterns(graph.nodes)
     activations = rules.a_bits is not None
@@ -67,7 +68,16 @@ def quantize_graph(model, rules, *, fuses_batch_norm=False):
             given=decisions.outputs,
         )
     inputs, outputs = build_graph(canonical, placement, decisions.weights)
-    return QuantizedGraph(inputs, outputs, decisions.reasons, canonical)
+    reasons = _with_causes(decisions.reasons, expander.reasons)
+    return QuantizedGraph(inputs, outputs, reasons, canonical)
+
+
+def _with_causes(reasons, causes):
+    """Returns why layers stay float; of composite layers, why they could not be taken apart."""
+    return {
+        name: f"{reason}; {causes[name]}" if name in causes and reason != "skipped" else reason
+        for name, reason in reasons.items()
+    }
 
 
 def _check_float(graph):
