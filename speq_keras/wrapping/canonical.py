@@ -101,8 +101,9 @@ class _Rewriter:
         if stays and not self.hides_logits(operation):
             return self.call(self.copy(operation, name), name, args, kwargs)
         factor = _constant_factor(operation, args, kwargs)
-        if factor is not None:
-            return self.rescaling(factor, name, refs_in((args, kwargs)), again)
+        if factor is not None and "float" in self.old.tensors[node.outputs[0]].dtype:
+            dtype = self.old.tensors[node.outputs[0]].dtype
+            return self.rescaling(factor, name, refs_in((args, kwargs)), again, dtype)
         if type(operation) in _MERGES or _is_scaled_sum(operation):
             return self.merge(operation, name, refs_in((args, kwargs)), again)
         if type(operation) in _SEPARABLE and not stays:
@@ -164,7 +165,7 @@ class _Rewriter:
 
     def swish(self, name, x, operation):
         """Appends x · sigmoid(x), with the regularizer of `operation`; returns its outputs."""
-        dtype = getattr(operation, "dtype_policy", None)
+        dtype = getattr(operation, "dtype_policy", self.old.tensors[self.node.outputs[0]].dtype)
         sigmoid_name = self.names.unique(f"{name}_sigmoid")
         sigmoid = layers.Activation("sigmoid", dtype=dtype, name=sigmoid_name)
         regularizer = getattr(operation, "activity_regularizer", None)
@@ -172,10 +173,12 @@ class _Rewriter:
         (gate,) = self.call(sigmoid, sigmoid.name, [x], {})
         return self.call(multiply, name, [[x, gate]], {})
 
-    def rescaling(self, factor, name, refs, again):
-        """Appends a Rescaling in place of a product with a number; returns its outputs."""
+    def rescaling(self, factor, name, refs, again, dtype):
+        """Appends a Rescaling in place of a product with a number; returns its outputs.
+
+        It computes in the dtype of the product, which of a whole number and a fraction is float.
+        """
         name = self.names.unique(name) if again else name
-        dtype = self.new.tensors[refs[0].index].dtype
         return self.call(layers.Rescaling(factor, dtype=dtype, name=name), name, refs, {})
 
     def merge(self, operation, name, refs, again):
@@ -254,7 +257,7 @@ class _Rewriter:
 
 
 def _constant_factor(operation, args, kwargs):
-    """Returns the number by which an operation multiplies one float tensor, or None."""
+    """Returns the number by which an operation multiplies one tensor, or None."""
     name = type(operation).__name__
     if isinstance(operation, layers.Layer) or name not in ("Multiply", "Divide", "TrueDivide"):
         return None
@@ -263,7 +266,9 @@ def _constant_factor(operation, args, kwargs):
     is_by_number = len(operands) == 2 and len(numbers) == 1 and np.ndim(numbers[0]) == 0
     if not is_by_number or (name != "Multiply" and numbers[0] is operands[0]):
         return None
-    return float(numbers[0]) if name == "Multiply" else 1 / float(numbers[0])
+    if name == "Multiply":
+        return float(numbers[0])
+    return 1 / float(numbers[0]) if numbers[0] else None
 
 
 def _is_scaled_sum(operation):
