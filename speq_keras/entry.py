@@ -40,6 +40,13 @@ def wrap(
     The float model is not changed; its weights are copied. Layers without a quantize config stay in
     float, and `plan()` says so.
 
+    What is frozen stays frozen: `layer.trainable = False`, before `wrap` or on the layers of the
+    wrapped model, freezes the ranges of the tensors that the layer makes, too. After a layer
+    without weights (an activation, a sum) and after a BatchNormalization, a range is trained while
+    one of the layers with weights before it is. A range that several tensors share is frozen with
+    the first of them. Layers of a nested model are named "base.conv"; to freeze or unfreeze it, set
+    `trainable` of all of those, and compile again.
+
     Args:
         model: A Functional or built Sequential model; models used as layers in it are flattened,
             and layers made of layers (attention, KerasHub's encoder blocks) taken apart.

@@ -53,6 +53,9 @@ class QuantizedLayer(keras.layers.Wrapper):
             **kwargs,
         )
         self.quantizers = dict(quantizers)
+        if not trainable:  # Keras tells those inside of a later change only
+            for quantizer in self.quantizers.values():
+                quantizer.trainable = False
         self.supports_masking = layer.supports_masking
 
     def build(self, input_shape):

@@ -96,6 +96,7 @@ STAIRCASE = [
     "html",
     "reporting",
     "float_weights",
+    "frozen",
     "quantized_model",
     "training",
     "model",

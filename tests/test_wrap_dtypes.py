@@ -46,6 +46,7 @@ FIRST = {
         2,
     ),
 }
+CAST = ("flags as numbers", "cast", "cast to half")
 
 
 def data(dtype, high, count=64):
@@ -83,12 +84,11 @@ def test_at_8_bits_it_is_close_and_its_file_is_it_or_is_refused(name, tmp_path):
     wanted, found = model.predict(x, verbose=0), wrapped.predict(x, verbose=0)
     # Roundings of weights and activations, about 3 % each; another function is off by 100 %.
     assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.1 * wanted.std()
-    try:
-        report = wrapped.export_tflite(tmp_path / "m.tflite", data=x)
-    except ValueError as error:
-        assert "whole numbers have to be cast to floats first" in str(error)
+    if name not in CAST and not FIRST[name][1].startswith("float"):
+        with pytest.raises(ValueError, match="whole numbers have to be cast to floats first"):
+            wrapped.export_tflite(tmp_path / "m.tflite", data=x)
         return
-    assert report.proof.holds
+    assert wrapped.export_tflite(tmp_path / "m.tflite", data=x).proof.holds
 
 
 def test_in_mixed_precision_a_function_keeps_the_dtype_of_its_tensor():
@@ -103,4 +103,5 @@ def test_in_mixed_precision_a_function_keeps_the_dtype_of_its_tensor():
     x = data("float32", 40)
     wrapped.calibrate(x, verbose=0)
     made = {layer.name: layer.output.dtype for layer in wrapped.layers if "silu" in layer.name}
-    assert len(made) == 4 and set(made.values()) == {"float32"}
+    assert len(made) == 4
+    assert set(made.values()) == {"float32"}

@@ -5,6 +5,7 @@
     canonicalize   fused activations, swish, separable     canonical.py
     decide         which layer gets which width            rules.py
     place          where quantizers stand                  placement.py
+    find_owners    which layers' ranges they are           owners.py
     build_graph    plain nodes -> Keras graph              build.py
 
 `../operations.py` says what an integer kernel does with a tensor: the placement follows that.
@@ -17,18 +18,20 @@ from speq_keras.composite import Expander
 from speq_keras.graph import read_graph
 from speq_keras.wrapping.build import build_graph, copy_weights
 from speq_keras.wrapping.canonical import Canonical, canonicalize
+from speq_keras.wrapping.owners import find_owners
 from speq_keras.wrapping.placement import Placement, place
 from speq_keras.wrapping.rules import Rules, decide
 
 
 @dataclasses.dataclass
 class QuantizedGraph:
-    """A built graph: its ends, why layers stay float, and where the weights come from."""
+    """A built graph: its ends, why layers stay float, whence the weights, whose the ranges are."""
 
     inputs: object
     outputs: object
     reasons: dict
     canonical: Canonical
+    owners: dict = dataclasses.field(default_factory=dict)
 
     def copy_weights(self, layers):
         """Copies the float model's weights into `layers`, those of a model made of this graph."""
@@ -69,7 +72,8 @@ def quantize_graph(model, rules, *, fuses_batch_norm=False):
         )
     inputs, outputs = build_graph(canonical, placement, decisions.weights)
     reasons = _with_causes(decisions.reasons, expander.reasons)
-    return QuantizedGraph(inputs, outputs, reasons, canonical)
+    owners = find_owners(canonical, decisions.kinds, placement)
+    return QuantizedGraph(inputs, outputs, reasons, canonical, owners)
 
 
 def _with_causes(reasons, causes):
