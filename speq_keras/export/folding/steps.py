@@ -17,20 +17,61 @@ dequantize    codes       x, in float
 float         float       the operation itself
 embedding     int32       rows of the layer's table, which are codes already
 constant      -           the layer's table itself (PositionEmbedding)
+refused       -           nothing: stands for what a refused layer would make
 """
 
 import dataclasses
 
 import numpy as np
 
+# A bias this near to the grid of the sums, in steps of the output, is on it: float32 is no finer.
+SETTLED_STEPS = 2.0**-14
+
 
 class CannotExport(Exception):
     """One layer cannot be written; `str()` says why.
+
+    Args:
+        reason: Text.
+        by_ranges: Whether it depends on trained ranges: with others the layer could be written.
 
     `node`: the layer's node where that is not the one that was visited.
     """
 
     node = None
+
+    def __init__(self, reason, *, by_ranges=False):
+        super().__init__(reason)
+        self.by_ranges = by_ranges
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One refused layer: its name in the graph, its class, why, and see `CannotExport`."""
+
+    layer: str
+    type: str
+    reason: str
+    by_ranges: bool = False
+
+    @classmethod
+    def at(cls, node, error):
+        """Returns the `Problem` of a node that raised a `CannotExport`."""
+        node = error.node or node
+        operation = getattr(node.operation, "layer", node.operation)
+        return cls(node.name, type(operation).__name__, str(error), error.by_ranges)
+
+    def __str__(self):
+        return f"'{self.layer}' ({self.type}): {self.reason}"
+
+
+def refusal(model_name, problems):
+    """Returns the sentence of the error for a model with these `Problem`s."""
+    return (
+        "Every layer of a model must be one that integer kernels compute. Received: "
+        f"model={model_name!r} with {'; '.join(map(str, problems))}. Replace these "
+        "layers, or leave them out of the exported part."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +153,14 @@ class Weights:
         """Distance of neighbouring accumulator values per channel, in units of the output."""
         return np.float64(self.input_scale) * self.scale / self.multiplier
 
+    def is_settled(self, step):
+        """Whether the bias of each channel is on the grid of the sums, up to float32.
+
+        Args:
+            step: The distance of two codes of the output.
+        """
+        return np.abs(self.bias - self.rounded_bias) <= SETTLED_STEPS * np.float64(step)
+
     @property
     def rounded_bias(self):
         """The bias that the accumulator can hold, in units of the output."""
@@ -138,8 +187,26 @@ class Step:
 
 
 @dataclasses.dataclass(eq=False)
+class Places:
+    """Where the codes of the trained graph's quantizers are in the file.
+
+    Attributes:
+        tensors: {number of the tensor that a quantizer makes, in the trained graph: name of the
+            file's tensor}. Where zeros around a tensor are left to its reader: the tensor inside.
+        scales: {name of a quantizer: its scale in the file}, for scales that were nudged.
+    """
+
+    tensors: dict = dataclasses.field(default_factory=dict)
+    scales: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(eq=False)
 class FoldedNetwork:
-    """Steps in computing order; `inputs` and `outputs` are Values."""
+    """Steps in computing order; `inputs` and `outputs` are Values, `places` its `Places`.
+
+    With `problems` it is no network. `float_layers` and `left_out` are names of layers: that
+    compute in float, and that do nothing.
+    """
 
     name: str
     steps: list = dataclasses.field(default_factory=list)
@@ -148,3 +215,7 @@ class FoldedNetwork:
     input_names: list = dataclasses.field(default_factory=list)
     output_names: list = dataclasses.field(default_factory=list)
     notes: list = dataclasses.field(default_factory=list)
+    places: Places = dataclasses.field(default_factory=Places)
+    problems: list = dataclasses.field(default_factory=list)
+    float_layers: list = dataclasses.field(default_factory=list)
+    left_out: set = dataclasses.field(default_factory=set)

@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 
-from speq_keras.export.folding.steps import CannotExport, Value
+from speq_keras.export.folding.steps import CannotExport, Problem, Value
 from speq_keras.export.lowering import islands, linear, rows
 from speq_keras.export.lowering.encoding import encoding_of, fused_activation, tensor_of
 from speq_keras.export.network import IntegerNetwork, Node, Tensor
@@ -33,6 +33,7 @@ ROWS = {
     "constant": rows.constant,
     "dequantize": islands.dequantize,
     "float": islands.float_,
+    "refused": lambda builder, step: builder.placeholder(step),
 }
 
 
@@ -44,10 +45,8 @@ def lower(folded, *, io="float32"):
         io: "float32": QUANTIZE and DEQUANTIZE stand at the ends; "int8" or "uint8": they do not.
 
     Returns:
-        An `IntegerNetwork`.
-
-    Raises:
-        ValueError: If a step cannot be computed; names all of them.
+        `(network, problems)`: the `IntegerNetwork`, and a `Problem` for every step that cannot be
+        computed. With one, here or in `folded`, the network is no network.
     """
     builder = _Builder(folded, io)
     problems = []
@@ -57,16 +56,11 @@ def lower(folded, *, io="float32"):
         try:
             ROWS[step.kind](builder, step)
         except CannotExport as error:
-            problems.append(f"'{step.name}': {error}")
+            problems.append(Problem.at(step.nodes[0], error))
             builder.placeholder(step)
-    if problems:
-        raise ValueError(
-            "Every layer of a model must be one that integer kernels compute. Received: "
-            f"model={folded.name!r} with {'; '.join(problems)}."
-        )
     for value in folded.outputs:
         builder.output(value)
-    return builder.network
+    return builder.network, list(dict.fromkeys(problems))
 
 
 class _Builder:
@@ -208,7 +202,8 @@ class _Builder:
                 step, kind, inputs, options, activation=fused, flattened=flattened, shape=shape
             )
         if after == "relu6":
-            raise CannotExport("ReLU6 below 6 on a signed grid of fewer than 8 bits")
+            reason = "ReLU6 below 6 on a signed grid of fewer than 8 bits"
+            raise CannotExport(reason, by_ranges=True)
         output = self.tensor_for(step)
         if has_scale:
             inner = self.like(output, f"{step.name}/clipped", shape or output.shape)
@@ -278,7 +273,8 @@ class _Builder:
         ratio = np.max(np.float32(x) * weights / np.float32(output))
         if not ratio < 256:
             raise CannotExport(
-                f"its sums are {ratio:.3g} output steps wide, and kernels take less than 256"
+                f"its sums are {ratio:.3g} output steps wide, and kernels take less than 256",
+                by_ranges=True,
             )
 
     def check_sum(self, step, inputs):
@@ -287,7 +283,8 @@ class _Builder:
         if not 2.0**-10 <= largest < 2.0**8:
             raise CannotExport(
                 f"its largest input has {largest:.3g} times the step of its output, and kernels "
-                "take 2^-10 to 2^8"
+                "take 2^-10 to 2^8",
+                by_ranges=True,
             )
 
     # ---- ends ----------------------------------------------------------------------------------

@@ -1,0 +1,183 @@
+"""Scales whose sums, products and means never lie halfway between two codes.
+
+A sum of codes is c = (s_a·a + s_b·b) / s_c before it is rounded. Float32 and integer kernels agree
+on what the nearest code is, and disagree near halves. Where s_a / s_c = p / q and s_b / s_c = r / q
+with whole numbers and an odd q, c is a multiple of 1/q, and the nearest one to a half is 1 / (2q)
+away from it: further than any kernel's rounding. It takes less than 1/500 of a scale to get there.
+Products, means and mere changes of the scale are ratios of the same kind.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from speq_keras.export.folding.ties import NUDGE
+from speq_keras.export.folding.weights import slope_of
+
+# Denominators: results stay 1 / (2q) away from halves. XNNPACK adds with factors of 20 bits, which
+# move a result by up to 1/2048 of a step; all else is decided by float32.
+_OF_SUMS = np.arange(257, 1002, 2, dtype="float64")
+_OF_PRODUCTS = np.arange(257, 4002, 2, dtype="float64")
+# A scale that would have to move further than this, as a part of itself, stays as it is.
+_LARGEST_MOVE = 2.0**-9
+# A ratio this near to p / q is one, as float32 scales can have it.
+_IS_RATIO = 2.0**-21
+_AGAIN = ("requantize", "affine")
+_RELATIONS = ("add", "subtract", "multiply", "matmul", "mean", "requantize")
+
+
+@dataclasses.dataclass
+class Relation:
+    """One step whose result is a sum of products of codes and these ratios.
+
+    Attributes:
+        name: Of what it makes.
+        inputs: Pairs of quantizers' names (one or two factors each) and a constant factor.
+        output: Name of the quantizer of the result.
+        denominators: The values of q to choose from.
+    """
+
+    name: str
+    inputs: list
+    output: str
+    denominators: np.ndarray
+
+
+def relations_of(folded, owners, prescribed):
+    """Returns the `Relation`s of a `FoldedNetwork` in the order in which they are settled.
+
+    First what rounds a tensor again to a grid that is prescribed. Then sums, products and means,
+    from the outputs on, so that the scale of a result is decided before those of what goes into it.
+    What rounds a tensor again to a grid of its own comes last.
+
+    Args:
+        folded: The network.
+        owners: {id(value): name of the quantizer whose grid it has}.
+        prescribed: Names of quantizers whose scale cannot move.
+    """
+    found = []
+    for step in folded.steps:
+        slope = slope_of(step)
+        if step.quantizer is None or (step.kind not in _RELATIONS and slope is None):
+            continue
+        names = [owners.get(id(value)) for value in step.inputs]
+        if slope is not None:
+            inputs = [((names[0],), abs(slope))]
+        elif step.kind in ("multiply", "matmul"):
+            inputs = [(tuple(names), 1.0)]
+        elif step.kind == "mean":
+            inputs = [((names[0],), 1.0 / _count(step))]
+        else:
+            inputs = [((name,), 1.0) for name in names]
+        denominators = _OF_SUMS if step.kind in ("add", "subtract") else _OF_PRODUCTS
+        relation = Relation(step.name, inputs, step.quantizer.name, denominators)
+        found.append((step.kind, relation))
+    again = [relation for kind, relation in found if kind in _AGAIN]
+    return [
+        *(relation for relation in again if relation.output in prescribed),
+        *(relation for kind, relation in reversed(found) if kind not in _AGAIN),
+        *(relation for relation in again if relation.output not in prescribed),
+    ]
+
+
+def _count(step):
+    shape = step.inputs[0].shape
+    return float(np.prod([shape[axis] for axis in step.options["axes"]]))
+
+
+class Scales:
+    """The scales while they are settled.
+
+    Args:
+        quantizers: {name: ActivationQuantizer}.
+    """
+
+    def __init__(self, quantizers):
+        self.quantizers = quantizers
+        self.now = {name: float(np.float32(q.grid()[0])) for name, q in quantizers.items()}
+        self.prescribed = {name for name, q in quantizers.items() if not q.multiply_scale(1.0)}
+        self.decided = set(self.prescribed)
+        self.moved = {}
+
+    def settle(self, relation):
+        """Moves scales so that `relation` has no halves; returns whether that was possible."""
+        factors = {name for names, _ in relation.inputs for name in names}
+        if not (factors | {relation.output}) <= set(self.now):
+            return False
+        free = [name for name in factors if name not in self.decided]
+        output_is_free = relation.output not in self.decided
+        done = self._is_settled(relation) or self._move(relation, free, output_is_free)
+        self.decided |= factors | {relation.output}
+        return done
+
+    def _ratios(self, relation):
+        ratios = []
+        for names, constant in relation.inputs:
+            ratio = constant / self.now[relation.output]
+            for name in names:
+                ratio *= self.now[name]
+            ratios.append(ratio)
+        return np.array(ratios)
+
+    def _is_settled(self, relation):
+        numerators = np.outer(relation.denominators, self._ratios(relation))
+        whole = np.maximum(np.rint(numerators), 1)
+        return bool(np.any(np.all(np.abs(numerators / whole - 1) < _IS_RATIO, axis=1)))
+
+    def _move(self, relation, free, output_is_free):
+        """Chooses the denominator for which the free scales move least, and moves them."""
+        ratios = self._ratios(relation)
+        owners = [[name for name in names if name in free] for names, _ in relation.inputs]
+        # What a term cannot do by a scale of its own, the result's scale has to do for it.
+        stuck = [i for i, names in enumerate(owners) if not names]
+        shared = len({name for names in owners for name in names}) < len(owners) - len(stuck)
+        if shared or len(stuck) > output_is_free:
+            return self._move_together(relation, ratios, free, output_is_free)
+        numerators = np.outer(relation.denominators, ratios)
+        wanted = np.maximum(np.rint(numerators), 1) / numerators
+        output = 1 / wanted[:, stuck[0]] if stuck else np.ones(len(wanted))
+        moves = wanted * output[:, None]
+        largest = np.max(np.abs(np.column_stack([moves, output]) - 1), axis=1)
+        best = int(np.argmin(largest))
+        if largest[best] > _LARGEST_MOVE:
+            return False
+        self._apply(relation.output, float(output[best]))
+        for names, move in zip(owners, moves[best], strict=True):
+            if names:
+                self._apply(names[0], float(move))
+        return True
+
+    def _move_together(self, relation, ratios, free, output_is_free):
+        """As `_move`, where all terms have the same ratio, as in x + x: one scale moves."""
+        names = {names for names, _ in relation.inputs}
+        if len(names) > 1 or not (output_is_free or free):
+            return False
+        numerators = relation.denominators * ratios[0]
+        wanted = np.maximum(np.rint(numerators), 1) / numerators
+        best = int(np.argmin(np.abs(wanted - 1)))
+        if abs(wanted[best] - 1) > _LARGEST_MOVE:
+            return False
+        if output_is_free:
+            self._apply(relation.output, float(1 / wanted[best]))
+        else:
+            power = names.pop().count(free[0])
+            self._apply(free[0], float(wanted[best] ** (1 / power)))
+        return True
+
+    def _apply(self, name, factor):
+        if factor == 1.0:
+            return
+        before = self.now[name]
+        self.quantizers[name].multiply_scale(factor)
+        self.now[name] = float(np.float32(self.quantizers[name].grid()[0]))
+        self.moved[name] = self.moved.get(name, 1.0) * self.now[name] / before
+
+    def take_over(self, scales):
+        """Moves scales to where folding would put them; returns the names of those that cannot."""
+        left = []
+        for name, scale in scales.items():
+            if self.quantizers[name].multiply_scale(float(scale) / self.now[name]):
+                self.moved[name] = self.moved.get(name, 1.0) * float(NUDGE)
+            else:
+                left.append(name)
+        return left
