@@ -16,6 +16,7 @@ from speq_keras.graph.functional import is_functional, plain_functional
 from speq_keras.graph.names import NameInLayer, NameInModel
 from speq_keras.graph.nodes import Graph, Ref, map_refs, refs_in
 from speq_keras.graph.notation import config_of, fill_in, input_keys, keys_in, map_outputs
+from speq_keras.layers import QuantizedLayer
 from speq_keras.ops import einsum_axes
 
 
@@ -159,7 +160,7 @@ def output_specs(graph, operation, args, kwargs):
     """Returns [(shape, dtype), ...] of what `operation` makes of arguments that hold `Ref`s."""
     args, kwargs = map_refs((args, kwargs), graph.keras_tensor)
     outputs = operation.compute_output_spec(*args, **kwargs)
-    inner = getattr(operation, "layer", operation)
+    inner = operation.layer if isinstance(operation, QuantizedLayer) else operation
     if isinstance(inner, keras.layers.EinsumDense):
         return [(_einsum_shape(inner.equation, args[0].shape, outputs.shape), outputs.dtype)]
     return [(x.shape, x.dtype) for x in tree.flatten(outputs)]
