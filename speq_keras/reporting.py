@@ -183,15 +183,25 @@ class Report:
         lines = [*table(self.layer_cells(), left=LAYER_WORDS), ""]
         lines.append(
             f"{totals['parameters']:,} parameters, {totals['bytes'] / 1000:.1f} kB packed "
-            f"({totals['size_ratio']:.1f} times smaller than float32), "
-            f"{totals['macs'] / 1e6:.2f} MMAC, {totals['bitops'] / 1e9:.3f} GBitOP "
-            f"({totals['bitops_ratio']:.1f} times fewer than float32)"
+            f"({totals['size_ratio']:.1f} times smaller than float32), {self._operations()}"
         )
         if self.ranges:
             lines += ["", *table(self.range_cells(), left=RANGE_WORDS)]
         if self.file is not None:
             lines += ["", *self.file.lines()]
         return "\n".join(lines)
+
+    def _operations(self):
+        """Returns what the layers compute, in words: of open sizes nothing is known."""
+        totals = self.totals
+        unknown = sum(row.has_width and row.macs is None for row in self.rows)
+        if unknown and not totals["macs"]:
+            return "MMAC and GBitOP unknown"
+        besides = f", besides {unknown} layers of which it is unknown" if unknown else ""
+        return (
+            f"{totals['macs'] / 1e6:.2f} MMAC, {totals['bitops'] / 1e9:.3f} GBitOP "
+            f"({totals['bitops_ratio']:.1f} times fewer than float32){besides}"
+        )
 
     def layer_cells(self):
         """Returns the table of the layers as text, with its header."""
@@ -283,7 +293,8 @@ def _row(node, graph, reasons, macs):
         status = f"float: {reason}"
         # Only weights that are float by a width are multiplied with codes (F/2); a layer that was
         # skipped, or has no config, computes in float.
-        a_bits = a_bits if "is None" in reason else None
+        is_by_width = reason.startswith(("w_bits is None", "boundary_bits is None"))
+        a_bits = a_bits if is_by_width else None
     parameters, size = _size(layer, quantizers, operation)
     has_macs = quantized or (macs or 0) > 0
     return LayerRow(

@@ -186,7 +186,8 @@ def unfoldable_reason(model):
             return (
                 "Input sizes must be known, up to the batch. "
                 f"{describe(input=tensor.name, shape=tuple(tensor.shape))} Build the float model "
-                "with a fixed input shape, load the weights into it, and wrap that."
+                "with a fixed input shape, wrap it in the same way, and take weights and ranges "
+                "over: fixed.set_weights(model.get_weights())."
             )
     return None
 

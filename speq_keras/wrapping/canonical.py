@@ -125,7 +125,8 @@ class _Rewriter:
             return self.call(self.copy(operation, name), name, args, kwargs)
         rescaling = as_rescaling(self.new, operation, args, kwargs)
         if rescaling is not None:
-            return self.rescaling(rescaling, name, refs_in((args, kwargs)), again)
+            dtype = self.old.tensors[node.outputs[0]].dtype
+            return self.rescaling(rescaling, name, refs_in((args, kwargs)), again, dtype)
         is_layer = isinstance(operation, layers.Layer)
         if (is_layer and name_of(operation) in _MERGES) or _is_scaled_sum(operation):
             return self.merge(operation, name, refs_in((args, kwargs)), again)
@@ -222,7 +223,7 @@ class _Rewriter:
 
     def swish(self, name, x, operation):
         """Appends x · sigmoid(x), with the regularizer of `operation`; returns its outputs."""
-        dtype = getattr(operation, "dtype_policy", None)
+        dtype = getattr(operation, "dtype_policy", self.old.tensors[self.node.outputs[0]].dtype)
         sigmoid_name = self.names.unique(f"{name}_sigmoid")
         sigmoid = layers.Activation("sigmoid", dtype=dtype, name=sigmoid_name)
         regularizer = getattr(operation, "activity_regularizer", None)
@@ -230,10 +231,12 @@ class _Rewriter:
         (gate,) = self.call(sigmoid, sigmoid.name, [x], {})
         return self.call(multiply, name, [[x, gate]], {})
 
-    def rescaling(self, scale_and_offset, name, refs, again):
-        """Appends a Rescaling in place of an operation on a constant; returns its outputs."""
+    def rescaling(self, scale_and_offset, name, refs, again, dtype):
+        """Appends a Rescaling in place of an operation on a constant; returns its outputs.
+
+        It computes in the dtype of the result, which of a whole number and a fraction is float.
+        """
         name = self.names.unique(name) if again else name
-        dtype = self.new.tensors[refs[0].index].dtype
         layer = layers.Rescaling(*scale_and_offset, dtype=dtype, name=name)
         return self.call(layer, name, refs, {})
 

@@ -13,7 +13,7 @@ def as_rescaling(graph, operation, args, kwargs):
     """Returns (scale, offset) of the Rescaling that computes what an operation computes, or None.
 
     The constant has to be one number, or one per channel of the last axis: along another axis a
-    Rescaling could not be folded. Tensors of whole numbers are left alone.
+    Rescaling could not be folded. Operations that make whole numbers are left alone.
 
     Args:
         graph: The `Graph` of the call.
@@ -31,7 +31,7 @@ def as_rescaling(graph, operation, args, kwargs):
         return None
     tensor = graph.tensors[refs[0].index]
     ((shape, dtype),) = output_specs(graph, operation, args, kwargs)
-    if "float" not in dtype or dtype != tensor.dtype or tuple(shape) != tuple(tensor.shape):
+    if "float" not in dtype or tuple(shape) != tuple(tensor.shape):
         return None
     constant = _per_channel(constants[0], tensor.shape)
     return None if constant is None else _scale_and_offset(name, constant, operands[0] is refs[0])

@@ -24,6 +24,8 @@ import dataclasses
 
 import numpy as np
 
+from speq_keras.layers import QuantizedLayer
+
 # A bias this near to the grid of the sums, in steps of the output, is on it: float32 is no finer.
 SETTLED_STEPS = 2.0**-14
 
@@ -58,7 +60,9 @@ class Problem:
     def at(cls, node, error):
         """Returns the `Problem` of a node that raised a `CannotExport`."""
         node = error.node or node
-        operation = getattr(node.operation, "layer", node.operation)
+        operation = node.operation
+        if isinstance(operation, QuantizedLayer):  # of other wrappers, users know the outer one
+            operation = operation.layer
         return cls(node.name, type(operation).__name__, str(error), error.by_ranges)
 
     def __str__(self):
