@@ -88,7 +88,7 @@ def apply_move(step, move):
     Returns:
         Whether there was one.
     """
-    channels = step.output.shape[-1]
+    shape = step.output.shape
     slope, found = np.ones(len(move.shift)), []
     for node in reversed(step.nodes):
         kind = kind_of(node.operation)
@@ -98,40 +98,40 @@ def apply_move(step, move):
         found.append((layer, move.shift / slope))
         if kind is not Kind.AFFINE:
             break
-        slope = slope * np.resize(affine.of(layer, channels)[0], slope.shape)
+        slope = slope * np.resize(affine.of(layer, shape)[0], slope.shape)
     found = [(layer, shift) for layer, shift in found if np.all(np.isfinite(shift))]
-    return any(_move_variable(layer, shift) for layer, shift in found) or any(
-        _move_constant(layer, shift, channels) for layer, shift in found
+    return any(_move_variable(layer, shift, shape) for layer, shift in found) or any(
+        _move_constant(layer, shift, shape) for layer, shift in found
     )
 
 
-def _move_variable(layer, shift):
+def _move_variable(layer, shift, shape):
     """Adds `shift`, per channel, to a layer's bias, β or moving mean; returns whether it could."""
     if not isinstance(layer, layers.BatchNormalization):
         bias = getattr(layer, "bias", None)
         return isinstance(bias, keras.Variable) and _add(bias, shift)
-    return _move_batch_norm(layer, shift)
+    return _move_batch_norm(layer, shift, shape)
 
 
-def _move_constant(layer, shift, channels):
+def _move_constant(layer, shift, shape):
     """Adds `shift` to the offset or mean of a layer that has no variable for it."""
-    if len(shift) != channels:
+    if len(shift) != shape[-1]:
         return False
     if isinstance(layer, layers.Rescaling):
         layer.offset = _plain(np.asarray(layer.offset, "float64") + shift)
         return True
-    return isinstance(layer, layers.Normalization) and _move_normalization(layer, shift)
+    return isinstance(layer, layers.Normalization) and _move_normalization(layer, shift, shape)
 
 
-def _move_batch_norm(layer, shift):
+def _move_batch_norm(layer, shift, shape):
     if layer.center:
         return _add(layer.beta, shift)
-    slope, _ = affine.of(layer, len(shift))
+    slope, _ = affine.of(layer, shape)
     return bool(np.all(slope)) and _add(layer.moving_mean, -shift / slope)
 
 
-def _move_normalization(layer, shift):
-    slope, _ = affine.of(layer, len(shift))
+def _move_normalization(layer, shift, shape):
+    slope, _ = affine.of(layer, shape)
     change = shift if layer.invert else -shift / slope
     if layer.input_mean is not None:
         mean = np.asarray(layer.input_mean, "float64") + change
