@@ -8,6 +8,7 @@ import numpy as np
 
 from speq_keras.export.folding import affine
 from speq_keras.export.folding.carry import carry_of, mean_options
+from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending, fused
 from speq_keras.export.folding.steps import CannotExport, Grid, Value
@@ -110,7 +111,7 @@ def concatenate(builder, node, arguments):
         raise CannotExport("there is no integer kernel for it")
     axis = node.operation.axis % len(values[0].shape)
     if axis == 0:
-        raise CannotExport(f"option axis={node.operation.axis} has no kernel: it is the batch")
+        raise unsupported("axis", node.operation.axis, "it is the batch")
     return builder.copied("concatenate", values, node, values[0].grid, {"axis": axis})
 
 
