@@ -129,6 +129,7 @@ def augmentation(x):
 
 
 L = layers
+PADS = [[0, 0], [1, 2], [2, 0], [0, 0]]
 CASES = {
     # ---- layers with weights
     "Dense": vector(lambda x: L.Dense(8, activation="relu")(x)),
@@ -182,6 +183,9 @@ CASES = {
     "Conv2DTranspose": image(lambda x: L.Conv2DTranspose(4, 3, strides=2)(x)),
     "Conv2DTranspose same": image(lambda x: L.Conv2DTranspose(4, 3, 2, padding="same")(x)),
     "Conv2DTranspose, gaps": image(lambda x: L.Conv2DTranspose(4, 2, strides=3)(x)),
+    "Conv2DTranspose, gaps along one axis": image(
+        lambda x: L.Conv2DTranspose(4, (1, 3), strides=2, padding="same")(x)
+    ),
     "a layer used twice": image(shared),
     # ---- slopes and shifts
     "BatchNormalization alone": image(lambda x: L.BatchNormalization()(x)),
@@ -218,6 +222,15 @@ CASES = {
     "ReLU6": table(L.ReLU(max_value=6)),
     "relu6": table(L.Activation("relu6")),
     "LeakyReLU": table(L.LeakyReLU(0.2), others=LOOKUP),
+    "LeakyReLU as activation": image(
+        lambda x: L.Conv2D(4, 3, activation=L.LeakyReLU(0.2))(x), others=LOOKUP
+    ),
+    "PReLU as activation": image(
+        lambda x: L.SeparableConv2D(4, 3, activation=L.PReLU(shared_axes=[1, 2]))(x),
+        others=LOOKUP,
+    ),
+    "ReLU with a cap": table(L.ReLU(0.4), others=LOOKUP),
+    "ReLU with a slope and a cap": table(L.ReLU(0.4, negative_slope=0.2), others=LOOKUP),
     "ReLU, negative slope": table(L.ReLU(negative_slope=0.1), others=LOOKUP),
     "PReLU": table(L.PReLU(shared_axes=(1, 2)), others=LOOKUP),
     "PReLU, one slope": table(L.PReLU(shared_axes=(1, 2, 3)), others=LOOKUP),
@@ -270,6 +283,13 @@ CASES = {
         lambda x: L.DepthwiseConv2D(3, strides=2)(L.ZeroPadding2D(((0, 1), (1, 1)))(x))
     ),
     "ZeroPadding2D read elsewhere": image(padded_and_read_elsewhere),
+    "pad, reflected": table(lambda x: ops.pad(x, PADS, mode="reflect"), others={"MIRROR_PAD": 1}),
+    "pad, symmetric": table(lambda x: ops.pad(x, PADS, mode="symmetric"), others={"MIRROR_PAD": 1}),
+    "split": table(lambda x: L.Concatenate()(ops.split(x, [1, 2], axis=-1)[::-1])),
+    "unstack": table(lambda x: ops.unstack(x, axis=1)[2]),
+    "stack": pair(lambda a, b, c: ops.stack([a, b, c], axis=2)),
+    "array of channels added": affine(lambda x: x + np.float32([0.3, -0.2, 0.5, 1.0])),
+    "array of channels subtracted from": affine(lambda x: ops.subtract([0.3, -0.2, 0.5, 1.0], x)),
     "pad": image(lambda x: ops.pad(x, ((0, 0), (1, 1), (2, 0), (0, 0)))),
     "Permute": image(lambda x: L.Permute((2, 3, 1))(x)),
     "transpose": image(lambda x: ops.transpose(x, (0, 3, 1, 2))),

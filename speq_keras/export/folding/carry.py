@@ -84,6 +84,8 @@ def _get_item(operation, node, shape):
     key = list(key) if isinstance(key, list | tuple) else [key]
     if any(k is None for k in key):
         raise CannotExport("an index that adds axes has no integer kernel; use ExpandDims")
+    if not all(isinstance(k, slice | int | np.integer) or k is Ellipsis for k in key):
+        raise CannotExport("its index is not a number or a slice")
     if Ellipsis in key:
         place = key.index(Ellipsis)
         key[place : place + 1] = [slice(None)] * (len(shape) - len(key) + 1)
@@ -98,10 +100,8 @@ def _get_item(operation, node, shape):
             first, last, stride = k.indices(size)
             if stride < 1:
                 raise CannotExport("slices must go forward")
-        elif isinstance(k, int | np.integer):
-            first, last, stride = k % size, k % size + 1, 1
         else:
-            raise CannotExport("its index is not a number or a slice")
+            first, last, stride = k % size, k % size + 1, 1
         begin.append(first)
         end.append(last)
         strides.append(stride)
