@@ -289,7 +289,9 @@ CASES = {
     "unstack": table(lambda x: ops.unstack(x, axis=1)[2]),
     "stack": pair(lambda a, b, c: ops.stack([a, b, c], axis=2)),
     "array of channels added": affine(lambda x: x + np.float32([0.3, -0.2, 0.5, 1.0])),
-    "array of channels subtracted from": affine(lambda x: ops.subtract([0.3, -0.2, 0.5, 1.0], x)),
+    "array of channels subtracted from": affine(
+        lambda x: ops.subtract(np.float32([0.3, -0.2, 0.5, 1.0]), x)
+    ),
     "pad": image(lambda x: ops.pad(x, ((0, 0), (1, 1), (2, 0), (0, 0)))),
     "Permute": image(lambda x: L.Permute((2, 3, 1))(x)),
     "transpose": image(lambda x: ops.transpose(x, (0, 3, 1, 2))),
