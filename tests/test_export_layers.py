@@ -477,6 +477,38 @@ def test_inputs_by_name_reach_the_input_of_that_name():
     assert several().report.proof.holds
 
 
+@pytest.mark.parametrize("quantizer", ["pact", "lsq_plus"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_floats_beyond_a_narrow_grid_are_clipped(quantizer, activation):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((5,))
+    first = layers.Dense(6, activation=activation, name="first")
+    network = keras.Model(inputs, layers.Dense(3)(layers.Dense(4)(first(inputs))))
+    options = {"boundary_bits": None, "activation_quantizer": quantizer, "distillation": None}
+    model = speq_keras.wrap(network, 4, 4, **options)
+    x = np.random.default_rng(0).normal(size=(EXAMPLES, 5)).astype("float32")
+    model.calibrate(x, verbose=0)
+    x *= 3
+    with tempfile.TemporaryDirectory() as folder:
+        report = model.export_tflite(f"{folder}/m.tflite", data=x, batch_size=EXAMPLES)
+        with open(f"{folder}/m.tflite", "rb") as stream:
+            file = TFLiteFile(stream.read())
+    (name,) = (
+        layer.name
+        for layer in model.layers
+        if layer.name.startswith("first") and "_q" in layer.name
+    )
+    scale, low, high = model.get_layer(name).grid()
+    number = file.numbers[name]
+    codes = file.run_all(x)[number].astype("float64") - file.tensors[number].zero_point
+    floats = x.astype("float64") @ first.kernel.numpy()
+    floats = np.maximum(floats, 0) if activation else floats
+    assert report.proof.holds
+    # 1e-3 steps: what float32 sums are off by.
+    assert np.max(np.abs(codes - np.clip(floats / scale, low, high))) <= 0.5 + 1e-3
+    assert codes.max() == high
+
+
 # ---- what has no integer kernel ----------------------------------------------------------------
 
 REFUSED = {
