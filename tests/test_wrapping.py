@@ -1476,3 +1476,40 @@ def test_a_graph_with_more_than_a_thousand_operations_in_a_row_is_wrapped_and_lo
     model.save(tmp_path / "deep.keras")
     assert len(keras.saving.load_model(tmp_path / "deep.keras").layers) == len(model.layers)
     assert sys.getrecursionlimit() == limit
+
+
+# ---- layers as activation functions ------------------------------------------------------------
+
+
+def convolutions_with(activation):
+    one, two = (activation.from_config(activation.get_config()) for _ in range(2))
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(4, 3, activation=one, name="one")(inputs)
+    x = layers.SeparableConv2D(4, 2, activation=two, name="two")(x)
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        layers.LeakyReLU(0.2),
+        layers.PReLU(shared_axes=[1, 2], alpha_initializer="random_uniform"),
+        layers.Activation("silu"),
+        layers.ReLU(1.5),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+@pytest.mark.parametrize("skip", [[], ["one"], ["two"]])
+def test_a_layer_as_activation_function_becomes_a_layer(activation, skip, tmp_path):
+    model = convolutions_with(activation)
+    wrapped = speq_keras.wrap(model, 3, 3, distillation=None, skip=skip)
+    x = np.random.default_rng(0).normal(size=(4, 6, 6, 2)).astype("float32")
+    float_values = model.predict(x, verbose=0)
+    plain = wrapped.float_model()
+    np.testing.assert_array_equal(plain.predict(x, verbose=0), float_values)
+    wrapped.calibrate(x, verbose=0)
+    wrapped.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), wrapped.predict(x, verbose=0))
+    names = {layer.name for layer in wrapped.layers}
+    assert any(name.startswith("one_") and "quantizer" not in name for name in names)

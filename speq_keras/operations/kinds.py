@@ -86,6 +86,20 @@ def fused_layer(operation):
     return operation.activation if isinstance(operation.activation, layers.Layer) else None
 
 
+def build_fused_layers(graph):
+    """Builds the layers that stand in place of activation functions, which have weights then.
+
+    Keras builds them when they first compute numbers, and not with the model.
+
+    Args:
+        graph: A `Graph`.
+    """
+    for node in graph.nodes:
+        inner = fused_layer(node.operation)
+        if inner is not None and not inner.built:
+            inner.build(graph.tensors[node.outputs[0]].shape)
+
+
 def kind_of(operation, has_config=False):
     """Returns the `Kind` of a layer or operation.
 

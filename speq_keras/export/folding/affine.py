@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.graph import Ref
 from speq_keras.operations import name_of
@@ -59,7 +60,7 @@ def of_call(node, shape):
 def _batch_normalization(layer, shape):
     axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
     if axis not in (-1, len(shape) - 1):
-        raise CannotExport(f"option axis={layer.axis!r} has no kernel: it must be the last axis")
+        raise unsupported("axis", layer.axis, "it must be the last axis")
     mean = _numpy(layer.moving_mean)
     deviation = np.sqrt(_numpy(layer.moving_variance) + layer.epsilon)
     slope = (_numpy(layer.gamma) if layer.scale else np.ones(shape[-1])) / deviation
