@@ -1285,7 +1285,8 @@ def test_a_layer_without_a_config_passes_through_in_float():
 
 def test_the_plan_says_why_a_layer_is_float():
     model = wrapped(custom(Scaled(name="own")))
-    assert model.plan().float_layers == {"own": "no quantize config for Scaled"}
+    why = "no quantize config for Scaled; stays whole: it has weights of its own (scale)"
+    assert model.plan().float_layers == {"own": why}
 
 
 def test_a_config_with_weights_quantizes_a_layer_of_ones_own():
