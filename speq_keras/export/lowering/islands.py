@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from speq_keras.export.folding import affine as folding_affine
+from speq_keras.export.folding.affine import along_axes
 from speq_keras.export.folding.carry import carry_of, mean_options, slice_sizes
 from speq_keras.export.folding.options import check_no_constants, unsupported
 from speq_keras.export.folding.steps import CannotExport
@@ -201,8 +202,10 @@ def _other(island, layer, x):
         return _layer_normalization(island, layer, x)
     if class_name == "PReLU":
         return _prelu(island, layer, x)
-    if kind is Kind.AFFINE:
-        slope, shift = folding_affine.of(layer, x.shape)
+    if class_name in ("BatchNormalization", "Rescaling", "Normalization"):
+        is_batch = class_name == "BatchNormalization"
+        slope, shift = folding_affine.of(layer, x.shape) if is_batch else along_axes(layer)
+        slope, shift = np.atleast_1d(slope), np.atleast_1d(shift)
         y = island.emit("mul", [x, island.constant("slope", slope)], x.shape)
         return island.emit("add", [y, island.constant("shift", shift)], x.shape)
     if kind is Kind.CONCAT:
