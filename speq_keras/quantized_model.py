@@ -217,6 +217,46 @@ class QuantizedModel(keras.Model):
         batches = calibration.input_batches(data, batch_size, steps, inputs=len(self.inputs))
         return batch_norm.reestimate(self, batches)
 
+    def settle(self, *, storage="int8"):
+        """Lets the model take over what its file has to round: then `predict` is the file.
+
+        The normal way is: calibrate, fit, settle, evaluate, export. Biases (β, means, offsets,
+        where they are what is added) move by up to half a unit of the integer sums, scales by less
+        than 1/500 of themselves to where no result lies halfway between two codes. A second call
+        moves nothing. Training afterwards unsettles the model.
+
+        Args:
+            storage: The one that will be exported; see `export_tflite`. Narrow weights have coarser
+                sums, so that a model is settled for one storage at a time.
+
+        Returns:
+            A `Settlement`: what moved, and sentences on what could not be settled, such as layers
+            in float or mixed precision, in which `predict` computes something else.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: As `export_tflite` does, if the model cannot be
+                exported as it is.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model.calibrate(np.random.rand(8, 4), verbose=0)
+            >>> settlement = model.settle()
+            >>> settlement.left, model.settle().biases
+            ((), {})
+        """
+        from speq_keras.export.settle import settle  # who trains does not need the exporter
+
+        settlement = settle(self, storage=storage)
+        self._forget_compiled()
+        return settlement
+
+    def _forget_compiled(self):
+        """Lets the next call compile anew: constants of the graph have changed."""
+        self.train_function = self.test_function = self.predict_function = None
+
     # ---- plan, report --------------------------------------------------------------------------
 
     def plan(self):

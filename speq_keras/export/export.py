@@ -12,9 +12,9 @@ from speq_keras.export import simulate
 from speq_keras.export.files import check_path, write_safely
 from speq_keras.export.fold import IO_TYPES, fold
 from speq_keras.export.folding.steps import plain_dtype
-from speq_keras.export.network import CODES
-from speq_keras.export.proof import MOST_EXAMPLES, as_network_inputs, generate_inputs, prove
-from speq_keras.export.report import Accuracy, ExportReport, WeightRow
+from speq_keras.export.inputs import as_network_inputs
+from speq_keras.export.network import CODES, in_float
+from speq_keras.export.report import Accuracy, Agreement, ExportReport, WeightRow
 from speq_keras.export.runtimes import (
     RUNTIMES,
     deviations,
@@ -23,9 +23,14 @@ from speq_keras.export.runtimes import (
     run_file,
 )
 from speq_keras.export.self_test import self_test_files
+from speq_keras.export.session import prove
 from speq_keras.export.storage import STORAGES
+from speq_keras.export.trained import TrainedGraph, to_numpy
 from speq_keras.export.write import write
-from speq_keras.processes import is_first_process, local_values, process_count
+from speq_keras.processes import is_first_process, local_values
+
+MOST_EXAMPLES = 32  # in the proof
+BATCH_SIZE = 64  # of what the training graph predicts
 
 
 def export_tflite(
@@ -56,9 +61,11 @@ def export_tflite(
     folded = fold(model, storage=storage, io=io, softmax=softmax)
     steps, network = folded.steps, folded.network
     network.metadata.update(_metadata(model, storage))
-    examples, labelled = _examples(data, model, steps)
+    examples, labelled = _examples(data, model)
     content = write(network, batch_size=batch_size)
-    proof = prove(steps, network, content, examples, batch_size=batch_size)
+    proof, examples = prove(
+        model, folded, content, examples, batch_size=batch_size, softmax=softmax
+    )
     if strict and not proof.holds:
         raise RuntimeError(
             f"The exported file does not compute the trained network: {proof.first_failure()}. "
@@ -74,6 +81,7 @@ def export_tflite(
         gzip_bytes=len(gzip.compress(content)),
         proof=proof,
         partitions=partitions(content),
+        agreement=_agreement(model, folded, content, examples, softmax),
         accuracy=_accuracy(model, folded, content, labelled) if labelled else None,
         elsewhere=deviations(content, inputs, runtimes),
         weights=tuple(_weight_rows(steps)),
@@ -124,10 +132,10 @@ def _widths(quantizers):
     return " ".join(str(bits) for bits in sorted({q.bits for q in quantizers if q.bits}))
 
 
-def _examples(data, model, steps):
-    """Returns the inputs for the proof, and labelled batches [(inputs, labels), ...] or None."""
+def _examples(data, model):
+    """Returns the inputs for the proof, and labelled batches [(inputs, labels), ...]; or Nones."""
     if data is None:
-        return generate_inputs(steps), None
+        return None, None
     batches, labelled = [], True
     for batch in _batches(data):
         if isinstance(batch, tuple) and len(batch) > 1:
@@ -177,33 +185,58 @@ def _arrays(inputs, model):
     ]
 
 
+def _agreement(model, folded, content, arrays, softmax):
+    """Returns the `Agreement` of `model.predict` and the file, on the examples of the proof."""
+    trained = _predict(model, arrays) if softmax else TrainedGraph(model, softmax=False).run(arrays)
+    inputs = as_network_inputs(folded.steps, folded.network, arrays)
+    file = [
+        in_float(folded.network.tensors[name], stored)
+        for name, stored in zip(folded.network.outputs, run_file(content, inputs), strict=True)
+    ]
+    pairs = list(zip(trained, file, strict=True))
+    top1 = None
+    if len(pairs) == 1 and file[0].ndim == 2 and file[0].shape[-1] > 1:
+        top1 = float(np.mean(trained[0].argmax(axis=-1) == file[0].argmax(axis=-1)))
+    return Agreement(
+        examples=len(arrays[0]),
+        top1=top1,
+        distance=max(float(np.max(np.abs(x - y), initial=0.0)) for x, y in pairs),
+        span=max(float(np.ptp(x)) if x.size else 0.0 for x, _ in pairs),
+    )
+
+
 def _accuracy(model, folded, content, batches):
     """Returns the accuracy of training graph, integer simulation and file, on all batches."""
-    right, count = np.zeros(3), 0
+    right, count, apart = np.zeros(3), 0, 0
     for arrays, labels in batches:
         inputs = as_network_inputs(folded.steps, folded.network, arrays)
-        trained = _predict(model, arrays if len(arrays) > 1 else arrays[0])
         outputs = (
-            keras.ops.convert_to_numpy(trained),
+            _predict(model, arrays)[0],
             simulate.simulate(folded.network, inputs)[0],
             run_file(content, inputs)[0],
         )
         labels = labels.argmax(axis=-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels
         labels = labels.reshape(-1)
-        right += [np.sum(np.argmax(output, axis=-1) == labels) for output in outputs]
+        hits = np.array([np.argmax(output, axis=-1) == labels for output in outputs])
+        right += hits.sum(axis=1)
+        apart += int(np.sum(hits[0] != hits[2]))
         count += len(labels)
-    trained, in_python, file = right / count
-    return Accuracy(
-        examples=count, trained=float(trained), folded=float(in_python), file=float(file)
-    )
+    trained, in_python, file = (float(share) for share in right / count)
+    return Accuracy(examples=count, trained=trained, folded=in_python, file=file, apart=apart)
 
 
-def _predict(model, inputs):
-    """Returns what the training graph makes of a batch; several processes each ask on their own."""
-    if process_count() == 1:
-        return model.predict_on_batch(inputs)
-    with keras.StatelessScope(local_values(model.variables)):
-        return model(inputs, training=False)
+def _predict(model, arrays):
+    """Returns the outputs of the training graph, a list; several processes each ask on their own.
+
+    The model is called as it is: `predict` would trace it first, which takes longer than the proof.
+    """
+    parts = []
+    for start in range(0, len(arrays[0]), BATCH_SIZE):
+        batch = [array[start : start + BATCH_SIZE] for array in arrays]
+        with keras.StatelessScope(local_values(model.variables)):
+            outputs = model(keras.tree.pack_sequence_as(model.input, batch), training=False)
+        parts.append([to_numpy(output) for output in keras.tree.flatten(outputs)])
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
 def _weight_rows(steps):

@@ -144,3 +144,11 @@ class IntegerNetwork:
                 if name:
                     readers[name].append(node)
         return readers
+
+
+def in_float(tensor, stored):
+    """Returns what stored values of a `Tensor` mean, in float64."""
+    values = np.asarray(stored, "float64")
+    if tensor.dtype not in CODES:
+        return values
+    return (values - tensor.zero_point) * np.float64(tensor.step)

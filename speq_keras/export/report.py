@@ -3,7 +3,7 @@
 import dataclasses
 
 from speq_keras.columns import aligned
-from speq_keras.export.proof import Proof
+from speq_keras.export.proof import FLAT_SHARE, Proof
 from speq_keras.export.runtimes import Partitions
 
 
@@ -30,12 +30,42 @@ class WeightRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Top-1 accuracies on the same examples, 0 to 1."""
+    """Top-1 accuracies on the same examples, 0 to 1.
+
+    `apart`: on how many examples either the training graph or the file is right, but not both.
+    """
 
     examples: int
     trained: float
     folded: float
     file: float
+    apart: int = 0
+
+    @property
+    def differs(self):
+        """Whether the file is another network's: three deviations of a fair coin, and one example.
+
+        Roundings send examples to either side alike: of `apart` many, half are right in the file.
+        """
+        difference = abs(self.file - self.trained) * self.examples
+        return difference > 3 * self.apart**0.5 + 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How near `model.predict` and the file are, on the examples of the proof.
+
+    Attributes:
+        examples: Number of examples.
+        top1: Share of the same top-1 classes, 0 to 1; None: not a classifier.
+        distance: Largest difference of an output value.
+        span: The outputs' largest value less their smallest.
+    """
+
+    examples: int
+    top1: float | None
+    distance: float
+    span: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +78,7 @@ class ExportReport:
         bytes, gzip_bytes: Size of the file, and of what an app package makes of it.
         proof: A `Proof`.
         partitions: A `Partitions`: what the default runtime hands to its fast delegate.
+        agreement: An `Agreement` of `model.predict` and the file.
         accuracy: An `Accuracy`, or None: no labelled data given.
         elsewhere: A `Deviation` for each of the other runtimes that were asked for.
         weights: A `WeightRow` per layer.
@@ -62,6 +93,7 @@ class ExportReport:
     gzip_bytes: int
     proof: Proof
     partitions: Partitions
+    agreement: Agreement
     accuracy: Accuracy | None
     elsewhere: tuple
     weights: tuple
@@ -73,9 +105,11 @@ class ExportReport:
         plain = dataclasses.asdict(self)
         for name in ("elsewhere", "weights", "notes"):
             plain[name] = list(plain[name])
-        plain["proof"]["tensors"] = [
-            {**row, "shape": list(row["shape"])} for row in plain["proof"]["tensors"]
-        ]
+        for part in ("tensors", "outputs"):
+            plain["proof"][part] = [
+                {key: list(x) if isinstance(x, tuple) else x for key, x in row.items()}
+                for row in plain["proof"][part]
+            ]
         return plain
 
     def __str__(self):
@@ -86,21 +120,57 @@ class ExportReport:
             f"storage {self.storage}, inputs and outputs {self.io}",
             f"  {sum(parts.delegated.values())} operations in {parts.partitions} XNNPACK "
             f"partition(s), {parts.num_others} outside{': ' + others if others else ''}",
-            f"  {proof.examples} examples, {proof.compared:,} codes of {len(proof.tensors)} "
-            f"tensors: {proof.mismatches} differ from the simulation, {proof.outside} are no "
-            f"nearest code of the float value (largest distance {proof.deviation:.4f} steps)",
+            *(f"  {line}" for line in _proof_lines(proof)),
+            f"  {_agreement_line(self.agreement, proof)}",
         ]
-        if proof.agreement is not None:
-            lines.append(f"  top-1 agreement with the float folded network {proof.agreement:.1%}")
         if self.accuracy is not None:
-            a = self.accuracy
-            lines.append(
-                f"  accuracy on {a.examples:,} examples: training graph {a.trained:.2%}, folded "
-                f"{a.folded:.2%}, file {a.file:.2%}"
-            )
+            line = _accuracy_line(self.accuracy)
+            lines.insert(0 if self.accuracy.differs else len(lines), f"  {line}".rstrip())
         lines += [f"  {_sentence(row)}" for row in self.elsewhere]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join([*lines, "", *_weight_table(self.weights), "", *_code_table(proof)])
+
+
+def _proof_lines(proof):
+    """Returns what the proof found, and how much it saw."""
+    kind = "random examples" if proof.generated else "examples"
+    verdict = "all equal" if proof.holds else f"NOT equal: {proof.first_failure()}"
+    yield (
+        f"proof, {proof.examples} {kind}: {proof.rounded:,} roundings of the trained network "
+        f"compared with the file's codes, {proof.outside} differ (largest distance "
+        f"{proof.deviation:.4f} steps); {verdict}"
+    )
+    yield (
+        f"{proof.compared:,} codes of {len(proof.tensors)} tensors: {proof.mismatches} differ from "
+        "the simulation"
+    )
+    if proof.flat_share > FLAT_SHARE:
+        yield (
+            f"{proof.flat_share:.1%} of the channels showed a single code, so that little is known "
+            "of them: give `data` with more variety"
+        )
+
+
+def _agreement_line(agreement, proof):
+    top1 = "" if agreement.top1 is None else f"top-1 agreement {agreement.top1:.1%}, "
+    settled = "" if proof.settled else "; model.settle() brings them together"
+    return (
+        f"predict and file on {agreement.examples} examples: {top1}largest distance "
+        f"{agreement.distance:.3g} of a span of {agreement.span:.3g}{settled}"
+    )
+
+
+def _accuracy_line(accuracy):
+    figures = (
+        f"accuracy on {accuracy.examples:,} examples: training graph {accuracy.trained:.2%}, "
+        f"folded {accuracy.folded:.2%}, file {accuracy.file:.2%}"
+    )
+    if not accuracy.differs:
+        return figures
+    return (
+        f"CAUTION: the file is not as accurate as the training graph, by more than sampling "
+        f"explains ({accuracy.apart} examples are right in one of both alone). {figures}"
+    )
 
 
 def _sentence(row):
@@ -120,9 +190,10 @@ def _weight_table(rows):
 
 
 def _code_table(proof):
-    cells = [("codes", "made by", "grid", "used", "most frequent", "distance")]
+    cells = [("codes", "made by", "grid", "used", "most frequent", "flat channels", "distance")]
     for row in proof.tensors:
         distance = "" if row.deviation is None else f"{row.deviation:.4f}"
         share = f"{row.largest_share:.0%}"
-        cells.append((row.name, row.kind, str(row.codes), str(row.used), share, distance))
+        flat = f"{row.flat_channels} of {row.channels}" if row.channels else ""
+        cells.append((row.name, row.kind, str(row.codes), str(row.used), share, flat, distance))
     return aligned(cells, left=(0, 1))

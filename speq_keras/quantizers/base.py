@@ -6,6 +6,9 @@ from keras import ops
 from speq_keras import ops as speq_ops
 from speq_keras._checks import check_bits, check_number
 
+# Averages of up to 2,000 codes are halves or further from one than this, in steps.
+_HALF_UP = 2.0**-12
+
 
 def register(cls):
     """Registers a quantizer class with Keras, so that saved models find it again."""
@@ -204,29 +207,54 @@ class ActivationQuantizer(Quantizer):
         self.set_range(histogram)
         self._calibrated.assign(1.0)
 
-    def call(self, inputs):
+    def call(self, inputs, halves_up=False):
         """Returns `inputs` on the quantizer's grid, in the dtype of `inputs`.
 
         Where there is an `observer`, it is called with the quantizer and `inputs`, and what it
         returns goes on in place of that; None: `inputs` as they are.
+
+        Args:
+            inputs: Tensor of any shape.
+            halves_up: For averages of codes, many of which are halves: these go up, as integer
+                kernels send them. In float32 the last bits of the scale would decide.
         """
         if self.observer is not None:
             outputs = self.observer(self, inputs)
             return inputs if outputs is None else outputs
-        return self.quantized(inputs)
+        return self.quantized(inputs, halves_up=halves_up)
 
-    def quantized(self, inputs):
+    def quantized(self, inputs, *, halves_up=False):
         """Returns `inputs` on the quantizer's grid, in the dtype of `inputs`, observed or not."""
         x = ops.cast(inputs, "float32")
         if self.width is None:
+            bits = self._initial_bits or speq_ops.MAX_BITS
             rounds = self._initial_bits is not None
-            y = self.round_to_grid(x, self._initial_bits or speq_ops.MAX_BITS, rounds)
         else:
             bits = ops.convert_to_tensor(self.width.value)
-            y = self.round_to_grid(x, bits, bits > 0)
-        return ops.cast(y, inputs.dtype)
+            rounds = bits > 0
+        if halves_up:
+            x = x + _HALF_UP * ops.stop_gradient(self.step(bits)) * ops.cast(rounds, "float32")
+        return ops.cast(self.round_to_grid(x, bits, rounds), inputs.dtype)
 
-    def compute_output_spec(self, inputs):
+    def step(self, bits):
+        """Returns the distance of two neighbouring codes at a width, in units of the inputs.
+
+        Where it is 0, halves are not sent up.
+
+        Args:
+            bits: As in `round_to_grid`.
+        """
+        return ops.zeros(())
+
+    def multiply_scale(self, factor):
+        """Makes the scale `factor` times as large; codes stay.
+
+        Returns:
+            Whether it could: False where the range is prescribed.
+        """
+        return False
+
+    def compute_output_spec(self, inputs, halves_up=False):
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
     def round_to_grid(self, x, bits, rounds=True):

@@ -65,12 +65,15 @@ class DoReFaActivation(ActivationQuantizer):
         low_code, high_code = unsigned_codes(bits)
         return speq_ops.fake_quantize(
             x,
-            1.0 / high_code,
+            self.step(bits),
             low_code=low_code,
             high_code=high_code,
             clip_below=not self.nonnegative_input,
             rounds=rounds,
         )
+
+    def step(self, bits):
+        return ops.convert_to_tensor(1.0 / unsigned_codes(bits)[1])
 
     def grid(self):
         if self.bits is None:

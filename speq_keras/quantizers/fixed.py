@@ -68,6 +68,16 @@ class FixedRange(ActivationQuantizer):
             rounds=rounds,
         )
 
+    def step(self, bits):
+        return self._grid(bits)[0]
+
+    def multiply_scale(self, factor):
+        if self.low is not None:
+            return False
+        self.range_low.assign(self.range_low * factor)
+        self.range_high.assign(self.range_high * factor)
+        return True
+
     def set_range(self, histogram):
         if self.low is None:
             self.range_low.assign(min(histogram.low, 0.0))

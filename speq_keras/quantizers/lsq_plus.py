@@ -91,6 +91,15 @@ class LSQPlus(ActivationQuantizer):
             rounded = ops.where(rounds, rounded, code)
         return (rounded - zero) * scale + shift
 
+    def step(self, bits):
+        return self._grid(bits)[0]
+
+    def multiply_scale(self, factor):
+        self.scale.assign(self.scale * factor)
+        if self.offset is not None:
+            self.offset.assign(self.offset * factor)
+        return True
+
     def set_range(self, histogram):
         bits = self.bits or speq_ops.MAX_BITS
         levels = int(speq_ops.levels_of(bits))

@@ -45,8 +45,7 @@ class PACT(ActivationQuantizer):
 
     def round_to_grid(self, x, bits, rounds=True):
         low_code, high_code = self.codes(bits)
-        alpha = speq_ops.keep_positive(ops.convert_to_tensor(self.alpha.value))
-        scale = alpha / (-low_code if self.signed else high_code)
+        scale = self.step(bits)
         # Only the full 8-bit range has the kernel's own lower end; a constant one is known here.
         clips_itself = isinstance(bits, int) and bits == speq_ops.MAX_BITS
         clip_below = not clips_itself and not self.nonnegative_input
@@ -58,6 +57,15 @@ class PACT(ActivationQuantizer):
             clip_below=clip_below,
             rounds=rounds,
         )
+
+    def step(self, bits):
+        low_code, high_code = self.codes(bits)
+        alpha = speq_ops.keep_positive(ops.convert_to_tensor(self.alpha.value))
+        return alpha / (-low_code if self.signed else high_code)
+
+    def multiply_scale(self, factor):
+        self.alpha.assign(self.alpha * factor)
+        return True
 
     def set_range(self, histogram):
         low_code, high_code = self.codes(self.bits or speq_ops.MAX_BITS)

@@ -5,6 +5,7 @@ from keras import ops
 
 from speq_keras.graph import map_refs, weights_changed
 from speq_keras.layers import QuantizedLayer
+from speq_keras.quantizers import ActivationQuantizer
 
 
 def build_graph(canonical, placement, weight_specs):
@@ -23,7 +24,11 @@ def build_graph(canonical, placement, weight_specs):
 
     def quantized(index, x):
         for spec in placement.at.get(index, []):
-            x = layer_of(spec)(x)
+            quantizer = layer_of(spec)
+            # A quantizer with a `call` of its own need not know the argument.
+            knows = type(quantizer).call is ActivationQuantizer.call
+            is_average = knows and index in placement.averages
+            x = quantizer(x, halves_up=True) if is_average else quantizer(x)
         return x
 
     def layer_of(spec):

@@ -90,11 +90,13 @@ class Placement:
         at: {tensor: [Spec, ...]}: quantizers at the tensor itself, for all its readers.
         between: {(tensor, demand): Spec}: second quantizers, for readers with that demand.
         demands: {(node id, tensor): Demand}: what each reader of a tensor asks for.
+        averages: The tensors whose codes are averages of codes: halves of them go up.
     """
 
     at: dict
     between: dict
     demands: dict
+    averages: set = dataclasses.field(default_factory=set)
 
 
 def float_tensors(graph):
@@ -343,6 +345,7 @@ class _Placer:
             kinds = {self.kinds[id(node)] for node in self.readers[index]}
             if self.kind_of_producer(index) is Kind.SAME_GRID and kinds != {Kind.QUANTIZER}:
                 self.placement.at[index] = [spec]
+                self.placement.averages.add(index)
 
     def place_between(self, index, root_demand, signed):
         """Places second quantizers for readers whose demand the tensor's grid does not meet."""

@@ -63,7 +63,7 @@ def conv_2d(
             patches = patches.transpose(5, 0, 1, 2, 3, 4, 6).reshape(groups, -1, columns)
             product = (patches @ matrix).transpose(1, 0, 2)
         sums[part] = product.reshape(-1, *sizes, channels_out)
-    ties_up = None if inputs[1].dtype not in PACKED else groups == 1
+    ties_up = groups == 1 if rounds_twice("conv_2d", inputs[1]) else None
     return finish(sums * factor, bias, inputs, output, activation, ties_up)
 
 
@@ -91,7 +91,8 @@ def depthwise_conv_2d(
         rows = taps(row, dilations[0], strides[0], sizes[0])
         columns = taps(column, dilations[1], strides[1], sizes[1])
         sums += padded[:, rows, columns] * weights[row, column]
-    ties_up = vector_channels(sums.shape[3]) if inputs[1].dtype in PACKED else None
+    twice = rounds_twice("depthwise_conv_2d", inputs[1])
+    ties_up = vector_channels(sums.shape[3]) if twice else None
     return finish(sums, bias, inputs, output, activation, ties_up)
 
 
@@ -101,8 +102,7 @@ def fully_connected(values, inputs, output, *, activation="none", keep_num_dims=
     sums = exact_product(centre(x, inputs[0]).reshape(-1, weights.shape[1]), weights.T)
     if keep_num_dims:
         sums = sums.reshape(*x.shape[:-1], len(weights))
-    per_byte = PACKED.get(inputs[1].dtype, 1)
-    ties_up = True if weights.shape[1] % per_byte else None
+    ties_up = True if rounds_twice("fully_connected", inputs[1]) else None
     return finish(sums, bias, inputs, output, activation, ties_up)
 
 
@@ -188,6 +188,18 @@ def finish(sums, bias, inputs, output, activation, ties_up=None):
         return requantize(sums, scales[0] * scales[1] / scales[2], output, activation)
     multipliers = np.float64(scales[0]) * scales[1].astype(np.float64) / np.float64(scales[2])
     return rescale(sums, multipliers, output, activation, ties_up=ties_up)
+
+
+def rounds_twice(kind, weights):
+    """Whether a node with weights runs outside of XNNPACK, on a kernel that rounds twice.
+
+    Args:
+        kind: Of the node.
+        weights: The `Tensor` of its weights.
+    """
+    if weights.dtype not in PACKED:
+        return False
+    return kind != "fully_connected" or weights.shape[1] % PACKED[weights.dtype] != 0
 
 
 def exact_factors(matrix, x):

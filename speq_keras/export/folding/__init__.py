@@ -16,7 +16,7 @@ floats     what may stay in float
 weights    codes behind trained weights, bias codes
 """
 
-from speq_keras.export.folding.steps import FoldedNetwork, Grid, Step, Value, Weights
+from speq_keras.export.folding.steps import FoldedNetwork, Grid, Places, Step, Value, Weights
 from speq_keras.export.folding.walk import fold_graph
 
-__all__ = ["FoldedNetwork", "Grid", "Step", "Value", "Weights", "fold_graph"]
+__all__ = ["FoldedNetwork", "Grid", "Places", "Step", "Value", "Weights", "fold_graph"]

@@ -23,6 +23,9 @@ import dataclasses
 
 import numpy as np
 
+# A bias this near to the grid of the sums, in steps of the output, is on it: float32 is no finer.
+SETTLED_STEPS = 2.0**-14
+
 
 class CannotExport(Exception):
     """One layer cannot be written; `str()` says why.
@@ -112,6 +115,14 @@ class Weights:
         """Distance of neighbouring accumulator values per channel, in units of the output."""
         return np.float64(self.input_scale) * self.scale / self.multiplier
 
+    def is_settled(self, step):
+        """Whether the bias of each channel is on the grid of the sums, up to float32.
+
+        Args:
+            step: The distance of two codes of the output.
+        """
+        return np.abs(self.bias - self.rounded_bias) <= SETTLED_STEPS * np.float64(step)
+
     @property
     def rounded_bias(self):
         """The bias that the accumulator can hold, in units of the output."""
@@ -138,8 +149,22 @@ class Step:
 
 
 @dataclasses.dataclass(eq=False)
+class Places:
+    """Where the codes of the trained graph's quantizers are in the file.
+
+    Attributes:
+        tensors: {number of the tensor that a quantizer makes, in the trained graph: name of the
+            file's tensor}. Where zeros around a tensor are left to its reader: the tensor inside.
+        scales: {name of a quantizer: its scale in the file}, for scales that were nudged.
+    """
+
+    tensors: dict = dataclasses.field(default_factory=dict)
+    scales: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(eq=False)
 class FoldedNetwork:
-    """Steps in computing order; `inputs` and `outputs` are Values."""
+    """Steps in computing order; `inputs` and `outputs` are Values, `places` its `Places`."""
 
     name: str
     steps: list = dataclasses.field(default_factory=list)
@@ -148,3 +173,4 @@ class FoldedNetwork:
     input_names: list = dataclasses.field(default_factory=list)
     output_names: list = dataclasses.field(default_factory=list)
     notes: list = dataclasses.field(default_factory=list)
+    places: Places = dataclasses.field(default_factory=Places)

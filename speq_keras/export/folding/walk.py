@@ -3,6 +3,7 @@
 from speq_keras.export.folding.builder import Builder, GridTies
 from speq_keras.export.folding.carry import changes_nothing
 from speq_keras.export.folding.grids import fixed_grid
+from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending
 from speq_keras.export.folding.steps import CannotExport, Value, plain_dtype
 from speq_keras.export.folding.visits import VISITS, embedding, is_whole
@@ -54,6 +55,9 @@ def _walk(builder):
                 operation = getattr(at.operation, "layer", at.operation)
                 problems.append(f"'{at.name}' ({type(operation).__name__}): {error}")
         values.update(zip(node.outputs, outputs, strict=True))
+        if kind_of(node.operation) is Kind.QUANTIZER and outputs[0] is not None:
+            folded.places.tensors[node.outputs[0]] = _name_of(outputs[0])
+    folded.places.scales = {name: grid.scale for name, grid in builder.grids.items()}
     for index in graph.output_indices:
         if values[index] is not None:
             values[index] = _leave(builder, values[index])
@@ -94,6 +98,11 @@ def _is_float(value, kind):
     if isinstance(value, Pending):
         return kind not in (Kind.AFFINE, Kind.RELU)
     return isinstance(value, Value) and value.grid is None
+
+
+def _name_of(value):
+    """Returns the name of the tensor that holds the codes of a quantizer."""
+    return (value.source if isinstance(value, Padded) else value).name
 
 
 def _leave(builder, value):

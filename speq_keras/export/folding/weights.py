@@ -163,9 +163,11 @@ def finish(weights, output_grid, notes, name):
     reach = np.sum(magnitudes, axis=others).reshape(-1) * _LARGEST_INPUT
     step = float(output_grid.scale) if output_grid is not None else 1.0
     unit = weights.input_scale * weights.scale
+    is_cut = np.zeros(len(unit), bool)
     if output_grid is not None:
         # A bias beyond this saturates the output whatever the inputs are.
         limit = (max(-output_grid.low, output_grid.high) + 2) * step + reach * unit
+        is_cut = np.abs(weights.bias) > limit
         weights.bias = np.clip(weights.bias, -limit, limit)
     with np.errstate(divide="ignore", over="ignore"):
         most = (_LARGEST_SUM - 1) / (reach + np.abs(weights.bias) / unit)
@@ -186,6 +188,15 @@ def finish(weights, output_grid, notes, name):
     # Without weights any scale will do: fine enough for the bias, far from what kernels refuse.
     weights.scale = np.where(dead, step / weights.input_scale * 2.0**-12, weights.scale)
     weights.bias_codes = np.rint(weights.bias / weights.unit).astype("int64")
+    weights.bias = np.where(is_cut, weights.rounded_bias, weights.bias)
+
+
+def slope_of(step):
+    """Returns the number by which an affine step multiplies, or None where it does more."""
+    if step.kind != "affine" or step.weights.bias_codes.any():
+        return None
+    slopes = step.weights.scale * step.weights.codes
+    return float(slopes[0]) if slopes[0] and np.all(slopes == slopes[0]) else None
 
 
 def weights_of(layer):

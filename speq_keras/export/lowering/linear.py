@@ -6,7 +6,7 @@ import numpy as np
 from keras import layers
 
 from speq_keras.export.folding.steps import CannotExport
-from speq_keras.export.folding.weights import summed_axes
+from speq_keras.export.folding.weights import slope_of, summed_axes
 from speq_keras.export.lowering.encoding import encoding_of
 from speq_keras.export.network import Tensor
 
@@ -191,9 +191,9 @@ def _along(vector, rank, axis):
 def affine(builder, step):
     """Lowers a slope and shift per channel: a 1×1 depthwise convolution, or one multiplication."""
     weights = step.weights
-    slopes = weights.scale * weights.codes
-    if not weights.bias_codes.any() and np.all(slopes == slopes[0]) and slopes[0] != 0:
-        return slope(builder, step, float(slopes[0]))
+    factor = slope_of(step)
+    if factor is not None:
+        return slope(builder, step, factor)
     x = builder.tensor(step.inputs[0])
     channels = x.shape[-1]
     kernel = weights.codes.reshape(1, 1, 1, channels)

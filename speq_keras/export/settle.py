@@ -1,0 +1,150 @@
+"""`SPEQModel.settle`: the trained model takes over what a file has to round.
+
+Between `predict` and the file are the rounding of biases to the grid of the sums, scales that were
+nudged, and results halfway between two codes, which float32 sends one way and integers another. All
+of it is much smaller than what training moves in a step, and low-bit networks amplify it: a trained
+network that takes it over computes what its file computes.
+"""
+
+import dataclasses
+
+import keras
+
+from speq_keras._checks import check_choice
+from speq_keras.export.fold import fold
+from speq_keras.export.folding.weights import slope_of
+from speq_keras.export.session import has_islands
+from speq_keras.export.settle_biases import apply_move, move_of
+from speq_keras.export.settle_scales import Scales, relations_of
+from speq_keras.export.storage import STORAGES
+from speq_keras.graph import read_graph
+from speq_keras.operations import Kind, kind_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settlement:
+    """What `SPEQModel.settle` did; prints as a few lines.
+
+    Attributes:
+        storage: The storage whose biases the model has now.
+        biases: {layer: how far its bias, β, mean or offset moved at most, in steps of its output}.
+        scales: {quantizer: its scale now, as a part of what it was}.
+        left: Sentences on what could not be settled: there `predict` and the file may differ.
+    """
+
+    storage: str
+    biases: dict
+    scales: dict
+    left: tuple
+
+    def __str__(self):
+        moved = max(self.biases.values(), default=0)
+        changed = max((abs(factor - 1) for factor in self.scales.values()), default=0)
+        lines = [
+            f"settled for storage={self.storage!r}: {len(self.biases)} biases moved, by up to "
+            f"{moved:.2g} steps; {len(self.scales)} scales, by up to {changed:.2g} of themselves"
+        ]
+        return "\n".join([*lines, *(f"  left: {sentence}" for sentence in self.left)])
+
+
+def settle(model, *, storage):
+    """Settles a model in place; see `SPEQModel.settle`."""
+    check_choice("storage", storage, STORAGES)
+    quantizers = {quantizer.name: quantizer for quantizer in model.activation_quantizers}
+    scales = Scales(quantizers)
+    left = _settle_scales(model, storage, scales)
+    biases = _settle_biases(model, storage)
+    # What moved the biases may have changed no scale: this one is for what is left.
+    folded = fold(model, storage=storage)
+    left += _biases_left(folded.steps) + _kernels_left(folded) + _training_left(model)
+    return Settlement(
+        storage=storage, biases=biases, scales=dict(scales.moved), left=tuple(dict.fromkeys(left))
+    )
+
+
+def _settle_scales(model, storage, scales):
+    folded = fold(model, storage=storage).steps
+    left = [
+        f"{relation.name}: its results may lie halfway between two codes, since the scales that "
+        "meet there are prescribed, or used elsewhere too"
+        for relation in relations_of(folded, _owners(folded))
+        if not scales.settle(relation)
+    ]
+    nudged = fold(model, storage=storage).steps.places.scales
+    return left + [f"{name}: its scale is prescribed" for name in scales.take_over(nudged)]
+
+
+def _owners(folded):
+    """Returns {id(value): name of the quantizer whose grid it has}."""
+    owners = {}
+    for step in folded.steps:
+        if step.quantizer is not None:
+            owners[id(step.output)] = step.quantizer.name
+        elif step.output.grid is not None and step.inputs:
+            source = step.inputs[0]
+            if source.grid == step.output.grid:
+                owners[id(step.output)] = owners.get(id(source))
+    return owners
+
+
+def _settle_biases(model, storage):
+    folded = fold(model, storage=storage).steps
+    moved = {}
+    for step in _steps_with_bias(folded):
+        move = move_of(step)
+        is_first = not step.nodes or step.nodes[0].name not in moved
+        if move is not None and is_first and apply_move(step, move):
+            moved[step.nodes[0].name] = move.largest
+    return moved
+
+
+def _steps_with_bias(folded):
+    return [step for step in folded.steps if step.weights is not None and slope_of(step) is None]
+
+
+def _biases_left(folded):
+    return [
+        f"{step.name}: its bias is rounded by up to {move.largest:.2g} steps, and no layer there "
+        "has a bias or an offset of its own to move"
+        for step in _steps_with_bias(folded)
+        if (move := move_of(step)) is not None
+    ]
+
+
+def _kernels_left(folded):
+    """Returns sentences on kernels that round by themselves."""
+    left = []
+    for node in folded.network.nodes:
+        if node.kind == "average_pool_2d":
+            left.append(f"{node.layer}: an average with padding 'same' sends halves away from zero")
+        elif node.kind == "resize_bilinear" and not _is_exact(node, folded.network):
+            left.append(f"{node.layer}: it interpolates with weights of 11 bits")
+        elif node.kind == "batch_matmul" and folded.network.tensors[node.inputs[1]].zero_point:
+            left.append(f"{node.layer}: its kernel rounds twice")
+    if has_islands(folded.network):
+        left.append("layers in float: sums of floats depend on their order")
+    return left + [note for note in folded.notes if "almost constant" in note]
+
+
+def _is_exact(node, network):
+    pairs = zip(network.tensors[node.inputs[0]].shape[1:3], node.options["size"], strict=True)
+    return all(after in (before, 2 * before, 4 * before, 8 * before) for before, after in pairs)
+
+
+def _training_left(model):
+    """Returns sentences on what the training graph computes in its own way."""
+    left = []
+    graph = read_graph(model)
+    for node in graph.nodes:
+        maker = graph.tensors[node.inputs[0]].producer if node.inputs else None
+        is_average = maker is not None and kind_of(maker.operation) is Kind.SAME_GRID
+        if kind_of(node.operation) is Kind.QUANTIZER and is_average and not node.kwargs:
+            left.append(
+                f"{node.name}: halves of averages are decided by float32 in models of 0.1.0; wrap "
+                "the float model again and take over the weights"
+            )
+    layers = [getattr(layer, "layer", layer) for layer in model.layers]
+    dtypes = {layer.compute_dtype for layer in layers if isinstance(layer, keras.layers.Layer)}
+    if dtypes - {"float32", "float64"}:
+        left.append(f"predict computes in {', '.join(sorted(dtypes - {'float32', 'float64'}))}")
+    return left

@@ -1,0 +1,158 @@
+"""Biases on the grid of the sums that integer kernels add them to, and away from halves."""
+
+import dataclasses
+
+import keras
+import numpy as np
+from keras import layers
+
+from speq_keras.export.folding import affine
+from speq_keras.export.folding.steps import SETTLED_STEPS
+from speq_keras.operations import Kind, kind_of
+
+# Sums nearer to a half than this, in steps, are decided by the last bits of float32.
+_NEAR_HALF = 1e-4
+# How far a bias may move to get away from halves, in units.
+_MOST_UNITS = 8
+
+
+@dataclasses.dataclass
+class Move:
+    """What settling one layer takes: `shift` per channel, in units of what the step makes.
+
+    `largest` is the largest shift in steps of the output.
+    """
+
+    name: str
+    shift: np.ndarray
+    largest: float
+
+
+def move_of(step):
+    """Returns the `Move` that brings the bias of a step to its grid, or None where it is there.
+
+    Channels whose sums lie on halves move by further units, if that takes them away from all.
+    """
+    weights = step.weights
+    wanted = weights.bias_codes + _away_from_halves(step)
+    shift = wanted * weights.unit - weights.bias
+    step_size = np.float64(step.output.grid.scale)
+    largest = float(np.max(np.abs(shift), initial=0.0) / step_size)
+    is_there = np.abs(shift) <= SETTLED_STEPS * step_size
+    if np.all(is_there):
+        return None
+    return Move(step.name, np.where(is_there, 0.0, shift), largest)
+
+
+def _away_from_halves(step):
+    """Returns how many units each bias has to move so that no sum lies on a half, or 0.
+
+    With the multiplier m all sums of a channel are multiples of m units, so that a bias in between
+    moves every one of them.
+    """
+    weights, grid = step.weights, step.output.grid
+    steps = weights.unit / np.float64(grid.scale)
+    lattice = weights.multiplier.astype("float64")
+    moved = np.zeros(len(steps), "int64")
+    near = _near_halves(weights.bias_codes, lattice, steps, grid)
+    for channel in np.flatnonzero(near & (lattice > 1)):
+        for distance in range(1, min(_MOST_UNITS, int(lattice[channel]) // 2) + 1):
+            found = [
+                sign * distance
+                for sign in (1, -1)
+                if not _near_halves(
+                    weights.bias_codes[channel : channel + 1] + sign * distance,
+                    lattice[channel : channel + 1],
+                    steps[channel : channel + 1],
+                    grid,
+                )[0]
+            ]
+            if found:
+                moved[channel] = found[0]
+                break
+    return moved
+
+
+def _near_halves(bias_codes, lattice, steps, grid):
+    """Returns for each channel whether a sum on its lattice may lie on a half between codes."""
+    halves = np.arange(grid.low, grid.high) + 0.5
+    # Where the lattice would have to have a point, in units of its own distance.
+    places = (halves[None, :] / steps[:, None] - bias_codes[:, None]) / lattice[:, None]
+    distance = np.abs(places - np.rint(places)) * (lattice * steps)[:, None]
+    return np.any(distance < _NEAR_HALF, axis=1)
+
+
+def apply_move(step, move):
+    """Moves an offset of the trained layers of a step.
+
+    Returns:
+        Whether there was one: a bias, β, a mean or an offset.
+    """
+    slope = np.ones(len(move.shift))
+    for node in reversed(step.nodes):
+        kind = kind_of(node.operation)
+        if kind is Kind.RELU:
+            continue
+        layer = getattr(node.operation, "layer", node.operation)
+        if _move_offset(layer, kind, move.shift / slope):
+            return True
+        if kind is not Kind.AFFINE:
+            return False
+        slope = slope * np.resize(affine.of(layer, step.output.shape[-1])[0], slope.shape)
+    return False
+
+
+def _move_offset(layer, kind, shift):
+    """Adds `shift`, per channel, to what a layer adds; returns whether it adds anything."""
+    if not np.all(np.isfinite(shift)):
+        return False
+    if isinstance(layer, layers.BatchNormalization):
+        return _move_batch_norm(layer, shift)
+    if isinstance(layer, layers.Rescaling):
+        layer.offset = _plain(np.asarray(layer.offset, "float64") + shift)
+        return True
+    if isinstance(layer, layers.Normalization):
+        return _move_normalization(layer, shift)
+    bias = getattr(layer, "bias", None)
+    if kind is not Kind.WEIGHTED or bias is None:
+        return False
+    return _add(bias, shift)
+
+
+def _move_batch_norm(layer, shift):
+    if layer.center:
+        return _add(layer.beta, shift)
+    slope, _ = affine.of(layer, len(shift))
+    return bool(np.all(slope)) and _add(layer.moving_mean, -shift / slope)
+
+
+def _move_normalization(layer, shift):
+    slope, _ = affine.of(layer, len(shift))
+    change = shift if layer.invert else -shift / slope
+    if layer.input_mean is not None:
+        mean = np.asarray(layer.input_mean, "float64") + change
+        layer.input_mean = _plain(mean)
+        before = np.asarray(keras.ops.convert_to_numpy(layer.mean), "float64")
+        layer.mean = keras.ops.convert_to_tensor((before + change).astype("float32"))
+        return True
+    if layer.adapt_mean.shape != change.shape:
+        return False
+    done = _add(layer.adapt_mean, change)
+    layer.finalize_state()
+    return done
+
+
+def _add(variable, shift):
+    values = keras.ops.convert_to_numpy(variable.value).astype("float64")
+    if values.size != shift.size:
+        return False
+    variable.assign((values + shift.reshape(values.shape)).astype("float32"))
+    return True
+
+
+def _plain(values):
+    """Returns an offset as a layer's config can hold it: one number, or a list of numbers."""
+    values = np.asarray(values, "float64")
+    if np.all(values == values.reshape(-1)[0]):
+        return float(values.reshape(-1)[0])
+    return values.tolist()

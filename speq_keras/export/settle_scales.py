@@ -1,0 +1,169 @@
+"""Scales whose sums, products and means never lie halfway between two codes.
+
+A sum of codes is c = (s_a·a + s_b·b) / s_c before it is rounded. Float32 and integer kernels agree
+on what the nearest code is, and disagree near halves. Where s_a / s_c = p / q and s_b / s_c = r / q
+with whole numbers and an odd q, c is a multiple of 1/q, and the nearest one to a half is 1 / (2q)
+away from it: further than any kernel's rounding. It takes less than 1/500 of a scale to get there.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from speq_keras.export.folding.ties import NUDGE
+from speq_keras.export.folding.weights import slope_of
+
+# Denominators: results stay 1 / (2q) away from halves.
+_DENOMINATORS = np.arange(257, 1002, 2, dtype="float64")
+# A scale that would have to move further than this, as a part of itself, stays as it is.
+_LARGEST_MOVE = 2.0**-9
+# A ratio this near to p / q is one, as float32 scales can have it.
+_IS_RATIO = 2.0**-21
+_AGAIN = ("requantize", "affine")
+_RELATIONS = ("add", "subtract", "multiply", "matmul", "mean", "requantize")
+
+
+@dataclasses.dataclass
+class Relation:
+    """One step whose result is a sum of products of codes and these ratios.
+
+    Attributes:
+        name: Of what it makes.
+        inputs: Pairs of quantizers' names (one or two factors each) and a constant factor.
+        output: Name of the quantizer of the result.
+    """
+
+    name: str
+    inputs: list
+    output: str
+
+
+def relations_of(folded, owners):
+    """Returns the `Relation`s of a `FoldedNetwork` in the order in which they are settled.
+
+    Sums, products and means come from the outputs on, so that the scale of a result is decided
+    before those of what goes into it; then what rounds the same tensor a second time.
+
+    Args:
+        folded: The network.
+        owners: {id(value): name of the quantizer whose grid it has}.
+    """
+    found = []
+    for step in folded.steps:
+        slope = slope_of(step)
+        if step.quantizer is None or (step.kind not in _RELATIONS and slope is None):
+            continue
+        names = [owners.get(id(value)) for value in step.inputs]
+        if slope is not None:
+            inputs = [((names[0],), abs(slope))]
+        elif step.kind in ("multiply", "matmul"):
+            inputs = [(tuple(names), 1.0)]
+        elif step.kind == "mean":
+            inputs = [((names[0],), 1.0 / _count(step))]
+        else:
+            inputs = [((name,), 1.0) for name in names]
+        found.append((step.kind, Relation(step.name, inputs, step.quantizer.name)))
+    again = [relation for kind, relation in found if kind in _AGAIN]
+    return [relation for kind, relation in reversed(found) if kind not in _AGAIN] + again
+
+
+def _count(step):
+    shape = step.inputs[0].shape
+    return float(np.prod([shape[axis] for axis in step.options["axes"]]))
+
+
+class Scales:
+    """The scales while they are settled.
+
+    Args:
+        quantizers: {name: ActivationQuantizer}.
+    """
+
+    def __init__(self, quantizers):
+        self.quantizers = quantizers
+        self.now = {name: float(np.float32(q.grid()[0])) for name, q in quantizers.items()}
+        self.decided = {name for name, q in quantizers.items() if not q.multiply_scale(1.0)}
+        self.moved = {}
+
+    def settle(self, relation):
+        """Moves scales so that `relation` has no halves; returns whether that was possible."""
+        factors = {name for names, _ in relation.inputs for name in names}
+        if not (factors | {relation.output}) <= set(self.now):
+            return False
+        free = [name for name in factors if name not in self.decided]
+        output_is_free = relation.output not in self.decided
+        done = self._is_settled(relation) or self._move(relation, free, output_is_free)
+        self.decided |= factors | {relation.output}
+        return done
+
+    def _ratios(self, relation):
+        ratios = []
+        for names, constant in relation.inputs:
+            ratio = constant / self.now[relation.output]
+            for name in names:
+                ratio *= self.now[name]
+            ratios.append(ratio)
+        return np.array(ratios)
+
+    def _is_settled(self, relation):
+        numerators = np.outer(_DENOMINATORS, self._ratios(relation))
+        whole = np.maximum(np.rint(numerators), 1)
+        return bool(np.any(np.all(np.abs(numerators / whole - 1) < _IS_RATIO, axis=1)))
+
+    def _move(self, relation, free, output_is_free):
+        """Chooses the denominator for which the free scales move least, and moves them."""
+        ratios = self._ratios(relation)
+        owners = [[name for name in names if name in free] for names, _ in relation.inputs]
+        # What a term cannot do by a scale of its own, the result's scale has to do for it.
+        stuck = [i for i, names in enumerate(owners) if not names]
+        shared = len({name for names in owners for name in names}) < len(owners) - len(stuck)
+        if shared or len(stuck) > output_is_free:
+            return self._move_together(relation, ratios, free, output_is_free)
+        numerators = np.outer(_DENOMINATORS, ratios)
+        wanted = np.maximum(np.rint(numerators), 1) / numerators
+        output = 1 / wanted[:, stuck[0]] if stuck else np.ones(len(wanted))
+        moves = wanted * output[:, None]
+        largest = np.max(np.abs(np.column_stack([moves, output]) - 1), axis=1)
+        best = int(np.argmin(largest))
+        if largest[best] > _LARGEST_MOVE:
+            return False
+        self._apply(relation.output, float(output[best]))
+        for names, move in zip(owners, moves[best], strict=True):
+            if names:
+                self._apply(names[0], float(move))
+        return True
+
+    def _move_together(self, relation, ratios, free, output_is_free):
+        """As `_move`, where all terms have the same ratio, as in x + x: one scale moves."""
+        names = {names for names, _ in relation.inputs}
+        if len(names) > 1 or not (output_is_free or free):
+            return False
+        numerators = _DENOMINATORS * ratios[0]
+        wanted = np.maximum(np.rint(numerators), 1) / numerators
+        best = int(np.argmin(np.abs(wanted - 1)))
+        if abs(wanted[best] - 1) > _LARGEST_MOVE:
+            return False
+        if output_is_free:
+            self._apply(relation.output, float(1 / wanted[best]))
+        else:
+            power = names.pop().count(free[0])
+            self._apply(free[0], float(wanted[best] ** (1 / power)))
+        return True
+
+    def _apply(self, name, factor):
+        if factor == 1.0:
+            return
+        before = self.now[name]
+        self.quantizers[name].multiply_scale(factor)
+        self.now[name] = float(np.float32(self.quantizers[name].grid()[0]))
+        self.moved[name] = self.moved.get(name, 1.0) * self.now[name] / before
+
+    def take_over(self, scales):
+        """Moves scales to where folding would put them; returns the names of those that cannot."""
+        left = []
+        for name, scale in scales.items():
+            if self.quantizers[name].multiply_scale(float(scale) / self.now[name]):
+                self.moved[name] = self.moved.get(name, 1.0) * float(NUDGE)
+            else:
+                left.append(name)
+        return left

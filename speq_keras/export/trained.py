@@ -1,0 +1,245 @@
+"""The trained model's own graph, node by node, on the codes that a file computed.
+
+This is what a file is proven against. Which nodes there are, their order, arguments and options
+come from the Keras model; every layer is called as it was trained, with its own weights and
+quantizers, in float32 whatever its dtype policy. Nothing that folding or lowering derived is in it
+but the names of tensors, and the scales that were nudged (see `folding.ties`).
+
+At every quantizer the file's own codes take over, so that each comparison is about the nodes since
+the last codes, and a difference does not grow from layer to layer.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+
+import keras
+import numpy as np
+from keras import tree
+
+from speq_keras.graph import map_refs, read_graph
+from speq_keras.operations import fixed_range
+from speq_keras.quantizers import ActivationQuantizer
+
+# Float kernels sum in another order and approximate exp and rsqrt: a part of the largest value.
+FLOAT_TOLERANCE = 2.0**-10
+# A scale that was nudged is larger by this factor, and float32 rounds it.
+_NUDGED = 1 + 2.0**-11
+_SAME = 2.0**-22
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """What one quantizer of the trained graph would have rounded, and the codes in the file.
+
+    Attributes:
+        tensor: Name of the file's tensor.
+        layers: Names of the trained layers and operations since the last codes.
+        distances: How far each code is from what the quantizer reads, in steps.
+        problem: Why the codes could not be compared, or "".
+    """
+
+    tensor: str
+    layers: tuple
+    distances: np.ndarray
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class End:
+    """One output of the trained graph and of the file.
+
+    Attributes:
+        name: The output's name.
+        layers: As of a `Rounding`.
+        distance: Largest difference, in units of the output.
+        allowed: Largest difference that roundings explain.
+    """
+
+    name: str
+    layers: tuple
+    distance: float
+    allowed: float
+
+
+class TrainedGraph:
+    """The graph of a trained model, ready to be compared with files made of it.
+
+    Args:
+        model: The `SPEQModel`.
+        softmax: False where the file leaves out a softmax or sigmoid at the end.
+    """
+
+    def __init__(self, model, *, softmax=True):
+        self.graph = read_graph(model)
+        self.output_names = list(model.output_names)
+        self.makers = {index: node for node in self.graph.nodes for index in node.outputs}
+        self.ends = [self._end(index, softmax) for index in self.graph.output_indices]
+        self.nodes = self._needed()
+
+    def _end(self, index, softmax):
+        """Returns the tensor that leaves the file for an output of the model."""
+        maker = self.makers.get(index)
+        drops = not softmax and maker is not None and fixed_range(maker.operation) is not None
+        return maker.inputs[0] if drops else index
+
+    def _needed(self):
+        needed, nodes = set(self.ends), []
+        for node in reversed(self.graph.nodes):
+            if needed.intersection(node.outputs):
+                nodes.insert(0, node)
+                needed.update(node.inputs)
+        return nodes
+
+    def run(self, arrays):
+        """Computes the outputs in float32 with the trained quantizers; returns NumPy arrays."""
+        known = dict(zip(self.graph.input_indices, arrays, strict=True))
+        for node in self.nodes:
+            known.update(zip(node.outputs, call(node, known), strict=True))
+        return [to_numpy(known[index]) for index in self.ends]
+
+    def roundings(self, arrays, places, file):
+        """Walks the graph; yields a `Rounding` for every quantizer, and an `End` for every output.
+
+        Args:
+            arrays: Inputs, batch first, a list.
+            places: `folding.Places`: which tensors hold the codes of which quantizers.
+            file: What the file computed: `codes(name)` without zero points; `output(number,
+                trained)` in float, asked with the trained graph's own; `step_of(number)`, the
+                distance of an output's codes, or None for floats.
+        """
+        known = dict(zip(self.graph.input_indices, map(np.asarray, arrays), strict=True))
+        layers = dict.fromkeys(known, ())
+        readers = {index: node for node in self.nodes for index in node.inputs}
+        for node in self.nodes:
+            if isinstance(node.operation, ActivationQuantizer):
+                rounding, value = self._round(node, known, layers, places, file)
+                yield rounding
+                known[node.outputs[0]], layers[node.outputs[0]] = value, ()
+            else:
+                before = dict.fromkeys(name for index in node.inputs for name in layers[index])
+                for index, value in zip(node.outputs, call(node, known), strict=True):
+                    known[index], layers[index] = value, (*before, node.name)
+            for index in node.inputs:
+                if readers[index] is node and index not in self.ends:
+                    known.pop(index, None)
+        for number, index in enumerate(self.ends):
+            yield self._leave(number, index, known, layers, file)
+
+    def _round(self, node, known, layers, places, file):
+        """Returns the `Rounding` of a quantizer, and the values that the file's codes mean."""
+        (index,) = node.inputs
+        values = to_numpy(known[index])
+        scale, low, high = node.operation.grid()
+        scale, problem = _scale(np.float32(scale), places.scales.get(node.name))
+        name = places.tensors.get(node.outputs[0])
+        codes = None if name is None else file.codes(name)
+        if codes is None:
+            problem = f"no tensor of the file holds the codes of quantizer '{node.name}'"
+        if problem:
+            return self._failed(node, layers[index], name or node.name, problem), values
+        decoded = codes.astype("float32") * scale
+        padded = self._padded(decoded, index)
+        if padded is None:
+            problem = f"its shape is {codes.shape}, and the trained tensor's is {values.shape}"
+            return self._failed(node, layers[index], name, problem), values
+        if padded is not decoded:
+            codes = padded / scale
+        wanted = np.clip(values / scale, np.float32(low), np.float32(high))
+        rounding = Rounding(tensor=name, layers=layers[index], distances=np.abs(codes - wanted))
+        return rounding, padded
+
+    @staticmethod
+    def _failed(node, layers, name, problem):
+        distances = np.zeros(0, "float32")
+        return Rounding(
+            tensor=name, layers=layers or (node.name,), distances=distances, problem=problem
+        )
+
+    def _padded(self, values, index):
+        """Returns decoded codes in the shape of the trained tensor, or None.
+
+        A file may round before the zeros around a tensor are added, which then are the reader's
+        own: the nodes of the trained graph that add them are called on the codes' values.
+        """
+        waiting = []
+        while tuple(values.shape[1:]) != tuple(self.graph.tensors[index].shape[1:]):
+            node = self.makers.get(index)
+            if node is None or len(node.inputs) != 1:
+                return None
+            waiting.insert(0, node)
+            (index,) = node.inputs
+        for node in waiting:
+            (values,) = call(node, {node.inputs[0]: values})
+        return to_numpy(values) if waiting else values
+
+    def _leave(self, number, index, known, layers, file):
+        """Returns the `End` of an output."""
+        wanted = to_numpy(known[index]).astype("float64")
+        found = file.output(number, wanted)
+        step, maker = file.step_of(number), self.makers.get(index)
+        name = self.output_names[number]
+        if wanted.shape != found.shape:
+            return End(name=name, layers=layers[index], distance=float("inf"), allowed=0.0)
+        allowed = FLOAT_TOLERANCE * float(np.max(np.abs(wanted), initial=0.0))
+        ends = None if maker is None or step is None else fixed_range(maker.operation)
+        if ends is not None:  # the kernel of a softmax or sigmoid rounds to a grid that it demands
+            wanted = np.clip(wanted, *ends)
+            allowed = (ends[1] - ends[0]) / 255 * (0.5 + 2e-3)
+        elif step is not None:  # codes, which were compared before
+            allowed = 2e-3 * step
+        distance = float(np.max(np.abs(wanted - found), initial=0.0))
+        return End(name=name, layers=layers[index], distance=distance, allowed=allowed)
+
+
+def _scale(own, given):
+    """Returns the scale that a quantizer has in the file, and what is wrong with it, or ""."""
+    if given is None or given == own:
+        return own, ""
+    if abs(float(given) / (float(own) * _NUDGED) - 1) < _SAME:
+        return np.float32(given), ""
+    return own, f"its scale is {float(given):.9g}, and the quantizer's own is {float(own):.9g}"
+
+
+def call(node, known):
+    """Calls the layer or operation of a graph node in float32; returns its outputs, a list.
+
+    Args:
+        node: The `Node`.
+        known: {number of a tensor: its values}, NumPy arrays or tensors.
+    """
+    args, kwargs = map_refs(
+        (node.args, node.kwargs), lambda index: keras.ops.convert_to_tensor(known[index])
+    )
+    if _can_train(node.operation):  # a model's `predict` overrides what a call says
+        kwargs = {**kwargs, "training": False}
+    with in_float32(node.operation):
+        return tree.flatten(node.operation(*args, **kwargs))
+
+
+def _can_train(operation):
+    if not isinstance(operation, keras.layers.Layer):
+        return False
+    layer = getattr(operation, "layer", operation)
+    return "training" in inspect.signature(layer.call).parameters
+
+
+@contextlib.contextmanager
+def in_float32(operation):
+    """Lets a layer that was trained in mixed precision compute in float32."""
+    inner = getattr(operation, "layer", None)
+    found = [x for x in (operation, inner) if isinstance(x, keras.layers.Layer)]
+    policies = [layer.dtype_policy for layer in found]
+    try:
+        for layer in found:
+            layer.dtype_policy = "float32"
+        yield
+    finally:
+        for layer, policy in zip(found, policies, strict=True):
+            layer.dtype_policy = policy
+
+
+def to_numpy(values):
+    """Returns values as a NumPy array; what is less exact than float32 as float32."""
+    values = keras.ops.convert_to_numpy(values)
+    return values.astype("float32") if values.dtype.kind not in "iub" else values
