@@ -25,12 +25,14 @@ class Network:
     data: dict
     wrap: dict
     export: dict
+    settles: bool
 
     def __str__(self):
         odd = f"set_weights(network, {self.seed}, {self.odd})"
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.wrap.items())
         export = ", ".join(f"{key}={value!r}" for key, value in self.export.items())
-        usage = [odd, f"wrap(network, {arguments})", f"export_tflite(path, {export})"]
+        settle = [f"settle(storage={self.export['storage']!r})"] if self.settles else []
+        usage = [odd, f"wrap(network, {arguments})", *settle, f"export_tflite(path, {export})"]
         return "\n".join([*self.lines, *usage, f"# data: {self.data}"])
 
     def build(self):
@@ -238,7 +240,7 @@ def _odd(rng, names):
 
 
 def _usage(rng, names, lines):
-    """Returns the arguments of wrap and of export."""
+    """Returns the arguments of wrap and of export, and whether the model settles before."""
     w_bits, a_bits = pick(rng, [(8, 8)] * 6 + [(4, 8), (4, 4), (3, 3), (2, 2), (2, 8), (5, 6)])
     wrap = {"w_bits": w_bits, "a_bits": a_bits, "distillation": None, "seed": 0}
     if _LOGITS.search(lines[-2]):  # else there is nothing to distil
@@ -259,7 +261,7 @@ def _usage(rng, names, lines):
     export["io"] = pick(rng, ["float32", "float32", "float32", "int8", "uint8"])
     export["softmax"] = bool(rng.random() < 0.8)
     export["batch_size"] = int(pick(rng, [1, 1, 1, 4]))
-    return wrap, export
+    return wrap, export, bool(rng.random() < 0.5)
 
 
 def set_weights(network, seed, odd=()):
