@@ -49,8 +49,10 @@ def _smaller(network):
         for other in dict.fromkeys(re.findall(r"\bx\d+(?:\[\d+\])?", expression)):
             if expression == other:
                 continue
-            bypassed = [*lines[:place], f"{name} = {other}", *lines[place + 1 :]]
-            yield dataclasses.replace(network, lines=model_lines(bypassed, ends))
+            names = re.compile(rf"\b{name}\b(\[\d+\](?=\W*$|,|\)))?")
+            bypassed = [*lines[:place], *(names.sub(other, later) for later in lines[place + 1 :])]
+            new_ends = [names.sub(other, end) for end in ends]
+            yield dataclasses.replace(network, lines=model_lines(bypassed, new_ends))
         for option in _OPTION.finditer(expression):
             less = expression[: option.start()] + expression[option.end() :]
             fewer = [*lines[:place], f"{name} = {less}", *lines[place + 1 :]]

@@ -16,6 +16,7 @@ _PLACE = re.compile(r"\{(\w+)\}")
 _TEXT = """
 [any weights]
 layers.Dense({n}{end}
+layers.Dense({n}<, kernel_regularizer='l2'><, kernel_constraint='max_norm'>)
 [any norm]
 layers.BatchNormalization(<, axis={axis}><, scale=False><, center=False><, epsilon={eps}>)
 layers.BatchNormalization()
@@ -75,13 +76,14 @@ layers.Identity()
 layers.ActivityRegularization(l2=1e-3)
 [any join]
 layers.Concatenate({name})([{x}, {same}])
-layers.Concatenate({name})([{x}, {same}])
 layers.Concatenate(axis={axis}, {name})([{x}, {same}])
 ops.concatenate([{same}, {x}], axis={axis})
 ops.split({x}, 2, axis=-1)
 [any composite]
 own.twice(layers.Dense({c}<, activation={act}>, {name}), {x})
 own.both(layers.Dense({n}<, activation={act}>, {name}), {x}, {same})
+own.both(keras.Sequential([keras.Input({tail}), layers.Dense({n}<, activation={act}>)], {name}), \
+{x}, {same})
 keras.Sequential([keras.Input({tail}), layers.Dense({n}), \
 layers.BatchNormalization(), layers.ReLU()])
 [any wild]
@@ -283,7 +285,6 @@ layers.Reshape((-1, {c}))
 {x}[:, 0]
 [4 pool]
 ops.mean({x}, axis=1)
-layers.GlobalAveragePooling3D()
 """
 _SHORTHANDS = {
     "{end}": "<, use_bias=False><, activation={act}>)",
@@ -339,7 +340,7 @@ INPUTS = [
     ("vector", "float32", "{x}"),
     ("vector", "float32", "{x}"),
     ("tokens", "int32", "layers.Embedding(11, {n})"),
-    ("tokens", "int32", "layers.Embedding(11, {n})"),
+    ("tokens", "int32", "layers.Embedding(11, {n}<, mask_zero=True>)"),
 ]
 
 
