@@ -67,7 +67,7 @@ def _settle_scales(model, storage, scales):
     left = [
         f"{relation.name}: its results may lie halfway between two codes, since the scales that "
         "meet there are prescribed, or used elsewhere too"
-        for relation in relations_of(folded, _owners(folded))
+        for relation in relations_of(folded, _owners(folded), scales.prescribed)
         if not scales.settle(relation)
     ]
     nudged = fold(model, storage=storage).steps.places.scales
@@ -104,8 +104,8 @@ def _steps_with_bias(folded):
 
 def _biases_left(folded):
     return [
-        f"{step.name}: its bias is rounded by up to {move.largest:.2g} steps, and no layer there "
-        "has a bias or an offset of its own to move"
+        f"{step.nodes[0].name}: its bias is rounded by up to {move.largest:.2g} steps; no layer "
+        "there has a bias or an offset to move, or another call of the layer has moved it"
         for step in _steps_with_bias(folded)
         if (move := move_of(step)) is not None
     ]
@@ -113,21 +113,24 @@ def _biases_left(folded):
 
 def _kernels_left(folded):
     """Returns sentences on kernels that round by themselves."""
-    left = []
+    left, tensors = [], folded.network.tensors
+    for step in folded.steps.steps:
+        name = step.nodes[0].name if step.nodes else step.name
+        if step.kind == "average_pool" and step.options["padding"] != "valid":
+            left.append(f"{name}: an average with padding 'same' sends halves away from zero")
+        elif step.kind == "resize" and not _is_exact(step):
+            left.append(f"{name}: it interpolates with weights of 11 bits")
     for node in folded.network.nodes:
-        if node.kind == "average_pool_2d":
-            left.append(f"{node.layer}: an average with padding 'same' sends halves away from zero")
-        elif node.kind == "resize_bilinear" and not _is_exact(node, folded.network):
-            left.append(f"{node.layer}: it interpolates with weights of 11 bits")
-        elif node.kind == "batch_matmul" and folded.network.tensors[node.inputs[1]].zero_point:
+        if node.kind == "batch_matmul" and tensors[node.inputs[1]].zero_point:
             left.append(f"{node.layer}: its kernel rounds twice")
     if has_islands(folded.network):
         left.append("layers in float: sums of floats depend on their order")
     return left + [note for note in folded.notes if "almost constant" in note]
 
 
-def _is_exact(node, network):
-    pairs = zip(network.tensors[node.inputs[0]].shape[1:3], node.options["size"], strict=True)
+def _is_exact(step):
+    """Whether the weights of an interpolation have few bits."""
+    pairs = zip(step.inputs[0].shape[1:-1], step.options["size"], strict=True)
     return all(after in (before, 2 * before, 4 * before, 8 * before) for before, after in pairs)
 
 

@@ -4,6 +4,7 @@ A sum of codes is c = (s_a·a + s_b·b) / s_c before it is rounded. Float32 and 
 on what the nearest code is, and disagree near halves. Where s_a / s_c = p / q and s_b / s_c = r / q
 with whole numbers and an odd q, c is a multiple of 1/q, and the nearest one to a half is 1 / (2q)
 away from it: further than any kernel's rounding. It takes less than 1/500 of a scale to get there.
+Products, means and mere changes of the scale are ratios of the same kind.
 """
 
 import dataclasses
@@ -13,8 +14,10 @@ import numpy as np
 from speq_keras.export.folding.ties import NUDGE
 from speq_keras.export.folding.weights import slope_of
 
-# Denominators: results stay 1 / (2q) away from halves.
-_DENOMINATORS = np.arange(257, 1002, 2, dtype="float64")
+# How many denominators are tried.
+_CANDIDATES = 2000
+# What float32 may move a result by, as a part of it; three roundings, and as much to spare.
+_FLOAT32 = 2.0**-21
 # A scale that would have to move further than this, as a part of itself, stays as it is.
 _LARGEST_MOVE = 2.0**-9
 # A ratio this near to p / q is one, as float32 scales can have it.
@@ -31,22 +34,37 @@ class Relation:
         name: Of what it makes.
         inputs: Pairs of quantizers' names (one or two factors each) and a constant factor.
         output: Name of the quantizer of the result.
+        is_sum: Whether XNNPACK adds the terms, with factors of 20 bits.
+        largest: Largest magnitude of the result's codes.
     """
 
     name: str
     inputs: list
     output: str
+    is_sum: bool
+    largest: int
+
+    def denominators(self, ratios):
+        """Returns odd numbers q, for which kernels move no result by as much as 1 / (4q)."""
+        noise = self.largest * _FLOAT32
+        if self.is_sum:
+            # Each factor is off by half of the last of its 20 bits, and codes go to 255.
+            noise = max(noise, 255 * 2.0 ** (np.frexp(np.max(ratios))[1] - 21))
+        most = max(int(1 / (4 * noise)), 3) // 2 * 2 + 1
+        return np.arange(max(most - 2 * _CANDIDATES, 3), most + 1, 2, dtype="float64")
 
 
-def relations_of(folded, owners):
+def relations_of(folded, owners, prescribed):
     """Returns the `Relation`s of a `FoldedNetwork` in the order in which they are settled.
 
-    Sums, products and means come from the outputs on, so that the scale of a result is decided
-    before those of what goes into it; then what rounds the same tensor a second time.
+    First what rounds a tensor again to a grid that is prescribed. Then sums, products and means,
+    from the outputs on, so that the scale of a result is decided before those of what goes into it.
+    What rounds a tensor again to a grid of its own comes last.
 
     Args:
         folded: The network.
         owners: {id(value): name of the quantizer whose grid it has}.
+        prescribed: Names of quantizers whose scale cannot move.
     """
     found = []
     for step in folded.steps:
@@ -62,9 +80,16 @@ def relations_of(folded, owners):
             inputs = [((names[0],), 1.0 / _count(step))]
         else:
             inputs = [((name,), 1.0) for name in names]
-        found.append((step.kind, Relation(step.name, inputs, step.quantizer.name)))
+        is_sum = step.kind in ("add", "subtract")
+        largest = max(-step.output.grid.low, step.output.grid.high)
+        relation = Relation(step.name, inputs, step.quantizer.name, is_sum, largest)
+        found.append((step.kind, relation))
     again = [relation for kind, relation in found if kind in _AGAIN]
-    return [relation for kind, relation in reversed(found) if kind not in _AGAIN] + again
+    return [
+        *(relation for relation in again if relation.output in prescribed),
+        *(relation for kind, relation in reversed(found) if kind not in _AGAIN),
+        *(relation for relation in again if relation.output not in prescribed),
+    ]
 
 
 def _count(step):
@@ -82,7 +107,8 @@ class Scales:
     def __init__(self, quantizers):
         self.quantizers = quantizers
         self.now = {name: float(np.float32(q.grid()[0])) for name, q in quantizers.items()}
-        self.decided = {name for name, q in quantizers.items() if not q.multiply_scale(1.0)}
+        self.prescribed = {name for name, q in quantizers.items() if not q.multiply_scale(1.0)}
+        self.decided = set(self.prescribed)
         self.moved = {}
 
     def settle(self, relation):
@@ -106,7 +132,8 @@ class Scales:
         return np.array(ratios)
 
     def _is_settled(self, relation):
-        numerators = np.outer(_DENOMINATORS, self._ratios(relation))
+        ratios = self._ratios(relation)
+        numerators = np.outer(relation.denominators(ratios), ratios)
         whole = np.maximum(np.rint(numerators), 1)
         return bool(np.any(np.all(np.abs(numerators / whole - 1) < _IS_RATIO, axis=1)))
 
@@ -119,7 +146,7 @@ class Scales:
         shared = len({name for names in owners for name in names}) < len(owners) - len(stuck)
         if shared or len(stuck) > output_is_free:
             return self._move_together(relation, ratios, free, output_is_free)
-        numerators = np.outer(_DENOMINATORS, ratios)
+        numerators = np.outer(relation.denominators(ratios), ratios)
         wanted = np.maximum(np.rint(numerators), 1) / numerators
         output = 1 / wanted[:, stuck[0]] if stuck else np.ones(len(wanted))
         moves = wanted * output[:, None]
@@ -138,7 +165,7 @@ class Scales:
         names = {names for names, _ in relation.inputs}
         if len(names) > 1 or not (output_is_free or free):
             return False
-        numerators = _DENOMINATORS * ratios[0]
+        numerators = relation.denominators(ratios) * ratios[0]
         wanted = np.maximum(np.rint(numerators), 1) / numerators
         best = int(np.argmin(np.abs(wanted - 1)))
         if abs(wanted[best] - 1) > _LARGEST_MOVE:

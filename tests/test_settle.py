@@ -1,0 +1,307 @@
+"""`SPEQModel.settle`: afterwards `predict` is the file, and a second call moves nothing."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import speq_keras
+from speq_keras.export.runtimes import run_file
+from speq_keras.graph import read_graph
+
+IMAGE = (8, 8, 3)
+EXAMPLES = 256
+
+
+def conv(x, filters=6, **kwargs):
+    kwargs = {"padding": "same", "use_bias": False, **kwargs}
+    x = layers.Conv2D(filters, 3, **kwargs)(x)
+    return layers.BatchNormalization()(x)
+
+
+def residual(x):
+    x = layers.ReLU()(conv(x))
+    y = conv(layers.ReLU()(conv(x)))
+    x = layers.ReLU()(layers.Add()([x, y]))
+    return layers.GlobalAveragePooling2D()(layers.ReLU()(layers.Add()([conv(x), x])))
+
+
+def swish(x):
+    x = layers.Activation("swish")(conv(x))
+    x = layers.Activation("swish")(conv(x, strides=2))
+    return layers.Flatten()(layers.AveragePooling2D(2)(x))
+
+
+def squeeze_excite(x):
+    x = layers.ReLU()(conv(x))
+    gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    gate = layers.Conv2D(6, 1, activation="sigmoid")(layers.Conv2D(3, 1, activation="relu")(gate))
+    return layers.Flatten()(layers.MaxPooling2D(2)(layers.Multiply()([x, gate])))
+
+
+def averages(x):
+    x = layers.AveragePooling2D(2)(layers.ReLU()(conv(x)))
+    x = layers.AveragePooling2D(2, strides=1)(layers.Conv2D(6, 3, padding="same")(x))
+    return layers.Flatten()(x)
+
+
+def without_center(x):
+    x = layers.Conv2D(6, 3, padding="same")(x)
+    x = layers.ReLU()(layers.BatchNormalization(center=False)(x))
+    return layers.Flatten()(x)
+
+
+def offset_alone(x):
+    x = layers.ReLU()(layers.Conv2D(6, 3, use_bias=False)(x))
+    x = layers.Rescaling(0.7, offset=0.05)(layers.Conv2D(4, 1, use_bias=False)(x))
+    return layers.Flatten()(layers.ReLU()(x))
+
+
+def rescaled_input(x):
+    return residual(layers.Rescaling(1 / 1.7, offset=-0.3)(x))
+
+
+def normalized_input(x):
+    x = layers.Normalization(mean=[0.4, 0.5, 0.6], variance=[0.2, 0.3, 0.1])(x)
+    return residual(x)
+
+
+def adapted_input(x):
+    norm = layers.Normalization()
+    norm.adapt(np.random.default_rng(5).normal(0.4, [0.5, 0.7, 0.2], (64, *IMAGE)))
+    return residual(norm(x))
+
+
+def concatenated(x):
+    a, b = layers.ReLU()(conv(x)), layers.ReLU()(conv(x, 4))
+    x = layers.ReLU()(conv(layers.Concatenate()([a, b])))
+    return layers.GlobalAveragePooling2D()(layers.Concatenate()([a, b, x]))
+
+
+BODIES = {
+    function.__name__: function
+    for function in (
+        residual,
+        swish,
+        squeeze_excite,
+        averages,
+        without_center,
+        offset_alone,
+        rescaled_input,
+        normalized_input,
+        adapted_input,
+        concatenated,
+    )
+}
+
+
+def built(body, bits=3, seed=0, **kwargs):
+    """Returns a calibrated model with lively statistics, and inputs."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input(IMAGE)
+    network = keras.Model(inputs, layers.Dense(5)(body(inputs)))
+    kwargs = {"distillation": None, "seed": 0, **kwargs}
+    model = speq_keras.wrap(network, bits, bits, **kwargs)
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        if variable.name in ("bias", "beta", "moving_mean"):
+            variable.assign(rng.normal(0, 0.2, variable.shape))
+        elif variable.name in ("gamma", "moving_variance"):
+            variable.assign(rng.uniform(0.3, 1.5, variable.shape))
+    x = rng.uniform(-1, 2, (EXAMPLES, *IMAGE)).astype("float32")
+    model.calibrate(x[:64], verbose=0)
+    return model, x
+
+
+def file_outputs(model, x, tmp_path, **kwargs):
+    report = model.export_tflite(tmp_path / "m.tflite", data=x[:4], **kwargs)
+    return run_file((tmp_path / "m.tflite").read_bytes(), [x])[0], report
+
+
+def equal_share(model, x, tmp_path, **kwargs):
+    """Returns the share of examples all of whose outputs are those of the file."""
+    found, report = file_outputs(model, x, tmp_path, **kwargs)
+    step = model.activation_quantizers[-1].grid()[0]
+    same = np.abs(model.predict(x, verbose=0) - found) < step / 2
+    return float(np.mean(np.all(same, axis=-1))), report
+
+
+@functools.cache
+def settled(name, bits):
+    kwargs = {"activation_quantizer": "lsq_plus"} if name == "swish" else {}
+    model, x = built(BODIES[name], bits, **kwargs)
+    model.predict(x[:32], verbose=0)  # what is compiled before has to be compiled anew
+    return model, x, model.settle()
+
+
+@pytest.mark.parametrize("bits", [pytest.param(2, marks=pytest.mark.slow), 3, 8])
+@pytest.mark.parametrize("name", BODIES)
+def test_after_settling_predict_is_the_file(name, bits, tmp_path):
+    model, x, settlement = settled(name, bits)
+    share, report = equal_share(model, x, tmp_path)
+    assert not settlement.left
+    assert report.proof.settled
+    # A sum of 8-bit codes in float32 may fall on the other side of a half: one in 100,000 or fewer.
+    assert share >= 0.99
+
+
+def test_before_settling_it_is_not(tmp_path):
+    model, x = built(residual, 8)
+    share, report = equal_share(model, x, tmp_path)
+    assert not report.proof.settled
+    assert share < 0.99
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_second_call_moves_nothing(name):
+    model, _, _ = settled(name, 3)
+    before = [np.array(w) for w in model.get_weights()]
+    again = model.settle()
+    assert (again.biases, again.scales) == ({}, {})
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize(
+    "name", ["residual", "rescaled_input", "normalized_input", "adapted_input"]
+)
+def test_a_settled_model_is_settled_after_loading(name, tmp_path):
+    model, x, _ = settled(name, 3)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded.predict(x[:8], verbose=0), model.predict(x[:8], verbose=0))
+    again = loaded.settle()
+    assert (again.biases, again.scales, again.left) == ({}, {}, ())
+
+
+def test_it_moves_nothing_by_much():
+    model, x = built(residual, 8)
+    before = model.predict(x, verbose=0)
+    weights = {w.path: np.array(w.value) for w in model.weights}
+    settlement = model.settle()
+    for variable in model.weights:
+        if variable.name == "alpha":
+            moved = np.asarray(variable.value) / weights[variable.path] - 1
+            assert np.max(np.abs(moved)) <= 2.0**-9
+    assert max(settlement.biases.values()) < 1
+    after = model.predict(x, verbose=0)
+    assert np.sqrt(np.mean((after - before) ** 2)) < 0.1 * before.std()
+
+
+def test_no_sum_of_two_codes_lies_near_a_half():
+    model, _, _ = settled("residual", 3)
+    graph = read_graph(model)
+    quantizers = {node.outputs[0]: node for node in graph.nodes if hasattr(node.operation, "grid")}
+    readers = graph.readers()
+    sums = [node for node in graph.nodes if isinstance(node.operation, layers.Add)]
+    assert len(sums) == 2
+    for node in sums:
+        (rounded,) = [n for relu in readers[node.outputs[0]] for n in readers[relu.outputs[0]]]
+        a, b, total = (
+            np.float64(np.float32(n.operation.grid()[0]))
+            for n in (*(quantizers[index] for index in node.inputs), rounded)
+        )
+        codes = np.arange(-128, 256, dtype="float64")
+        steps = (a * codes[:, None] + b * codes[None, :]) / total
+        # 255 codes with factors of 20 bits, twice: what XNNPACK may be off by.
+        assert np.min(np.abs(steps - np.floor(steps) - 0.5)) > 2 * 255 * 2.0**-21
+
+
+def test_training_afterwards_unsettles(tmp_path):
+    model, x = built(residual)
+    model.settle()
+    model.compile("sgd", keras.losses.MeanSquaredError())
+    model.fit(x[:32], np.ones((32, 5)), verbose=0)
+    assert not model.export_tflite(tmp_path / "m.tflite", data=x[:4]).proof.settled
+    model.settle()
+    assert model.export_tflite(tmp_path / "m.tflite", data=x[:4]).proof.settled
+
+
+def test_a_model_is_settled_for_one_storage(tmp_path):
+    model, x = built(residual, 3)
+    model.settle(storage="int4")
+    share, report = equal_share(model, x, tmp_path, storage="int4")
+    assert report.proof.settled
+    assert share >= 0.99
+
+
+# ---- what cannot be settled --------------------------------------------------------------------
+
+
+def left_of(body, bits=3, **kwargs):
+    model, _ = built(body, bits, **kwargs)
+    return model.settle().left
+
+
+def shared(x):
+    layer = layers.Conv2D(3, 3, padding="same", name="twice")
+    return layers.Flatten()(layers.ReLU()(layer(layers.ReLU()(layer(x)))))
+
+
+def island(x):
+    return layers.Flatten()(layers.LayerNormalization(name="norm")(layers.ReLU()(conv(x))))
+
+
+def same_average(x):
+    x = layers.AveragePooling2D(3, padding="same", name="pool")(layers.ReLU()(conv(x)))
+    return layers.Flatten()(x)
+
+
+def resized(x):
+    return layers.Flatten()(layers.Resizing(11, 5, name="resize")(layers.ReLU()(conv(x))))
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [(shared, "twice"), (island, "in float"), (same_average, "pool"), (resized, "resize")],
+)
+def test_what_cannot_be_settled_is_named(body, word):
+    left = left_of(body)
+    assert len(left) == 1
+    assert word in left[0]
+
+
+def test_scales_that_are_all_prescribed_are_named():
+    left = left_of(residual, activation_quantizer="dorefa")
+    assert left
+    assert all("prescribed" in sentence for sentence in left)
+
+
+def test_mixed_precision_is_named():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        left = left_of(residual)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert [sentence for sentence in left if "bfloat16" in sentence]
+
+
+def test_a_model_without_ranges_is_refused_as_by_export():
+    inputs = keras.Input(IMAGE)
+    model = speq_keras.wrap(keras.Model(inputs, layers.Dense(5)(residual(inputs))), 3, 3)
+    with pytest.raises(RuntimeError, match="must be calibrated"):
+        model.settle()
+
+
+def test_a_refused_model_stays_as_it_is():
+    model, _ = built(lambda x: layers.Flatten()(ops.cumsum(layers.ReLU()(conv(x)), axis=1)))
+    before = [np.array(w) for w in model.get_weights()]
+    with pytest.raises(ValueError, match="cumsum"):
+        model.settle()
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_averages_go_up_at_halves_in_training():
+    model, _ = built(averages, 8)
+    quantizer = (
+        next(q for q in model.activation_quantizers if "average" in q.name)
+        if any("average" in q.name for q in model.activation_quantizers)
+        else model.activation_quantizers[1]
+    )
+    scale = np.float32(quantizer.grid()[0])
+    halves = (np.arange(0, 120, dtype="float32") + 0.5) * scale
+    codes = np.rint(np.asarray(quantizer(halves, halves_up=True)) / scale)
+    np.testing.assert_array_equal(codes, np.arange(1, 121))
