@@ -271,12 +271,15 @@ def _check_file(model, network, x, path, *, is_settled):
     runs = noisy_outputs(model, x, network.seed)
     details = []
     for place, y in enumerate(wanted):
-        last = None if network.export["softmax"] else _last_function(model, place)
-        file = made[place] if last is None else _outputs(last(made[place]))[0]
+        last = _last_function(model, place)
+        is_cut = last is not None and not network.export["softmax"]
+        file = _outputs(last(made[place]))[0] if is_cut else made[place]
         noise = [run[place] for run in runs]
         details.append(compare_output(place, y, file, noise))
-        off = float(np.mean(np.abs(file - y) > 1e-4 * _size(y)))
-        if is_settled and last is None and off > ALLOWED_SETTLED:
+        # Softmax, sigmoid and tanh are rounded in the file alone, to 1/256 or 1/128.
+        step = _size(y) / 255 / 5 if last is None else (1 / 128 if last is ops.tanh else 1 / 256)
+        off = float(np.mean(np.abs(file - y) > 0.51 * step))
+        if is_settled and not is_cut and off > ALLOWED_SETTLED:
             raise _Found("wrong", f"settled output {place}: {off:.1%} of the values differ")
     return "; ".join(details)
 
