@@ -347,11 +347,12 @@ class Experiment:
     def export(self, model):
         """Writes the network of the last result as a TFLite file, and adds how that file does.
 
-        The export itself proves that the file computes the integers that were trained, or fails.
+        The model is settled first, so that its predictions are the file's; the export proves it.
         """
         if "float" in (FLAGS.w_bits, FLAGS.a_bits):
             return  # there are no integers
         result = self.results[-1]
+        print(f"\n{model.settle(storage=FLAGS.storage)}", flush=True)
         batches = (
             (self.x_test[start : start + 500], self.y_test[start : start + 500])
             for start in range(0, len(self.x_test), 500)

@@ -44,14 +44,14 @@ def table(experiment):
     if experiment.export:
         e = experiment.export
         size = experiment.results[-1]["bytes"]
-        row(f"folded, {e['examples']} images", e["folded"], "-", size, "-", "-")
+        row(f"settled, {e['examples']} images", e["settled"], "-", size, "-", "-")
         row(f".tflite, {e['examples']} images", e["file"], "-", e["bytes"], "-", "-")
         lines += [
             "",
-            f"On these {e['examples']} images the file gives the class of the folded network on "
-            f"{e['file_as_folded']:.2%}, and that of the training graph on "
-            f"{e['file_as_trained']:.2%}; {e['proof']['compared']:,} codes compared, "
-            f"{e['proof']['mismatches']} differ from the simulation.",
+            f"On these {e['examples']} images the file gives the class of the settled model on "
+            f"{e['file_as_settled']:.2%}, and that of the model before it was settled on "
+            f"{e['file_as_trained']:.2%}; {e['proof']['rounded']:,} roundings of the trained "
+            f"network compared with the file's codes, {e['proof']['outside']} differ.",
         ]
     if is_papers:
         lines += ["", f"The paper's other methods, {PAPER_TEACHERS}."]

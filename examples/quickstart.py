@@ -53,6 +53,7 @@ def main(_):
         stages, speq_model = run_all_stages(digits, seed, show_plan=not runs)
         if not runs:
             write_file(out_dir / "speq.keras", speq_model.save)
+            print(speq_model.settle())  # then `predict` is the file
             report = speq_model.export_tflite(out_dir / "speq.tflite", data=digits[2:])
         runs.append({"seed": seed, "stages": stages})
 

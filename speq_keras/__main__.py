@@ -61,7 +61,7 @@ def _plan(options):
     if options.html is None:
         return plan
     plan.to_html(options.html)
-    return f"{plan}\n\nWrote {options.html}"
+    return f"Wrote {options.html}\n\n{plan}"  # the verdict is the last line
 
 
 def _export(options):
@@ -133,7 +133,8 @@ def _add_plan(commands):
     # An option that is left out is absent: `wrap` has the defaults.
     plan = commands.add_parser(
         "plan",
-        help="tell what is quantized in a model, or would be, and what it costs",
+        help="tell what is quantized in a model, or would be, what it costs, and what of it export "
+        "writes: in the last line, whether it writes the model",
         argument_default=argparse.SUPPRESS,
     )
     plan.add_argument("model", metavar="MODEL.keras", help="file of a SPEQModel or a float model")

@@ -8,9 +8,10 @@ import numpy as np
 from speq_keras._checks import check_bits, check_installed, check_number, describe
 from speq_keras.configs import QuantizeConfig
 from speq_keras.export.files import check_path, write_safely
+from speq_keras.graph import read_graph
 from speq_keras.layers import QuantizedLayer
 from speq_keras.model import SPEQModel
-from speq_keras.reporting import table
+from speq_keras.reporting import layer_rows, table
 
 _IN_A_ROW = {"size_bytes": "bytes", "bit_ops": "bitops"}  # budget: field of a `LayerRow`
 
@@ -288,11 +289,12 @@ def _set_width(layers, bits):
 
 def _costs(model, units, widths, budget_name):
     """Returns ({layer: its cost per width}, cost of all other layers), as `plan` has them."""
-    plans = []
+    plans, graph = [], read_graph(model)
     for bits in widths:
         for layers in units.values():
             _set_width(layers, bits)
-        plans.append({row.name: getattr(row, _IN_A_ROW[budget_name]) for row in model.plan().rows})
+        rows = layer_rows(model, graph)
+        plans.append({row.name: getattr(row, _IN_A_ROW[budget_name]) for row in rows})
     costs = {}
     for name, layers in units.items():
         if any(plans[0][layer.name] is None for layer in layers):

@@ -1,10 +1,10 @@
 """Layers made of layers as graphs of those layers: attention, transformer and residual blocks.
 
 A composite layer is taken apart by calling its `call` on symbolic tensors. The result stands for
-the layer only if every weight of the layer belongs to a layer of that graph; otherwise, and where
-`call` does not run on symbolic tensors or makes another graph in training, the layer stays one
-node. So does a layer behind `Embedding(mask_zero=True)` or `Masking`: a mask has to be given as an
-argument to be seen.
+the layer only if every weight of the layer belongs to a layer of that graph, if it is the same
+graph in training, and if both compute the same of random data (`composite_check`). Otherwise the
+layer stays one node, and `Expander.reasons` says why. So does a layer behind
+`Embedding(mask_zero=True)` or `Masking`: a mask has to be given as an argument to be seen.
 
 `ops.dot_product_attention`, which Keras' attention layers call where they have no dropout, is
 taken apart, too: into two products and the softmax between them. And `ops.einsum` of two tensors
@@ -17,11 +17,15 @@ import inspect
 import keras
 from keras import layers, ops, tree
 
+from speq_keras._checks import brief
+from speq_keras.composite_check import difference
 from speq_keras.configs import registered_config
-from speq_keras.layers import QuantizedLayer
+from speq_keras.layers import Constant, QuantizedLayer
 from speq_keras.ops import einsum_axes
 from speq_keras.quantizers import Quantizer
 
+# In place of the size of a batch while a layer is taken apart: no other size is a multiple of it.
+_STAND_IN = 1009
 # Of Keras' own layers, only these are taken apart: recurrent layers and their like loop over time.
 _KERAS_COMPOSITES = (layers.MultiHeadAttention, layers.GroupQueryAttention)
 
@@ -29,65 +33,219 @@ _KERAS_COMPOSITES = (layers.MultiHeadAttention, layers.GroupQueryAttention)
 def is_composite(operation):
     """Whether `expand` may be able to take an operation apart; decided by its class alone."""
     if not isinstance(operation, layers.Layer):
-        return type(operation).__name__ in _PARTS
+        return _parts_of(operation) is not None
     if isinstance(operation, QuantizedLayer | Quantizer) or registered_config(operation):
         return False
     if isinstance(operation, _KERAS_COMPOSITES):
         return True
-    is_of_keras = type(operation).__module__.split(".")[0] == "keras"
-    return not is_of_keras and bool(operation.weights) and not isinstance(operation, keras.Model)
+    return not _is_known(type(operation)) and not isinstance(operation, keras.Model)
 
 
-def expander(stays_whole):
-    """Returns the `expand` of `graph.read_graph`; `stays_whole` is asked with name and layer."""
+class Expander:
+    """The `expand` of `graph.read_graph`: takes composite layers apart.
 
-    def expand_call(name, operation, args, kwargs):
-        if not is_composite(operation) or stays_whole(name, operation):
+    Args:
+        stays_whole: Function of a name and a layer: True for layers that are not asked for.
+        verifies: Whether each graph is run beside its layer. Not needed for a model whose layers
+            have been taken apart before.
+
+    Attributes:
+        reasons: {layer name: why it stays whole}, after reading.
+    """
+
+    def __init__(self, stays_whole, verifies=True):
+        self.stays_whole = stays_whole
+        self.verifies = verifies
+        self.reasons = {}
+        self._verified = {}
+
+    def __call__(self, name, operation, args, kwargs):
+        """Returns what `expand` does, or None for a layer that stays one node."""
+        if not is_composite(operation) or self.stays_whole(name, operation):
             return None
-        return expand(operation, args, kwargs)
+        try:
+            return expand(operation, args, kwargs, self._difference if self.verifies else None)
+        except CannotExpand as error:
+            self.refuse(name, str(error))
+            return None
 
-    return expand_call
+    def refuse(self, name, why):
+        """Notes why a layer stays whole."""
+        self.reasons.setdefault(name, f"stays whole: {why}")
+
+    def _difference(self, layer, model, args, kwargs):
+        """Asks `difference` once for all layers that are alike: blocks follow each other."""
+        key = _likeness(layer, model, args, kwargs)
+        if key is None or key not in self._verified:
+            found = difference(layer, model, args, kwargs, model.inputs)
+            if key is None:
+                return found
+            self._verified[key] = found
+        return self._verified[key]
 
 
-def expand(operation, args, kwargs):
+class CannotExpand(Exception):
+    """Says, as a phrase, why a layer has to stay one node."""
+
+
+def expand(operation, args, kwargs, difference=None):
     """Takes a call apart.
 
     Args:
         operation: A composite layer or operation.
         args: Of the call, with a `keras.KerasTensor` where a tensor goes.
         kwargs: Likewise.
+        difference: Function of the layer, its graph and the call's args and kwargs, as that of
+            `composite_check`, or None.
 
     Returns:
         `(model, tensors)`: a Functional model of the inner layers, and those of the call's tensors
-        that its inputs stand for; or None if the layer has to stay one node.
+        that its inputs stand for.
+
+    Raises:
+        CannotExpand: If the layer has to stay one node.
     """
-    inputs, tensors = [], []
+    is_layer = isinstance(operation, layers.Layer)
+    call = operation.call if is_layer else functools.partial(_parts_of(operation), operation)
+    args, kwargs, tensors = _fresh(args, kwargs)
+    try:
+        model = _traced(call, args, kwargs)
+        reads_batch = any(None in shape for _, shape in _reshapes(model))
+    except CannotExpand:
+        reads_batch = True  # a None may have been in the way
+        if not any(x.shape[:1] == (None,) for x in tensors):
+            raise
+    if reads_batch:
+        args, kwargs, _ = _fresh(args, kwargs, _STAND_IN)
+        model = _traced(call, args, kwargs)
+        _leave_batch_open(model)
+    if is_layer:
+        _check_weights(operation, model)
+        why = difference and difference(operation, model, args, kwargs)
+        if why:
+            raise CannotExpand(why)
+    return model, tensors
+
+
+def _fresh(args, kwargs, batch_size=None):
+    """Puts inputs of a new model in place of the tensors of a call.
+
+    Args:
+        args: Of the call.
+        kwargs: Of the call.
+        batch_size: In place of a size that is open, or None.
+
+    Returns:
+        `(args, kwargs, tensors)`: the new ones, and the call's tensors, each once, in order.
+    """
+    known, tensors = {}, []
 
     def fresh(leaf):
         if not isinstance(leaf, keras.KerasTensor):
             return leaf
-        for known, tensor in zip(inputs, tensors, strict=True):
-            if tensor is leaf:
-                return known
-        inputs.append(keras.Input(batch_shape=leaf.shape, dtype=leaf.dtype))
-        tensors.append(leaf)
-        return inputs[-1]
+        if id(leaf) not in known:
+            is_open = leaf.shape[:1] == (None,)
+            shape = (batch_size, *leaf.shape[1:]) if is_open else leaf.shape
+            known[id(leaf)] = keras.Input(batch_shape=shape, dtype=leaf.dtype)
+            tensors.append(leaf)
+        return known[id(leaf)]
 
-    args, kwargs = tree.map_structure(fresh, (args, kwargs))
-    parts = _PARTS.get(type(operation).__name__)
-    call = operation.call if parts is None else functools.partial(parts, operation)
+    return (*tree.map_structure(fresh, (args, kwargs)), tensors)
+
+
+def _traced(call, args, kwargs):
+    """Returns the graph that `call` makes, in inference."""
+    inputs = list({id(x): x for x in tree.flatten((args, kwargs)) if _is_symbolic(x)}.values())
     try:
-        model = keras.Model(inputs, call(*args, **kwargs))
+        model = keras.Model(inputs, _outputs(call, inputs, args, kwargs))
         if "training" in inspect.signature(call).parameters and kwargs.get("training") is None:
-            in_training = keras.Model(inputs, call(*args, **{**kwargs, "training": True}))
+            training = {**kwargs, "training": True}
+            in_training = keras.Model(inputs, _outputs(call, inputs, args, training))
             if _classes_in(in_training) != _classes_in(model):
-                return None  # the graph can be only one of them
-    except Exception:  # anything: it is code of other people, on tensors it may not know
-        return None
+                raise CannotExpand("it is another graph in training")
+    except CannotExpand:
+        raise
+    except Exception as error:  # anything: it is code of other people, on tensors it may not know
+        raise CannotExpand(f"its call fails on symbolic tensors ({brief(error)})") from error
+    return model
+
+
+def _outputs(call, inputs, args, kwargs):
+    """Returns what a call returns, with arrays that depend on no input as tensors of the graph."""
+    return tree.map_structure(
+        lambda y: y if _is_symbolic(y) else Constant(ops.convert_to_numpy(y))(inputs[0]),
+        call(*args, **kwargs),
+    )
+
+
+def _is_symbolic(leaf):
+    return isinstance(leaf, keras.KerasTensor)
+
+
+def _reshapes(model):
+    """Returns [(operation, new shape)] of the calls of `ops.reshape` in a graph."""
+    found = [operation for operation in model.operations if _is_operation(operation, "Reshape")]
+    return [(o, o.newshape) for o in found if isinstance(o.newshape, list | tuple)]
+
+
+def _leave_batch_open(model):
+    """Makes -1 of the size of the batch that went into `ops.reshape` by `ops.shape(x)[0]`.
+
+    A shape has room for one -1, so another one in it becomes the size that it stands for.
+    """
+    for reshape, shape in _reshapes(model):
+        if not shape or shape[0] is None or shape[0] <= 0 or shape[0] % _STAND_IN:
+            continue
+        made = reshape.output.shape[1:]
+        rest = [size if old == -1 else old for old, size in zip(shape[1:], made, strict=True)]
+        if None not in rest:
+            reshape.newshape = (-1, *rest)
+            # Copies are made of the config, where Keras has written down the shape that was given.
+            reshape.get_config = functools.partial(
+                dict, newshape=reshape.newshape, name=reshape.name
+            )
+
+
+def _check_weights(layer, model):
+    """Raises CannotExpand where the graph has less than the layer."""
+    if layer.activity_regularizer is not None:
+        raise CannotExpand("it has an activity regularizer")
     found = {id(variable) for variable in model.weights}
-    if isinstance(operation, layers.Layer) and any(id(v) not in found for v in operation.weights):
+    own = [variable.name for variable in layer.weights if id(variable) not in found]
+    if own:
+        raise CannotExpand(f"it has weights of its own ({', '.join(own)})")
+
+
+def _likeness(layer, model, args, kwargs):
+    """Returns what layers have in common that compute the same but for their weights, or None."""
+
+    def plain(leaf):
+        return (leaf.shape, leaf.dtype) if isinstance(leaf, keras.KerasTensor) else leaf
+
+    try:
+        config = {**layer.get_config(), "name": None}
+        call = tree.map_structure(plain, (args, kwargs))
+        weights = [(v.shape, v.dtype, v.trainable) for v in layer.variables]
+        return repr((type(layer), config, call, weights, _classes_in(model)))
+    except Exception:  # layers without a config are run one by one
         return None
-    return model, tensors
+
+
+def _is_known(layer_class):
+    """Whether a class is one of Keras' or of this package."""
+    return layer_class.__module__.split(".")[0] in ("keras", __name__.split(".")[0])
+
+
+def _is_operation(operation, name):
+    is_layer = isinstance(operation, layers.Layer)
+    return not is_layer and type(operation).__name__ == name and _is_known(type(operation))
+
+
+def _parts_of(operation):
+    for name, parts in _PARTS.items():
+        if _is_operation(operation, name):
+            return parts
+    return None
 
 
 def _classes_in(model):
@@ -107,7 +265,7 @@ def _attention(operation, query, key, value, bias=None, mask=None, scale=None):
         scale: Of the scores, if it is not 1/√size.
     """
     if operation.is_causal or operation.attn_logits_soft_cap is not None:
-        raise NotImplementedError
+        raise CannotExpand("of attention, only that without `is_causal` and soft cap is known")
     query = layers.Rescaling(query.shape[-1] ** -0.5 if scale is None else scale)(query)
     scores = _product("bthd,bshd->bhts", query, key)
     if bias is not None:
@@ -129,7 +287,7 @@ def _product(equation, x, y):
     columns = [a for a in y_axes if a not in x_axes]
     is_matmul = len(summed) == len(rows) == len(columns) == 1
     if not is_matmul or set(axes) != {*shared, *rows, *columns} or "." in equation:
-        raise NotImplementedError
+        raise CannotExpand("it is no product of two matrices")
     x = _transposed(x, x_axes, [*shared, *rows, *summed])
     y = _transposed(y, y_axes, [*shared, *summed, *columns])
     return _transposed(ops.matmul(x, y), [*shared, *rows, *columns], axes)

@@ -5,8 +5,8 @@ import json
 
 import keras
 
-from speq_keras._checks import describe
-from speq_keras.graph import is_functional, plain_functional
+from speq_keras._checks import brief, describe
+from speq_keras.graph import check_copyable, is_functional, plain_functional
 from speq_keras.model import SPEQModel
 from speq_keras.settings import Settings, speq_weight_from, teacher_precision_from
 from speq_keras.training.heads import check_teacher
@@ -39,6 +39,13 @@ def wrap(
 
     The float model is not changed; its weights are copied. Layers without a quantize config stay in
     float, and `plan()` says so.
+
+    What is frozen stays frozen: `layer.trainable = False`, before `wrap` or on the layers of the
+    wrapped model, freezes the ranges of the tensors that the layer makes, too. After a layer
+    without weights (an activation, a sum) and after a BatchNormalization, a range is trained while
+    one of the layers with weights before it is. A range that several tensors share is frozen with
+    the first of them. Layers of a nested model are named "base.conv"; to freeze or unfreeze it, set
+    `trainable` of all of those, and compile again.
 
     Args:
         model: A Functional or built Sequential model; models used as layers in it are flattened,
@@ -145,7 +152,17 @@ def assemble(model, graph, settings, *, name, teacher=None):
 
 
 def _config_of(model):
-    return json.dumps(keras.saving.serialize_keras_object(plain_functional(model)))
+    plain = plain_functional(model)
+    try:
+        return json.dumps(keras.saving.serialize_keras_object(plain))
+    except Exception as error:  # from a `get_config` of other people
+        for operation in plain.operations:
+            check_copyable(operation)
+        raise ValueError(
+            "`model` must have a config, from which it can be made again. "
+            f"{describe(model=model.name, error=brief(error))} Define `get_config()` in every "
+            "layer of your own."
+        ) from error
 
 
 def _check_model(model):

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from speq_keras._checks import describe
-from speq_keras.composite import expander
+from speq_keras.composite import Expander
 from speq_keras.graph import read_graph, weights_changed
 from speq_keras.layers import QuantizedLayer
 
@@ -17,7 +17,7 @@ def model_with_weights_of(wrapped):
     model = _bare_model(wrapped)
     for mine, theirs in _pairs(wrapped, model):
         theirs.assign(ops.copy(mine.value))
-    expand = expander(lambda name, layer: False)
+    expand = Expander(lambda name, layer: False, verifies=False)
     weights_changed(node.operation for node in read_graph(model, expand).nodes)
     return model
 
@@ -68,7 +68,7 @@ def _bare_model(wrapped):
 def _pairs(wrapped, float_model):
     """Yields (variable of the `SPEQModel`, variable of the float model)."""
     sources = {name for _, name, _ in wrapped.settings.origins}
-    expand = expander(lambda name, layer: name in sources)
+    expand = Expander(lambda name, layer: name in sources, verifies=False)
     nodes = read_graph(float_model, expand).nodes
     float_layers = {node.name: node.operation for node in nodes}
     mine = {layer.name: layer for layer in wrapped.layers}

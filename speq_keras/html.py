@@ -4,7 +4,9 @@ import html
 
 from speq_keras.ops import MAX_BITS
 
-WORD_COLUMNS = 3  # how many columns hold words, in both tables of a report
+# How many columns of the tables of a report hold words.
+LAYER_WORDS = 4
+RANGE_WORDS = 3
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --bar: #4a90d955; --float: #d9804a55; }
@@ -36,10 +38,11 @@ def report_page(report):
             [
                 ("parameters", f"{totals['parameters']:,}", ""),
                 (
-                    "size",
+                    "size, packed",
                     f"{totals['bytes'] / 1000:,.1f} kB",
                     f"{totals['size_ratio']:.1f} times smaller than float32",
                 ),
+                *_file_sizes(report),
                 ("multiply-accumulates", f"{totals['macs'] / 1e6:,.2f} M", "per example"),
                 (
                     "bit operations",
@@ -48,20 +51,29 @@ def report_page(report):
                 ),
             ]
         ),
+        *([paragraph(str(report.file))] if report.file is not None else []),
         heading("Layers"),
-        table(report.layer_cells(), _layer_bars(report)),
+        table(report.layer_cells(), _layer_bars(report), words=LAYER_WORDS),
     ]
     if report.ranges:
         cells = report.range_cells()
         column = cells[0].index("bits")
         bars = {(row, column): _share(range_.bits) for row, range_ in enumerate(report.ranges)}
-        parts += [heading("Activation quantizers"), table(cells, bars)]
+        parts += [heading("Activation quantizers"), table(cells, bars, words=RANGE_WORDS)]
     return page(f"{report.title.capitalize()} of {report.model or 'a model'}", parts)
+
+
+def _file_sizes(report):
+    """Returns the box with the size of the file, if there will be one."""
+    if report.file is None or not report.file.bytes:
+        return []
+    first, *others = [f"{size / 1000:,.1f} kB {name}" for name, size in report.file.bytes.items()]
+    return [("TFLite file", first, ", ".join(others))]
 
 
 def _layer_bars(report):
     """Returns the bars of the layers' table: {(row, column): share}."""
-    rows, header = report.shown_rows(), report.layer_cells()[0]
+    rows, header = report.rows, report.layer_cells()[0]
     most_bytes = max((row.bytes for row in rows), default=0)
     most_bitops = max((row.bitops or 0 for row in rows), default=0)
     bars = {}
@@ -105,6 +117,11 @@ def heading(text):
     return f"<h2>{html.escape(text)}</h2>"
 
 
+def paragraph(text):
+    """Returns a paragraph."""
+    return f"<p>{html.escape(text)}</p>"
+
+
 def facts(rows):
     """Returns a row of boxes: a name, a value and a remark in each.
 
@@ -119,20 +136,21 @@ def facts(rows):
     return f"<dl>{''.join(boxes)}</dl>"
 
 
-def table(cells, bars):
+def table(cells, bars, *, words=3):
     """Returns a table.
 
     Args:
         cells: Rows of texts; the first one is the header.
         bars: {(row, column): share of the cell that is filled, 0 to 1}, rows counted without the
             header. A cell whose text begins with "float" has another colour.
+        words: How many columns hold words.
 
     Example:
         >>> text = table([("layer", "type", "", "kB"), ("a<b", "Dense", "", "3")], {(0, 3): 0.5})
         >>> "a&lt;b" in text, "--share: 50.0%" in text
         (True, True)
     """
-    kinds = ["text" if column < WORD_COLUMNS else "number" for column in range(len(cells[0]))]
+    kinds = ["text" if column < words else "number" for column in range(len(cells[0]))]
     head = "".join(
         f'<th class="{kind}">{html.escape(text)}</th>'
         for kind, text in zip(kinds, cells[0], strict=True)

@@ -3,6 +3,7 @@
 import inspect
 
 import keras
+import numpy as np
 
 from speq_keras._checks import describe
 from speq_keras.quantizers import WeightQuantizer
@@ -52,6 +53,9 @@ class QuantizedLayer(keras.layers.Wrapper):
             **kwargs,
         )
         self.quantizers = dict(quantizers)
+        if not trainable:  # Keras tells those inside of a later change only
+            for quantizer in self.quantizers.values():
+                quantizer.trainable = False
         self.supports_masking = layer.supports_masking
 
     def build(self, input_shape):
@@ -131,6 +135,36 @@ class QuantizedLayer(keras.layers.Wrapper):
             for attribute, quantizer in config.pop("quantizers").items()
         }
         return cls(layer, quantizers, **config)
+
+
+@keras.saving.register_keras_serializable(package="speq_keras")
+class Constant(keras.layers.Layer):
+    """Returns the same array whatever it is called on: what a layer returns beside its tensors.
+
+    Args:
+        value: The array, or a list of its values.
+        shape: Its shape; that of `value` unless given.
+        value_dtype: Its dtype; that of `value` unless given.
+    """
+
+    def __init__(self, value, shape=None, value_dtype=None, **kwargs):
+        super().__init__(**kwargs)
+        value = np.asarray(value, value_dtype)
+        self.value = value if shape is None else value.reshape(shape)
+
+    def call(self, inputs):
+        return keras.ops.convert_to_tensor(self.value)
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(self.value.shape, dtype=str(self.value.dtype))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "value": self.value.ravel().tolist(),
+            "shape": list(self.value.shape),  # a list has no place for the sizes of an empty array
+            "value_dtype": str(self.value.dtype),
+        }
 
 
 def weight_quantizers(layer):

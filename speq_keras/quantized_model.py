@@ -11,6 +11,7 @@ from keras import ops
 
 from speq_keras import batch_norm, calibration, float_weights, reporting
 from speq_keras._checks import check_bits, describe
+from speq_keras.frozen import FreezingModel
 from speq_keras.graph import deep_graphs
 from speq_keras.layers import weight_quantizers
 from speq_keras.processes import path_to_write
@@ -21,7 +22,7 @@ _UNCHANGED = "unchanged"
 _RANDOM_STATE = "random_state_"
 
 
-class QuantizedModel(keras.Model):
+class QuantizedModel(FreezingModel):
     """Widths, ranges, reports, saving, float weights and export of a `SPEQModel`."""
 
     # Arguments are those of a Functional model, because `keras.models.clone_model` builds the clone
@@ -42,6 +43,7 @@ class QuantizedModel(keras.Model):
             settings = _settings_on(quantizers)
         self._settings = settings
         self._remember_settings()
+        self._give_ranges_to_layers(settings.owners)
         if len(settings.output_names) == len(self.outputs):
             self.output_names = list(settings.output_names)
 
@@ -260,15 +262,16 @@ class QuantizedModel(keras.Model):
     # ---- plan, report --------------------------------------------------------------------------
 
     def plan(self):
-        """Returns a `reporting.Report`: what is quantized in every layer, and what it costs.
+        """Returns a `reporting.Report`: what is quantized, what it costs, what export makes of it.
 
         Example:
             >>> import speq_keras
             >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
             >>> network = keras.Sequential([keras.Input((4,)), *dense])
             >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
-            >>> model.plan().row("hidden").weight_quantizer
-            'SAWB'
+            >>> row = model.plan().row("hidden")
+            >>> row.weight_quantizer, row.in_file
+            ('SAWB', 'integer')
         """
         return reporting.report(self, title="plan")
 

@@ -8,8 +8,9 @@ from keras import layers
 from speq_keras._checks import check_choice
 from speq_keras.columns import aligned
 from speq_keras.export.files import check_path, write_safely
+from speq_keras.export.verdict import Verdict, verdict_of
 from speq_keras.graph import read_graph
-from speq_keras.html import WORD_COLUMNS, report_page
+from speq_keras.html import LAYER_WORDS, RANGE_WORDS, report_page
 from speq_keras.layers import QuantizedLayer
 from speq_keras.operations import Kind, kind_of
 from speq_keras.ops import einsum_axes
@@ -49,6 +50,8 @@ class LayerRow:
         bytes: Size of the parameters with the weights packed at `w_bits`, the rest in float32.
         macs: Multiply-accumulates per example; None where a shape or a formula is unknown.
         bitops: macs · w_bits · a_bits, with 32 for float.
+        in_file: What export makes of it: "integer", "float island", "refused: why", ...; "" where
+            not even that can be said.
     """
 
     name: str
@@ -61,6 +64,7 @@ class LayerRow:
     bytes: float
     macs: int | None
     bitops: int | None
+    in_file: str = ""
 
     @property
     def has_width(self):
@@ -84,12 +88,16 @@ class RangeRow:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A table that prints itself; `to_dict()` gives plain values, `to_html()` a web page."""
+    """A table that prints itself; `to_dict()` gives plain values, `to_html()` a web page.
+
+    `file` is the `Verdict`: whether the model can be exported, and the sizes of the file.
+    """
 
     title: str
     rows: tuple
     ranges: tuple = ()
     model: str = ""
+    file: Verdict | None = None
 
     def row(self, name):
         """Returns the row of one layer.
@@ -135,6 +143,7 @@ class Report:
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "ranges": [dataclasses.asdict(row) for row in self.ranges],
             "totals": self.totals,
+            "file": None if self.file is None else self.file.to_dict(),
         }
 
     def to_html(self, path=None):
@@ -171,34 +180,43 @@ class Report:
 
     def __str__(self):
         totals = self.totals
-        lines = [*table(self.layer_cells(), left=WORD_COLUMNS), ""]
+        lines = [*table(self.layer_cells(), left=LAYER_WORDS), ""]
         lines.append(
-            f"{totals['parameters']:,} parameters, {totals['bytes'] / 1000:.1f} kB "
-            f"({totals['size_ratio']:.1f} times smaller than float32), "
-            f"{totals['macs'] / 1e6:.2f} MMAC, {totals['bitops'] / 1e9:.3f} GBitOP "
-            f"({totals['bitops_ratio']:.1f} times fewer than float32)"
+            f"{totals['parameters']:,} parameters, {totals['bytes'] / 1000:.1f} kB packed "
+            f"({totals['size_ratio']:.1f} times smaller than float32), {self._operations()}"
         )
         if self.ranges:
-            lines += ["", *table(self.range_cells(), left=WORD_COLUMNS)]
+            lines += ["", *table(self.range_cells(), left=RANGE_WORDS)]
+        if self.file is not None:
+            lines += ["", *self.file.lines()]
         return "\n".join(lines)
 
-    def shown_rows(self):
-        """Returns the rows of layers with parameters, and of those that stay float."""
-        return [row for row in self.rows if row.parameters or row.status.startswith("float: ")]
+    def _operations(self):
+        """Returns what the layers compute, in words: of open sizes nothing is known."""
+        totals = self.totals
+        unknown = sum(row.has_width and row.macs is None for row in self.rows)
+        if unknown and not totals["macs"]:
+            return "MMAC and GBitOP unknown"
+        besides = f", besides {unknown} layers of which it is unknown" if unknown else ""
+        return (
+            f"{totals['macs'] / 1e6:.2f} MMAC, {totals['bitops'] / 1e9:.3f} GBitOP "
+            f"({totals['bitops_ratio']:.1f} times fewer than float32){besides}"
+        )
 
     def layer_cells(self):
         """Returns the table of the layers as text, with its header."""
-        cells = [("layer", "type", "status", "W", "A", "params", "kB", "MMAC", "GBitOP")]
-        for row in self.shown_rows():
+        cells = [("layer", "type", "status", "in the file", *"W A params kB MMAC GBitOP".split())]
+        for row in self.rows:
             cells.append(
                 (
                     row.name,
                     row.type,
                     row.status,
+                    row.in_file,
                     _width(row.w_bits, row.weight_quantizer) if row.has_width else "",
                     _width(row.a_bits) if row.has_width else "",
-                    f"{row.parameters:,}",
-                    f"{row.bytes / 1000:.2f}",
+                    f"{row.parameters:,}" if row.parameters else "",
+                    f"{row.bytes / 1000:.2f}" if row.parameters else "",
                     "" if row.macs is None else f"{row.macs / 1e6:.3f}",
                     "" if row.bitops is None else f"{row.bitops / 1e9:.3f}",
                 )
@@ -236,6 +254,22 @@ def table(cells, left):
 def report(model, *, title, with_ranges=False):
     """Makes the `Report` of a wrapped model."""
     graph = read_graph(model)
+    file = verdict_of(model, graph)
+    rows = tuple(
+        dataclasses.replace(row, in_file=file.layers.get(row.name, ""))
+        for row in layer_rows(model, graph)
+    )
+    ranges = tuple(map(_range_row, model.activation_quantizers)) if with_ranges else ()
+    return Report(title, rows, ranges, model.name, file)
+
+
+def layer_rows(model, graph):
+    """Returns the `LayerRow`s of a wrapped model, without what becomes of them in the file.
+
+    Args:
+        model: The model.
+        graph: What `read_graph` makes of it.
+    """
     reasons = dict(model.settings.reasons)
     rows, macs = {}, {}
     for node in graph.nodes:
@@ -243,8 +277,7 @@ def report(model, *, title, with_ranges=False):
             continue
         macs[node.name] = _add(macs.get(node.name, 0), _macs(node, graph))
         rows[node.name] = _row(node, graph, reasons, macs[node.name])
-    ranges = tuple(map(_range_row, model.activation_quantizers)) if with_ranges else ()
-    return Report(title, tuple(rows.values()), ranges, model.name)
+    return tuple(rows.values())
 
 
 def _row(node, graph, reasons, macs):
@@ -260,7 +293,8 @@ def _row(node, graph, reasons, macs):
         status = f"float: {reason}"
         # Only weights that are float by a width are multiplied with codes (F/2); a layer that was
         # skipped, or has no config, computes in float.
-        a_bits = a_bits if "is None" in reason else None
+        is_by_width = reason.startswith(("w_bits is None", "boundary_bits is None"))
+        a_bits = a_bits if is_by_width else None
     parameters, size = _size(layer, quantizers, operation)
     has_macs = quantized or (macs or 0) > 0
     return LayerRow(
@@ -352,7 +386,10 @@ def _add(a, b):
 
 
 def _range_row(quantizer):
-    grid = quantizer.grid()
+    try:
+        grid = quantizer.grid()
+    except ValueError:  # a user's own tfmot quantizer knows none
+        grid = None
     scale, low_code, high_code = grid if grid is not None else (None, None, None)
     return RangeRow(
         name=quantizer.name,

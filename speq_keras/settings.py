@@ -24,6 +24,8 @@ class Settings:
         seed: Seed of the draws, or None.
         reasons: ((layer name, why it stays float), ...).
         origins: ((layer name, layer of the float model, indices of its weights or None), ...).
+        owners: ((activation quantizer, ((layers, any of which freezes its range, layers that do
+            only together), ...)), ...), each with an entry for each tensor; see `wrapping.owners`.
         float_config: The float model's config as JSON text, or None.
         damping: An `OscillationDamping`, or None.
         output_names: The output names of the float model: targets, losses and metrics go by them.
@@ -37,6 +39,7 @@ class Settings:
     seed: int | None = None
     reasons: tuple = ()
     origins: tuple = ()
+    owners: tuple = ()
     float_config: str | None = None
     output_names: tuple = ()
     damping: OscillationDamping | None = None
@@ -62,6 +65,10 @@ class Settings:
             self,
             reasons=tuple(graph.reasons.items()),
             origins=tuple((name, origin.layer, origin.indices) for name, origin in origins),
+            owners=tuple(
+                (name, tuple(dataclasses.astuple(each) for each in places))
+                for name, places in graph.owners.items()
+            ),
         )
 
     def to_json(self):
@@ -81,10 +88,15 @@ class Settings:
         )
         for name in ("reasons", "origins"):
             values[name] = tuple(tuple(row) for row in values[name])
+        values["owners"] = _as_tuples(values.get("owners", ()))
         values["output_names"] = tuple(values.get("output_names", ()))
         if values.get("damping") is not None:
             values["damping"] = OscillationDamping(**values["damping"])
         return cls(**values)
+
+
+def _as_tuples(data):
+    return tuple(map(_as_tuples, data)) if isinstance(data, list | tuple) else data
 
 
 def teacher_precision_from(teacher_precision, teacher_bits, quantization_probability):

@@ -137,8 +137,9 @@ def test_plan_writes_a_web_page_on_request(folder, tmp_path, call):
     out = tmp_path / "plan.html"
     code, printed, _ = call("plan", folder / "m.keras", "--html", out)
     assert code == 0
-    assert printed.endswith(f"\nWrote {out}\n")
-    assert out.read_text() == keras.saving.load_model(folder / "m.keras").plan().to_html()
+    plan = keras.saving.load_model(folder / "m.keras").plan()
+    assert printed == f"Wrote {out}\n\n{plan}\n"
+    assert out.read_text() == plan.to_html()
 
 
 # ---- inspect ---------------------------------------------------------------------------------

@@ -7,14 +7,14 @@ from gradients import gradients_of
 from keras import layers, ops
 
 import speq_keras
-from speq_keras.composite import expander
+from speq_keras.composite import Expander
 from speq_keras.graph import read_graph
 
 TIME, SIZE = 6, 8
 
 
 def take_apart(model):
-    return read_graph(model, expander(lambda name, layer: False))
+    return read_graph(model, Expander(lambda name, layer: False))
 
 
 @keras.saving.register_keras_serializable(package="tests")

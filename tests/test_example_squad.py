@@ -230,7 +230,7 @@ def test_squad_runs_through_all_stages_and_goes_on_where_it_was(squad_dir, prese
     assert status == 0, text
     assert "pretrain: goes on after step" in text
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    stages = ["pretrain", "retrain", "control", "speq", "folded", ".tflite"]
+    stages = ["pretrain", "retrain", "control", "speq", "settled", ".tflite"]
     assert [row["name"] for row in rows] == stages
     assert "0 differ from the simulation" in text
 

@@ -182,6 +182,16 @@ OTHERS = {
         float_one("pad", (None, 9, 8, 4), paddings=((0, 0), (1, 0), (0, 0), (0, 0))),
         np.pad(X, ((0, 0), (1, 0), (0, 0), (0, 0))),
     ),
+    "mirror_pad": (
+        float_one(
+            "mirror_pad",
+            (None, 10, 10, 4),
+            paddings=((0, 0), (2, 0), (1, 1), (0, 0)),
+            mode="reflect",
+        ),
+        # One more by hand: rows 2 and 1 before row 0, columns 1 and 6 around the others.
+        X[:, [2, 1, *range(8)]][:, :, [1, *range(8), 6]],
+    ),
     "strided_slice": (
         float_one(
             "strided_slice",

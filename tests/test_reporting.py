@@ -295,15 +295,19 @@ def test_layers_without_multiply_accumulates_count_in_the_size():
 # ---- output ----------------------------------------------------------------------------------
 
 
-def test_a_plan_prints_a_table_of_the_layers_with_weights():
+def test_a_plan_prints_a_table_of_all_layers():
     lines = [" ".join(line.split()) for line in str(plan_of(images)).splitlines()]
-    assert lines[0] == "layer type status W A params kB MMAC GBitOP"
-    assert lines[2:7] == [
-        "first Conv2D quantized 8 MinMax 8 108 0.11 0.007 0.000",
-        "norm BatchNormalization folds into its input 16 0.06",
-        "depth DepthwiseConv2D quantized 2 SAWB 2 36 0.01 0.001 0.000",
-        "up Conv2DTranspose quantized 2 SAWB 2 34 0.02 0.001 0.000",
-        "last Dense quantized 8 MinMax 8 387 0.40 0.000 0.000",
+    assert lines[0] == "layer type status in the file W A params kB MMAC GBitOP"
+    assert lines[2:11] == [
+        "first Conv2D quantized integer 8 MinMax 8 108 0.11 0.007 0.000",
+        "norm BatchNormalization folds into its input integer 16 0.06",
+        "first_relu ReLU folds into its input integer",
+        "depth DepthwiseConv2D quantized integer 2 SAWB 2 36 0.01 0.001 0.000",
+        "depth_relu ReLU folds into its input integer",
+        "up Conv2DTranspose quantized integer 2 SAWB 2 34 0.02 0.001 0.000",
+        "up_relu Activation folds into its input integer",
+        "flat Flatten carries codes integer",
+        "last Dense quantized integer 8 MinMax 8 387 0.40 0.000 0.000",
     ]
 
 
@@ -314,8 +318,8 @@ def test_the_columns_of_a_table_are_aligned():
 
 
 def test_a_plan_prints_the_totals():
-    assert str(plan_of(images)).splitlines()[8] == (
-        "581 parameters, 0.6 kB (3.9 times smaller than float32), 0.01 MMAC, 0.000 GBitOP "
+    assert str(plan_of(images)).splitlines()[13] == (
+        "581 parameters, 0.6 kB packed (3.9 times smaller than float32), 0.01 MMAC, 0.000 GBitOP "
         "(18.2 times fewer than float32)"
     )
 
@@ -400,7 +404,7 @@ def test_a_report_survives_json(report):
 
 
 def test_a_dict_has_the_rows_the_ranges_and_the_totals(report):
-    assert list(report.to_dict()) == ["title", "model", "rows", "ranges", "totals"]
+    assert list(report.to_dict()) == ["title", "model", "rows", "ranges", "totals", "file"]
 
 
 # ---- as a web page ---------------------------------------------------------------------------
@@ -483,22 +487,22 @@ def test_a_page_names_the_model():
 
 def test_bars_are_shares_of_8_bits_and_of_the_largest_layer(report):
     shares = Page(report.to_html()).shares
-    # By hand: rows "depth" (3) and "last" (5); columns W, A, kB, GBitOP.
-    assert [shares[0, 3, column] for column in (3, 4)] == [25.0, 25.0]
-    assert shares[0, 3, 6] == round(100 * 9 / 396, 1)
-    assert shares[0, 3, 8] == round(100 * (576 * 2 * 2) / (6912 * 8 * 8), 1)
-    assert shares[0, 5, 6] == 100.0
+    # By hand: rows "depth" (4) and "last" (9); columns W, A, kB, GBitOP.
+    assert [shares[0, 4, column] for column in (4, 5)] == [25.0, 25.0]
+    assert shares[0, 4, 7] == round(100 * 9 / 396, 1)
+    assert shares[0, 4, 9] == round(100 * (576 * 2 * 2) / (6912 * 8 * 8), 1)
+    assert shares[0, 9, 7] == 100.0
 
 
 def test_what_is_not_quantized_has_no_bar_for_its_widths(report):
-    assert (0, 2, 3) not in Page(report.to_html()).shares  # BatchNormalization
+    assert (0, 2, 4) not in Page(report.to_html()).shares  # BatchNormalization
 
 
 def test_float_fills_its_cell_in_another_colour():
     page = Page(plan_of(floats).to_html())
     row = next(n for n, cells in enumerate(page.tables[0]) if cells[0] == "skipped")
-    assert page.shares[0, row, 3] == 100.0
-    assert page.classes[0, row, 3] == "number float"
+    assert page.shares[0, row, 4] == 100.0
+    assert page.classes[0, row, 4] == "number float"
 
 
 def test_names_are_escaped():

@@ -419,7 +419,7 @@ def test_exported_codes_are_those_of_the_simulation(tmp_path, name):
     ("name", "message"),
     [
         ("concatenate", r"'quant_cat' \(Concatenate\): its inputs have different grids"),
-        ("pooling", r"'quant_ap_output' .*: what it makes must have the grid of its input"),
+        ("pooling", r"'quant_ap' .*: what it makes must have the grid of its input"),
     ],
 )
 def test_what_integer_kernels_cannot_compute_is_refused(tmp_path, name, message):

@@ -198,6 +198,15 @@ def _pad(node, tensors, batch_size):
     return operation_of(node, "PAD", "PadOptions", more_inputs=paddings, version=version)
 
 
+def _mirror_pad(node, tensors, batch_size):
+    paddings = [constant_of(node, "paddings", node.options["paddings"])]
+    version = version_of(node, tensors)
+    mode = node.options["mode"].upper()
+    return operation_of(
+        node, "MIRROR_PAD", "MirrorPadOptions", more_inputs=paddings, version=version, mode=mode
+    )
+
+
 def _strided_slice(node, tensors, batch_size):
     end = node.options["end"]
     limits = {
@@ -313,6 +322,7 @@ EMITTERS = {
     "reshape": _reshape,
     "transpose": _transpose,
     "pad": _pad,
+    "mirror_pad": _mirror_pad,
     "strided_slice": _strided_slice,
     "resize_nearest_neighbor": _resize("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions"),
     "resize_bilinear": _resize("RESIZE_BILINEAR", "ResizeBilinearOptions"),

@@ -7,7 +7,6 @@ import keras
 import numpy as np
 
 from speq_keras._checks import check_choice, describe
-from speq_keras._version import __version__
 from speq_keras.export import simulate
 from speq_keras.export.files import check_path, write_safely
 from speq_keras.export.fold import IO_TYPES, fold
@@ -60,7 +59,6 @@ def export_tflite(
     _check_runtimes(runtimes)
     folded = fold(model, storage=storage, io=io, softmax=softmax)
     steps, network = folded.steps, folded.network
-    network.metadata.update(_metadata(model, storage))
     examples, labelled = _examples(data, model)
     content = write(network, batch_size=batch_size)
     proof, examples = prove(
@@ -116,20 +114,6 @@ def _check_runtimes(runtimes):
         reason = missing_reason(runtime)
         if reason:
             raise RuntimeError(reason)
-
-
-def _metadata(model, storage):
-    widths = {
-        "speq_keras_version": __version__,
-        "storage": storage,
-        "weight_bits": _widths(model.weight_quantizers),
-        "activation_bits": _widths(model.activation_quantizers),
-    }
-    return {name: str(value) for name, value in widths.items()}
-
-
-def _widths(quantizers):
-    return " ".join(str(bits) for bits in sorted({q.bits for q in quantizers if q.bits}))
 
 
 def _examples(data, model):

@@ -6,12 +6,14 @@ import keras
 import numpy as np
 
 from speq_keras._checks import check_choice, describe
+from speq_keras._version import __version__
 from speq_keras.export import simulate
-from speq_keras.export.folding import FoldedNetwork, fold_graph
+from speq_keras.export.folding import FoldedNetwork, fold_graph, store
 from speq_keras.export.lowering import lower
 from speq_keras.export.network import IntegerNetwork
 from speq_keras.export.reference import run_steps
 from speq_keras.export.storage import STORAGES
+from speq_keras.graph import read_graph
 from speq_keras.quantizers import ActivationQuantizer
 
 IO_TYPES = ("float32", "int8", "uint8")
@@ -114,11 +116,28 @@ def fold(model, *, storage="int8", io="float32", softmax=True):
     check_choice("storage", storage, STORAGES)
     check_choice("io", io, IO_TYPES)
     _check_model(model)
-    steps = fold_graph(model, storage)
+    steps = fold_graph(model, read_graph(model))
+    store(steps, storage)
     if not softmax:
         _drop_last_tables(steps)
     network = lower(steps, io=io)
+    network.metadata.update(metadata_of(model, storage))
     return FoldedModel(steps, network, storage)
+
+
+def metadata_of(model, storage):
+    """Returns {name: text}: what a file says about the model it was made of."""
+    widths = {
+        "speq_keras_version": __version__,
+        "storage": storage,
+        "weight_bits": _widths(model.weight_quantizers),
+        "activation_bits": _widths(model.activation_quantizers),
+    }
+    return {name: str(value) for name, value in widths.items()}
+
+
+def _widths(quantizers):
+    return " ".join(str(bits) for bits in sorted({q.bits for q in quantizers if q.bits}))
 
 
 def _check_model(model):
@@ -134,26 +153,43 @@ def _check_model(model):
             f"model={model.name!r} with {len(waiting)} ranges that were never set, the first is "
             f"{waiting[0]!r}. Call model.calibrate(batches)."
         )
+    reason = reason_against(model)
+    if reason is not None:
+        raise ValueError(reason)
+
+
+def reason_against(model):
+    """Returns why no file can be made of a calibrated model, whatever its layers are, or None."""
+    reason = unfoldable_reason(model)
+    if reason is not None:
+        return reason
+    for layer in model.layers:
+        if isinstance(layer, ActivationQuantizer) and layer.bits is None:
+            return (
+                "All widths must be 2 to 8 bits. Received: activations in float at "
+                f"{layer.name!r}. Call model.set_bits(activations=...) first."
+            )
+    return None
+
+
+def unfoldable_reason(model):
+    """Returns why not even layers can be looked at one by one, or None."""
     for variable in model.weights:
         if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
-            raise ValueError(
+            return (
                 f"Weights must be finite. Received: NaN or infinity in {variable.path!r} of model="
                 f"{model.name!r}. Training diverged: go back to an earlier state, and train with a "
                 "lower learning rate."
             )
-    for layer in model.layers:
-        if isinstance(layer, ActivationQuantizer) and layer.bits is None:
-            raise ValueError(
-                "All widths must be 2 to 8 bits. Received: activations in float at "
-                f"{layer.name!r}. Call model.set_bits(activations=...) first."
-            )
     for tensor in model.inputs:
         if any(size is None for size in tensor.shape[1:]):
-            raise ValueError(
+            return (
                 "Input sizes must be known, up to the batch. "
                 f"{describe(input=tensor.name, shape=tuple(tensor.shape))} Build the float model "
-                "with a fixed input shape, load the weights into it, and wrap that."
+                "with a fixed input shape, wrap it in the same way, and take weights and ranges "
+                "over: fixed.set_weights(model.get_weights())."
             )
+    return None
 
 
 def _drop_last_tables(folded):

@@ -17,6 +17,7 @@
     reshape                   x                           shape (None: batch)
     transpose                 x                           permutation
     pad                       x                           paddings, one (before, after) per axis
+    mirror_pad                x                           paddings, mode ("reflect", "symmetric")
     strided_slice             x                           begin, end, strides (one per axis; the
                                                           batch axis is 0, None, 1)
     resize_nearest_neighbor   x                           size, half_pixel_centers

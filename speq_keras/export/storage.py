@@ -10,6 +10,7 @@ STORAGES = {
     "int4": "4 bits where the fast kernels read them: dense layers and 1×1 convolutions",
     "smallest": "4 or 2 bits wherever some kernel reads them; most of these kernels are slow",
 }
+DEFAULT_STORAGE = next(iter(STORAGES))
 _DENSE = (layers.Dense, layers.EinsumDense)
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)

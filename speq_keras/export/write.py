@@ -13,6 +13,7 @@ SIGNATURE = "serving_default"
 # Fields of options tables that hold an enumeration of the schema.
 ENUMERATIONS = {
     "padding": "Padding",
+    "mode": "MirrorPadMode",
     "fusedActivationFunction": "ActivationFunctionType",
     "inDataType": "TensorType",
     "outDataType": "TensorType",

@@ -1,5 +1,8 @@
 """Fresh layers and operations like those of a model, and weights put into layers."""
 
+import functools
+import inspect
+
 import keras
 
 from speq_keras._checks import describe
@@ -12,19 +15,30 @@ def copy_operation(operation, **changes):
         ValueError: If the layer cannot be made again from its config.
     """
     try:
-        copy = _made_from({**operation.get_config(), **changes}, operation)
+        copy = _made_from({**_config_of(operation), **changes}, operation)
         if isinstance(operation, keras.layers.Layer) and operation.built and not copy.built:
             build_config = operation.get_build_config()
             if build_config:
                 copy.build_from_config(build_config)
+            if copy.built and _shapes(copy) != _shapes(operation):
+                raise ValueError("the copy has other weights")
         return copy
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"Layer '{operation.name}' ({type(operation).__name__}) cannot be copied. A layer "
-            "must be reproducible from `get_config()`: define it, and register functions and "
-            "classes of your own with keras.saving.register_keras_serializable. "
-            f"{describe(error=str(error))}"
-        ) from error
+    except Exception as error:  # from code of other people
+        raise _no_copy(operation, error) from error
+
+
+def check_copyable(operation):
+    """Raises what `copy_operation` would, without the time that it takes to make weights.
+
+    Raises:
+        ValueError: If the layer cannot be made again from its config.
+    """
+    if type(operation).__module__.split(".")[0] == "keras":
+        return
+    try:
+        _made_from(_config_of(operation), operation)
+    except Exception as error:  # from code of other people
+        raise _no_copy(operation, error) from error
 
 
 def weights_changed(operations):
@@ -35,6 +49,34 @@ def weights_changed(operations):
     for operation in operations:
         if isinstance(operation, keras.layers.Normalization):
             operation.finalize_state()
+
+
+def _no_copy(operation, error):
+    return ValueError(
+        f"Layer '{operation.name}' ({type(operation).__name__}) cannot be copied. A layer must be "
+        "reproducible from `get_config()`: define it, and register functions and classes of your "
+        "own with keras.saving.register_keras_serializable. "
+        f"{describe(error=str(error))}"
+    )
+
+
+def _shapes(layer):
+    return [tuple(variable.shape) for variable in layer.weights]
+
+
+def _config_of(operation):
+    """Returns the config of a layer; where it has none, what its constructor asks for."""
+    try:
+        return operation.get_config()
+    except Exception:
+        # KerasHub's DeiT has a layer whose `get_config` raises. What constructors of layers ask for
+        # are, as a rule, attributes of the same name.
+        if not isinstance(operation, keras.layers.Layer):
+            raise
+        names = inspect.signature(type(operation).__init__).parameters
+        config = {n: getattr(operation, n) for n in names if n != "self" and hasattr(operation, n)}
+        common = {"name": operation.name, "trainable": operation.trainable}
+        return {**config, **common, "dtype": operation.dtype_policy}
 
 
 def _made_from(config, operation):
@@ -51,4 +93,15 @@ def _made_from(config, operation):
         return type(operation)(**config)
     if isinstance(operation, keras.layers.Activation):
         config["activation"] = operation.activation
-    return type(operation).from_config(config)
+    try:
+        copy = type(operation).from_config(config)
+        copy.get_config()
+        return copy
+    except Exception:
+        # KerasHub has layers whose configs tell more than their constructors take, or nothing.
+        taken = set(inspect.signature(type(operation).__init__).parameters)
+        taken |= set(inspect.signature(keras.layers.Layer.__init__).parameters) | {"dtype"}
+        config = {name: value for name, value in config.items() if name in taken}
+    copy = type(operation)(**config)
+    copy.get_config = functools.partial(dict, config)  # so that what is saved can be loaded
+    return copy

@@ -6,8 +6,6 @@ output.
 
 import keras
 
-from speq_keras.graph.copies import copy_operation
-
 
 def _is_tensor(data):
     return isinstance(data, dict) and data.get("class_name") == "__keras_tensor__"
@@ -68,11 +66,25 @@ def input_keys(data):
 
 
 def config_of(model):
-    """Returns the config of a Functional, or names the layer that has none."""
+    """Returns the config of a Functional; layers without one of their own are in it by name."""
     try:
         return model.get_config()
-    except NotImplementedError:
-        for operation in model.operations:
-            if not isinstance(operation, keras.Model):
-                copy_operation(operation)
-        raise
+    except Exception:  # from code of other people
+        silent = [operation for operation in model.operations if not _has_config(operation)]
+        if not silent:
+            raise
+    try:
+        for operation in silent:
+            operation.get_config = dict
+        return model.get_config()
+    finally:
+        for operation in silent:
+            del operation.get_config
+
+
+def _has_config(operation):
+    try:
+        keras.saving.serialize_keras_object(operation)
+    except Exception:
+        return False
+    return True

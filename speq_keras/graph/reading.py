@@ -10,10 +10,13 @@ import inspect
 import keras
 from keras import tree
 
+from speq_keras._checks import brief
+from speq_keras.graph.copies import check_copyable
 from speq_keras.graph.functional import is_functional, plain_functional
 from speq_keras.graph.names import NameInLayer, NameInModel
 from speq_keras.graph.nodes import Graph, Ref, map_refs, refs_in
 from speq_keras.graph.notation import config_of, fill_in, input_keys, keys_in, map_outputs
+from speq_keras.layers import QuantizedLayer
 from speq_keras.ops import einsum_axes
 
 
@@ -27,7 +30,8 @@ def read_graph(model, expand=None):
         model: The model; it is not changed.
         expand: Function of a name, a layer or operation, and the args and kwargs of its call, with
             a `KerasTensor` for each tensor: returns None, or a model to flatten in its place and
-            the tensors that it reads. See `composite.expand`.
+            the tensors that it reads. Its `refuse` is called with the name of a layer that stays
+            one node, and why, where such a model cannot be flattened. See `composite.Expander`.
 
     Returns:
         A `Graph` whose nodes hold the model's own layers.
@@ -101,20 +105,33 @@ class _Reader:
             return tree.flatten(self.inline(operation, inputs, NameInModel(f"{name}."), training))
         if training is not None and kwargs.get("training") is None and _takes_training(operation):
             kwargs = {**kwargs, "training": training}
-        inside = self.expanded(operation, name, args, kwargs)
-        if inside is not None:
-            model, inputs = inside
-            # The parts of an operation inside a layer are named like its neighbours.
-            is_part = isinstance(name_of, NameInLayer) and not isinstance(
-                operation, keras.layers.Layer
-            )
-            name_of = name_of if is_part else NameInLayer(f"{name}.")
-            return tree.flatten(self.inline(model, inputs, name_of, None))
+        outputs = self.append_expanded(operation, name, args, kwargs, name_of)
+        if outputs is not None:
+            return outputs
+        if isinstance(name_of, NameInLayer):
+            check_copyable(operation)
         specs = output_specs(self.graph, operation, args, kwargs)
         outputs = self.graph.add_node(operation, name, args, kwargs, specs)
         if _makes_mask(operation) or self.reads_mask(args, kwargs):
             self.masked.update(ref.index for ref in outputs)
         return outputs
+
+    def append_expanded(self, operation, name, args, kwargs, name_of):
+        """Appends the layers that a layer is made of, if it is; returns their outputs, or None."""
+        inside = self.expanded(operation, name, args, kwargs)
+        if inside is None:
+            return None
+        model, inputs = inside
+        # The parts of an operation inside a layer are named like its neighbours.
+        is_part = isinstance(name_of, NameInLayer) and not isinstance(operation, keras.layers.Layer)
+        name_of = name_of if is_part else NameInLayer(f"{name}.")
+        length = len(self.graph.nodes), len(self.graph.tensors)
+        try:
+            return tree.flatten(self.inline(model, inputs, name_of, None))
+        except Exception as error:  # a layer inside that cannot be made again
+            del self.graph.nodes[length[0] :], self.graph.tensors[length[1] :]
+            self.expand.refuse(name, f"its graph cannot be made again ({brief(error)})")
+            return None
 
     def reads_mask(self, args, kwargs):
         """Whether a call reads a tensor that carries a mask."""
@@ -143,7 +160,7 @@ def output_specs(graph, operation, args, kwargs):
     """Returns [(shape, dtype), ...] of what `operation` makes of arguments that hold `Ref`s."""
     args, kwargs = map_refs((args, kwargs), graph.keras_tensor)
     outputs = operation.compute_output_spec(*args, **kwargs)
-    inner = getattr(operation, "layer", operation)
+    inner = operation.layer if isinstance(operation, QuantizedLayer) else operation
     if isinstance(inner, keras.layers.EinsumDense):
         return [(_einsum_shape(inner.equation, args[0].shape, outputs.shape), outputs.dtype)]
     return [(x.shape, x.dtype) for x in tree.flatten(outputs)]

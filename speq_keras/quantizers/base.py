@@ -1,5 +1,7 @@
 """What all quantizers share: run-time widths, and ranges that can be calibrated."""
 
+import types
+
 import keras
 from keras import ops
 
@@ -182,6 +184,25 @@ class ActivationQuantizer(Quantizer):
         self.supports_masking = True
         self.observer = None
         self._calibrated = None
+        self._owners = types.SimpleNamespace(layers=())  # where Keras does not track them
+
+    def belongs_to(self, owners):
+        """Takes the layers whose `trainable` the range follows.
+
+        Args:
+            owners: [(layers, any of which freezes the range, layers that do only together), ...],
+                one for each tensor that is rounded.
+        """
+        self._owners.layers = tuple(owners)
+
+    @property
+    def is_frozen(self):
+        """Whether training leaves the range alone: it is frozen itself, or its layers are."""
+        return not self.trainable or any(
+            not all(layer.trainable for layer in any_of)
+            or (all_of and not any(layer.trainable for layer in all_of))
+            for any_of, all_of in self._owners.layers
+        )
 
     def build(self, input_shape):
         super().build(input_shape)

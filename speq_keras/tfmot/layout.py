@@ -19,7 +19,7 @@ import dataclasses
 
 from keras import layers
 
-from speq_keras.operations import function_name, fused_function
+from speq_keras.operations import function_name, fused_function, name_of
 from speq_keras.tfmot.quantizers import FollowedActivations
 from speq_keras.tfmot.translate import LayerQuantizers, OldView, quantizers_of
 
@@ -83,7 +83,7 @@ class Layout:
 
     def apply_rules(self):
         heads = [node for node in self.graph.nodes if self.takes_rules(node)]
-        relus = [node for node in heads if function_name(node.operation) == "relu"]
+        relus = [node for node in heads if _is_relu(node.operation)]
         normalizations = [node for node in heads if self.class_name(node) in _NORMALIZATION]
         for node in relus:
             self.round_behind(node, self.before(node, _NORMALIZATION), _CONVOLUTIONS)
@@ -103,7 +103,7 @@ class Layout:
         return node.name in self.plans and len(self.calls[node.name]) == 1
 
     def class_name(self, node):
-        name = type(node.operation).__name__
+        name = name_of(node.operation)
         is_split = node.name in self.plans and self.plans[node.name].config is None
         return _LAST_PARTS.get(name, name) if is_split else name
 
@@ -202,6 +202,14 @@ class Layout:
             quantizers_of(self.registry.get_quantize_config(OldView(part)), part) for part in parts
         )
         return first, LayerQuantizers() if plan.config == "nothing" else _as_planned(last, plan)
+
+
+def _is_relu(operation):
+    """Whether an operation is a ReLU without a slope; tfmot looks at no cap."""
+    is_layer = name_of(operation) == "ReLU" and isinstance(operation, layers.Layer)
+    if is_layer:
+        return not operation.negative_slope and not operation.threshold
+    return function_name(operation) == "relu"
 
 
 def _as_planned(found, plan):

@@ -126,7 +126,7 @@ class FollowedWeights(_FollowedRange, WeightQuantizer):
         self.add_range_variables((input_shape[-1],) if self.per_channel else ())
 
     def call(self, weights, training=None):
-        if training and self.rule != "fixed":
+        if training and self.rule != "fixed" and self.trainable:
             x = ops.cast(weights, "float32")
             rank = len(x.shape)
             self.follow(x, tuple(range(rank - 1)) if self.per_channel else None)
@@ -161,7 +161,7 @@ class FollowedActivations(_FollowedRange, ActivationQuantizer):
         return bool(np.subtract(*ends) < 0)
 
     def call(self, inputs, training=None):
-        if training and self.rule != "fixed" and self.observer is None:
+        if training and self.rule != "fixed" and self.observer is None and not self.is_frozen:
             self.follow(ops.cast(inputs, "float32"), None)
         return super().call(inputs)
 

@@ -7,7 +7,7 @@ from keras import tree
 
 from speq_keras._checks import describe
 from speq_keras.graph import is_functional, plain_functional, read_graph
-from speq_keras.operations import function_name
+from speq_keras.operations import function_name, fused_function
 from speq_keras.quantizers import ActivationQuantizer
 
 _SOFTMAX_LOSSES = (
@@ -143,5 +143,4 @@ def _ends_in_function(producer):
     if producer is None:
         return False
     operation = producer.operation
-    fused = getattr(getattr(operation, "activation", None), "__name__", None)
-    return (function_name(operation) or fused) in ("softmax", "sigmoid")
+    return (function_name(operation) or fused_function(operation)) in ("softmax", "sigmoid")

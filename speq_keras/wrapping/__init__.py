@@ -1,10 +1,11 @@
 """Float model in, quantized graph out.
 
     read_graph     Keras model -> plain nodes              ../graph
-    expander       blocks made of layers -> those layers   ../composite.py
+    Expander       blocks made of layers -> those layers   ../composite.py
     canonicalize   fused activations, swish, separable     canonical.py
     decide         which layer gets which width            rules.py
     place          where quantizers stand                  placement.py
+    find_owners    which layers' ranges they are           owners.py
     build_graph    plain nodes -> Keras graph              build.py
 
 `../operations.py` says what an integer kernel does with a tensor: the placement follows that.
@@ -13,22 +14,24 @@
 import dataclasses
 
 from speq_keras._checks import describe
-from speq_keras.composite import expander
+from speq_keras.composite import Expander
 from speq_keras.graph import read_graph
 from speq_keras.wrapping.build import build_graph, copy_weights
 from speq_keras.wrapping.canonical import Canonical, canonicalize
+from speq_keras.wrapping.owners import find_owners
 from speq_keras.wrapping.placement import Placement, place
 from speq_keras.wrapping.rules import Rules, decide
 
 
 @dataclasses.dataclass
 class QuantizedGraph:
-    """A built graph: its ends, why layers stay float, and where the weights come from."""
+    """A built graph: its ends, why layers stay float, whence the weights, whose the ranges are."""
 
     inputs: object
     outputs: object
     reasons: dict
     canonical: Canonical
+    owners: dict = dataclasses.field(default_factory=dict)
 
     def copy_weights(self, layers):
         """Copies the float model's weights into `layers`, those of a model made of this graph."""
@@ -46,7 +49,8 @@ def quantize_graph(model, rules, *, fuses_batch_norm=False):
     Returns:
         A `QuantizedGraph`.
     """
-    graph = read_graph(model, expander(rules.names_whole))
+    expander = Expander(rules.names_whole)
+    graph = read_graph(model, expander)
     _check_float(graph)
     rules.check_patterns(graph.nodes)
     activations = rules.a_bits is not None
@@ -67,7 +71,17 @@ def quantize_graph(model, rules, *, fuses_batch_norm=False):
             given=decisions.outputs,
         )
     inputs, outputs = build_graph(canonical, placement, decisions.weights)
-    return QuantizedGraph(inputs, outputs, decisions.reasons, canonical)
+    reasons = _with_causes(decisions.reasons, expander.reasons)
+    owners = find_owners(canonical, decisions.kinds, placement)
+    return QuantizedGraph(inputs, outputs, reasons, canonical, owners)
+
+
+def _with_causes(reasons, causes):
+    """Returns why layers stay float; of composite layers, why they could not be taken apart."""
+    return {
+        name: f"{reason}; {causes[name]}" if name in causes and reason != "skipped" else reason
+        for name, reason in reasons.items()
+    }
 
 
 def _check_float(graph):

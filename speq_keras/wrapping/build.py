@@ -95,6 +95,8 @@ def copy_weights(layers, origins, originals):
             sources = [sources[i] for i in origin.indices]
         for variable, source in zip(target.weights, sources, strict=True):
             variable.assign(ops.copy(source.value))
+            if not source.trainable:  # of a layer inside one that stays whole, no config tells it
+                variable.trainable = False
         if target is not layer:
             for attribute, quantizer in layer.quantizers.items():
                 quantizer.start_from(layer.variable(attribute))

@@ -8,27 +8,39 @@ Some layers hide a tensor that integer kernels have to round, and are taken apar
     Add, Multiply of n > 2        ->  n − 1 of two
     Average of n                  ->  Add, Rescaling(1/n)
     CustomScaleLayer(s)           ->  Rescaling(s), Add         (in Keras' InceptionResNetV2)
-    x · s, x / s                  ->  Rescaling                 (folds into the layer before it)
+    x · s, x / s, x + s, x − s    ->  Rescaling                 (folds into the layer before it)
+    Conv2D(activation=LeakyReLU())->  Conv2D, LeakyReLU
+    split, unstack                ->  slices
+    stack                         ->  expand_dims, Concatenate
 
 All layers are fresh copies; `origins` remembers where each one's weights come from.
 """
 
 import dataclasses
 
-import numpy as np
 from keras import layers
 
 from speq_keras.fused_batch_norm import fused
-from speq_keras.graph import Graph, Names, Ref, copy_operation, map_refs, output_specs, refs_in
+from speq_keras.graph import (
+    Graph,
+    Names,
+    Node,
+    copy_operation,
+    map_refs,
+    output_specs,
+    refs_in,
+)
 from speq_keras.layers import QuantizedLayer
-from speq_keras.operations import function_name, fused_function
+from speq_keras.operations import function_name, fused_function, fused_layer, name_of
 from speq_keras.quantizers import Quantizer
+from speq_keras.wrapping.constants import as_rescaling
+from speq_keras.wrapping.pieces import PIECES
 
 _SEPARABLE = {
     layers.SeparableConv1D: (layers.DepthwiseConv1D, layers.Conv1D),
     layers.SeparableConv2D: (layers.DepthwiseConv2D, layers.Conv2D),
 }
-_MERGES = (layers.Add, layers.Multiply, layers.Average)
+_MERGES = {"Add": layers.Add, "Multiply": layers.Multiply, "Average": layers.Average}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +88,7 @@ class _Rewriter:
         self.new = Graph(name=graph.name)
         self.origins, self.originals = {}, {}
         self.copies = {}
+        self.outer = {}  # id of a layer that stands for an activation function: the layer around it
         self.names = Names(node.name for node in graph.nodes)
 
     def run(self):
@@ -98,12 +111,24 @@ class _Rewriter:
         """Appends what becomes of one node; returns its new outputs."""
         operation, name = node.operation, node.name
         stays = id(operation) in self.floats or isinstance(operation, QuantizedLayer | Quantizer)
-        if stays and not self.hides_logits(operation):
+        inner = fused_layer(operation)
+        if inner is not None and stays:
+            self.floats.add(id(inner))
+        if name_of(operation) == "Activation" and inner is not None:
+            name = self.names.unique(name) if again and not inner.weights else name
+            return self.activation_layer(operation, name, name, args, kwargs)
+        if name_of(operation) in PIECES:
+            outputs = PIECES[name_of(operation)](self, operation, name, args, kwargs)
+            if outputs is not None:
+                return outputs
+        if stays and inner is None and not self.hides_logits(operation):
             return self.call(self.copy(operation, name), name, args, kwargs)
-        factor = _constant_factor(operation, args, kwargs)
-        if factor is not None:
-            return self.rescaling(factor, name, refs_in((args, kwargs)), again)
-        if type(operation) in _MERGES or _is_scaled_sum(operation):
+        rescaling = as_rescaling(self.new, operation, args, kwargs)
+        if rescaling is not None:
+            dtype = self.old.tensors[node.outputs[0]].dtype
+            return self.rescaling(rescaling, name, refs_in((args, kwargs)), again, dtype)
+        is_layer = isinstance(operation, layers.Layer)
+        if (is_layer and name_of(operation) in _MERGES) or _is_scaled_sum(operation):
             return self.merge(operation, name, refs_in((args, kwargs)), again)
         if type(operation) in _SEPARABLE and not stays:
             outputs = self.separable(operation, name, args, kwargs)
@@ -133,8 +158,19 @@ class _Rewriter:
                 copy = fused(copy)
             self.copies[id(operation)] = copy
             if isinstance(operation, layers.Layer) and operation.weights:
-                self.remember(copy, operation, Origin(name))
+                self.remember(copy, *self.original_of(operation, name))
         return self.copies[id(operation)]
+
+    def original_of(self, operation, name):
+        """Returns the layer of the float model whose weights a copy gets, and the `Origin`."""
+        original, origin_name = self.outer.get(id(operation), (operation, name))
+        inner = fused_layer(original)
+        if inner is None:
+            return original, Origin(origin_name)
+        inside = {id(weight) for weight in inner.weights}
+        is_inside = operation is inner
+        indices = [i for i, w in enumerate(original.weights) if (id(w) in inside) == is_inside]
+        return original, Origin(origin_name, tuple(indices))
 
     def remember(self, copy, original, origin):
         """Notes where the weights of a copy come from."""
@@ -151,7 +187,13 @@ class _Rewriter:
         function = fused_function(operation)
         if function is None:
             return outputs
-        name = self.names.unique(f"{name}_{function if function.isidentifier() else 'activation'}")
+        if fused_layer(operation) is not None:
+            inner = fused_layer(operation)
+            known = self.copies.get(id(inner)) if inner.weights else None
+            inner_name = self.names.unique(f"{name}_{inner.name}") if known is None else known.name
+            return self.activation_layer(operation, name, inner_name, outputs, {})
+        label = getattr(operation.activation, "__name__", "activation")
+        name = self.names.unique(f"{name}_{label if label.isidentifier() else 'activation'}")
         if function == "silu" and self.splits_swish:
             return self.swish(name, outputs[0], operation)
         layer = layers.Activation(
@@ -162,9 +204,26 @@ class _Rewriter:
         )
         return self.call(layer, name, outputs, {})
 
+    def activation_layer(self, operation, name, inner_name, args, kwargs):
+        """Appends the layer that `operation` has in place of an activation function."""
+        inner = fused_layer(operation)
+        if not inner.weights:
+            self.copies.pop(id(inner), None)  # without weights, every call has a copy of its own
+        self.outer.setdefault(id(inner), (operation, name))
+        outputs = self.rewrite(Node(inner, inner_name, args, kwargs), args, kwargs, again=False)
+        if operation.activity_regularizer is None:
+            return outputs
+        regularized = layers.Activation(
+            "linear",
+            activity_regularizer=operation.activity_regularizer,
+            dtype=operation.dtype_policy,
+            name=self.names.unique(f"{inner_name}_regularizer"),
+        )
+        return self.call(regularized, regularized.name, outputs, {})
+
     def swish(self, name, x, operation):
         """Appends x · sigmoid(x), with the regularizer of `operation`; returns its outputs."""
-        dtype = getattr(operation, "dtype_policy", None)
+        dtype = getattr(operation, "dtype_policy", self.old.tensors[self.node.outputs[0]].dtype)
         sigmoid_name = self.names.unique(f"{name}_sigmoid")
         sigmoid = layers.Activation("sigmoid", dtype=dtype, name=sigmoid_name)
         regularizer = getattr(operation, "activity_regularizer", None)
@@ -172,16 +231,19 @@ class _Rewriter:
         (gate,) = self.call(sigmoid, sigmoid.name, [x], {})
         return self.call(multiply, name, [[x, gate]], {})
 
-    def rescaling(self, factor, name, refs, again):
-        """Appends a Rescaling in place of a product with a number; returns its outputs."""
+    def rescaling(self, scale_and_offset, name, refs, again, dtype):
+        """Appends a Rescaling in place of an operation on a constant; returns its outputs.
+
+        It computes in the dtype of the result, which of a whole number and a fraction is float.
+        """
         name = self.names.unique(name) if again else name
-        dtype = self.new.tensors[refs[0].index].dtype
-        return self.call(layers.Rescaling(factor, dtype=dtype, name=name), name, refs, {})
+        layer = layers.Rescaling(*scale_and_offset, dtype=dtype, name=name)
+        return self.call(layer, name, refs, {})
 
     def merge(self, operation, name, refs, again):
         """Appends a sum, mean or product of any number of tensors as operations on two."""
         name = self.names.unique(name) if again else name
-        dtype, last = operation.dtype_policy, type(operation)
+        dtype, last = operation.dtype_policy, _MERGES.get(name_of(operation))
         regularizer = {"activity_regularizer": operation.activity_regularizer}
         if _is_scaled_sum(operation):
             scaled = layers.Rescaling(
@@ -248,27 +310,12 @@ class _Rewriter:
             **shared,
         )
         self.remember(depthwise, operation, Origin(name, (0,)))
-        count = len(operation.weights)
-        self.remember(pointwise, operation, Origin(name, tuple(range(1, count))))
+        _, own = self.original_of(operation, name)
+        indices = own.indices or tuple(range(len(operation.weights)))
+        self.remember(pointwise, operation, Origin(name, indices[1:]))
         return depthwise, pointwise
 
 
-def _constant_factor(operation, args, kwargs):
-    """Returns the number by which an operation multiplies one float tensor, or None."""
-    name = type(operation).__name__
-    if isinstance(operation, layers.Layer) or name not in ("Multiply", "Divide", "TrueDivide"):
-        return None
-    operands = [*args, *kwargs.values()]
-    numbers = [x for x in operands if not isinstance(x, Ref)]
-    is_by_number = len(operands) == 2 and len(numbers) == 1 and np.ndim(numbers[0]) == 0
-    if not is_by_number or (name != "Multiply" and numbers[0] is operands[0]):
-        return None
-    return float(numbers[0]) if name == "Multiply" else 1 / float(numbers[0])
-
-
 def _is_scaled_sum(operation):
-    """Whether this is the layer of Keras' InceptionResNetV2 that computes x + scale · y.
-
-    Keras keeps its class private, so it is told by its name.
-    """
-    return type(operation).__name__ == "CustomScaleLayer" and hasattr(operation, "scale")
+    """Whether this is the layer of Keras' InceptionResNetV2 that computes x + scale · y."""
+    return name_of(operation) == "CustomScaleLayer"

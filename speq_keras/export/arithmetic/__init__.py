@@ -17,7 +17,8 @@ and, for the operations that XNNPACK leaves alone, the builtin kernel:
                    away from zero; hard_swish*: 16-bit fixed point; lookup*: does not round
     pooling        mean: float32, even; resize_bilinear: 1/2048, up; average_pool_2d*, softmax*:
                    away from zero; max_pool_2d, resize_nearest_neighbor*: do not round
-    shapes         do not round; concatenation* of more than 5 tensors, strided_slice* by steps
+    shapes         do not round; mirror_pad*, concatenation* of more than 5 tensors,
+                   strided_slice* by steps
 
     * a builtin kernel, which ends an XNNPACK partition
 """
@@ -57,6 +58,7 @@ KERNELS = {
         shapes.reshape,
         shapes.transpose,
         shapes.pad,
+        shapes.mirror_pad,
         shapes.strided_slice,
         tables.logistic,
         tables.tanh,

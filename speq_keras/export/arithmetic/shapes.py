@@ -29,6 +29,11 @@ def pad(values, inputs, output, *, paddings):
     return np.pad(values[0], [tuple(pair) for pair in paddings], constant_values=value)
 
 
+def mirror_pad(values, inputs, output, *, paddings, mode):
+    """Surrounds the tensor with itself, mirrored: without ("reflect") or with its edge."""
+    return np.pad(values[0], [tuple(pair) for pair in paddings], mode=mode)
+
+
 def strided_slice(values, inputs, output, *, begin, end, strides):
     """Cuts a piece out."""
     slices = tuple(slice(*limits) for limits in zip(begin, end, strides, strict=True))

@@ -8,6 +8,7 @@ builder    the network while it is made
 steps      what comes out: steps, grids, values, weights
 pending    what is computed and not rounded yet
 padding    zeros that nobody has written yet
+options    what of a layer's options would be lost
 carry      pooling, reshaping, slicing as plain data
 affine     BatchNormalization & co. as slope and shift
 grids      the grids of quantizers and kernels
@@ -16,7 +17,24 @@ floats     what may stay in float
 weights    codes behind trained weights, bias codes
 """
 
-from speq_keras.export.folding.steps import FoldedNetwork, Grid, Places, Step, Value, Weights
-from speq_keras.export.folding.walk import fold_graph
+from speq_keras.export.folding.steps import (
+    FoldedNetwork,
+    Grid,
+    Places,
+    Step,
+    Value,
+    Weights,
+)
+from speq_keras.export.folding.walk import fold_graph, store, stored_copy
 
-__all__ = ["FoldedNetwork", "Grid", "Places", "Step", "Value", "Weights", "fold_graph"]
+__all__ = [
+    "FoldedNetwork",
+    "Grid",
+    "Places",
+    "Step",
+    "Value",
+    "Weights",
+    "fold_graph",
+    "store",
+    "stored_copy",
+]

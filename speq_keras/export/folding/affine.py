@@ -2,42 +2,47 @@
 
 import keras
 import numpy as np
-from keras import layers
 
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.graph import Ref
+from speq_keras.operations import name_of
 
 
-def of(operation, channels):
+def of(operation, shape):
     """Returns float64 `(slope, shift)`, vectors over the channels, of an AFFINE layer.
+
+    Args:
+        operation: The layer.
+        shape: Of the tensor that it reads, batch first.
 
     Raises:
         CannotExport: If the layer does not work per channel of the last axis.
     """
-    if isinstance(operation, layers.BatchNormalization):
-        return _batch_normalization(operation, channels)
-    if isinstance(operation, layers.Rescaling):
-        return _vector(operation.scale, channels), _vector(operation.offset, channels)
-    if isinstance(operation, layers.Normalization):
-        return _normalization(operation, channels)
-    raise CannotExport(f"{type(operation).__name__} is not known to be affine")
+    name = name_of(operation)
+    if name == "BatchNormalization":
+        return _batch_normalization(operation, shape)
+    if name == "Rescaling":
+        return _rescaling(operation, shape)
+    if name == "Normalization":
+        return _normalization(operation, shape)
+    raise CannotExport("it is not known to be a slope and a shift")
 
 
-def of_call(node, channels):
+def of_call(node, shape):
     """Returns `(slope, shift)` of an operation on one tensor and a constant, such as `x + 3`.
 
     Raises:
         CannotExport: If it is none.
     """
-    name = type(node.operation).__name__
-    one, zero = np.ones(channels), np.zeros(channels)
+    name = name_of(node.operation)
+    one, zero = np.ones(shape[-1]), np.zeros(shape[-1])
     if name == "Negative":
         return -one, zero
     operands = [*node.args, *node.kwargs.values()][:2]
     if len(operands) != 2 or sum(isinstance(x, Ref) for x in operands) != 1:
         raise CannotExport("there is no integer kernel for it")
     tensor_first = isinstance(operands[0], Ref)
-    constant = _vector(operands[1] if tensor_first else operands[0], channels)
+    constant = _vector(operands[1] if tensor_first else operands[0], shape)
     if name == "Add":
         return one, constant
     if name == "Subtract":
@@ -45,33 +50,47 @@ def of_call(node, channels):
     if name == "Multiply":
         return constant, zero
     if name in ("Divide", "TrueDivide") and tensor_first:
+        if not np.all(constant):
+            raise CannotExport("it divides by zero")
         return 1 / constant, zero
     raise CannotExport("there is no integer kernel for it")
 
 
-def _batch_normalization(layer, channels):
-    if layer.axis not in (-1, len(layer.get_build_config()["input_shape"]) - 1):
-        raise CannotExport("it must normalize the last axis")
+def _batch_normalization(layer, shape):
+    axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
+    if axis not in (-1, len(shape) - 1):
+        raise CannotExport(f"option axis={layer.axis!r} has no kernel: it must be the last axis")
     mean = _numpy(layer.moving_mean)
     deviation = np.sqrt(_numpy(layer.moving_variance) + layer.epsilon)
-    slope = (_numpy(layer.gamma) if layer.scale else np.ones(channels)) / deviation
-    shift = (_numpy(layer.beta) if layer.center else np.zeros(channels)) - mean * slope
+    slope = (_numpy(layer.gamma) if layer.scale else np.ones(shape[-1])) / deviation
+    shift = (_numpy(layer.beta) if layer.center else np.zeros(shape[-1])) - mean * slope
     return slope, shift
 
 
-def _normalization(layer, channels):
-    mean, variance = (_vector(v, channels) for v in (layer.mean, layer.variance))
+def _rescaling(layer, shape):
+    if keras.config.image_data_format() == "channels_first":
+        raise CannotExport("kernels read channels last, and Keras is set to channels_first")
+    return _vector(layer.scale, shape), _vector(layer.offset, shape)
+
+
+def _normalization(layer, shape):
+    mean, variance = (_vector(v, shape) for v in (layer.mean, layer.variance))
     deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
     if layer.invert:
         return deviation, mean
     return 1 / deviation, -mean / deviation
 
 
-def _vector(value, channels):
-    vector = np.asarray(keras.ops.convert_to_numpy(value), "float64").reshape(-1)
-    if vector.size not in (1, channels):
-        raise CannotExport("its constant must be one number, or one per channel of the last axis")
-    return np.broadcast_to(vector, (channels,)).astype("float64")
+def _vector(value, shape):
+    """Returns a constant that broadcasts against a tensor of `shape` as a vector over channels."""
+    array = np.asarray(keras.ops.convert_to_numpy(value), "float64")
+    is_vector = array.size == shape[-1] and array.shape[-1:] == (array.size,)
+    if array.size != 1 and not (is_vector and array.ndim <= len(shape)):
+        raise CannotExport(
+            f"its constant of shape {array.shape} must be one number, or one per channel of the "
+            "last axis"
+        )
+    return np.broadcast_to(array.reshape(-1), (shape[-1],)).astype("float64")
 
 
 def _numpy(variable):

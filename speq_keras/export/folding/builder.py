@@ -14,9 +14,9 @@ from speq_keras.export.folding.steps import (
     Value,
     plain_dtype,
 )
-from speq_keras.export.folding.weights import finish, folded_weights
-from speq_keras.export.storage import container_of
+from speq_keras.export.folding.weights import folded_weights
 from speq_keras.graph import Names
+from speq_keras.operations import Kind, kind_of
 
 
 class GridTies(Exception):
@@ -36,19 +36,16 @@ class Builder:
     Args:
         graph: The `Graph` that is folded.
         name: Name of the model.
-        storage: See `export.storage`.
         grids: {name of a quantizer: the `Grid` that it gets in place of its own}.
     """
 
-    def __init__(self, graph, name, storage, grids):
+    def __init__(self, graph, name, grids):
         self.graph = graph
-        self.storage = storage
         self.grids = grids
         self.folded = FoldedNetwork(name)
         self.names = Names()
         self.constants = {}  # id(value): the step that makes it
         self.floats = {}  # id(value): (value, the same in float)
-        self.float_layers = []
 
     # ---- steps ---------------------------------------------------------------------------------
 
@@ -123,6 +120,40 @@ class Builder:
         self.check_ties("requantize", [value], grid, quantizer)
         return self.rounded("requantize", node, [value], grid, quantizer)
 
+    def stand_ins(self, node, arguments):
+        """Returns what stands for the outputs of a node that is refused, or behind one that is.
+
+        So that the layers after it are checked, too: codes on the grid of a quantizer, or of what a
+        layer copies; floats for a layer that computes in float; else None.
+        """
+        try:
+            self.shape_of(node)
+            grid = self.expected_grid(node, arguments)
+        except CannotExport:
+            return [None] * len(node.outputs)
+        values = []
+        for index in node.outputs:
+            tensor, name = self.graph.tensors[index], self.names.unique(node.name)
+            value = Value(name, tensor.shape, grid, dtype=plain_dtype(tensor.dtype))
+            values.append(self.add(Step("refused", [], value)))
+        return values
+
+    def expected_grid(self, node, arguments):
+        """Returns the grid of what a node would make, or None for floats.
+
+        Raises:
+            CannotExport: If nobody can say.
+        """
+        kind = kind_of(node.operation)
+        if kind is Kind.QUANTIZER:
+            return self.grids.get(node.operation.name) or grid_of(node.operation)
+        if kind is Kind.FLOAT:
+            return None
+        known = [x for x in arguments if isinstance(x, Value | Padded)]
+        if kind in (Kind.CARRY, Kind.CONCAT) and known:
+            return known[0].grid
+        raise CannotExport("what it makes has no grid yet")
+
     def round_constant(self, step, node, grid, quantizer):
         """Adds a constant step like `step`, on another grid; returns its output."""
         codes = grid.round(step.options["codes"] * np.float64(step.output.grid.scale))
@@ -158,10 +189,11 @@ class Builder:
             options=dict(pending.options),
             quantizer=quantizer,
         )
-        if pending.kind in ("average_pool", "resize"):
-            if grid != pending.inputs[0].grid:
-                raise CannotExport("what it makes must have the grid of its input")
-        elif pending.kind in ("add", "subtract", "multiply"):
+        if pending.kind in ("average_pool", "resize") and grid != pending.inputs[0].grid:
+            error = CannotExport("what it makes must have the grid of its input")
+            error.node = pending.nodes[0]
+            raise error
+        if pending.kind in ("add", "subtract", "multiply"):
             self.check_ties(pending.kind, pending.inputs, grid, quantizer)
         elif pending.kind in ("linear", "affine"):
             try:
@@ -172,23 +204,25 @@ class Builder:
         return self.add(step)
 
     def give_weights(self, step, pending):
-        """Sets the weights of a linear or affine step as its kernel will hold them."""
+        """Sets the weights of a linear or affine step; `store` decides how they are stored."""
         step.weights = folded_weights(pending, float(step.inputs[0].grid.scale))
-        if pending.kind == "linear":
-            step.weights.container, step.options["why"] = container_of(step, self.storage)
-        finish(step.weights, step.output.grid, self.folded.notes, step.name)
 
     # ---- floats --------------------------------------------------------------------------------
 
     def in_float(self, node, values):
         """Adds a step that computes one node in float."""
         dtype = plain_dtype(self.graph.tensors[node.outputs[0]].dtype)
-        check_float(node)
-        check_whole_numbers(node.operation, values, dtype)
-        output = Value(self.names.unique(node.name), self.shape_of(node), None, dtype=dtype)
+        try:
+            check_float(node)
+            check_whole_numbers(node.operation, values, dtype)
+            shape = self.shape_of(node)
+        except CannotExport as error:
+            error.node = node  # not the one that reads it in float
+            raise
+        output = Value(self.names.unique(node.name), shape, None, dtype=dtype)
         self.add(Step("float", values, output, [node]))
-        if node.name not in self.float_layers and dtype == "float32":
-            self.float_layers.append(node.name)
+        if node.name not in self.folded.float_layers and dtype == "float32":
+            self.folded.float_layers.append(node.name)
         return output
 
     def as_float(self, value):

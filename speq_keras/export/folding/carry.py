@@ -4,12 +4,11 @@ Every function takes `(operation, node, shape)`, the shape of the input, and ret
 options)`; a kind is one of `steps.py`. Shapes begin with the batch.
 """
 
-import keras
 import numpy as np
 from keras import layers
 
 from speq_keras.export.folding.steps import CannotExport
-from speq_keras.operations import TRAINING_ONLY
+from speq_keras.operations import TRAINING_ONLY, function_name, name_of
 
 
 def carry_of(node, shape, output_shape):
@@ -19,14 +18,11 @@ def carry_of(node, shape, output_shape):
         CannotExport: If no integer kernel does what the node does.
     """
     operation = node.operation
-    names = [base.__name__ for base in type(operation).__mro__]
-    row = next((CARRIES[name] for name in names if name in CARRIES), None)
+    row = CARRIES.get(name_of(operation))
     if row is None:
-        if getattr(operation, "activation", None) is not None:  # Activation("linear")
+        if function_name(operation) == "linear":
             return "identity", {}
         raise CannotExport("there is no integer kernel for it")
-    if getattr(operation, "data_format", None) == "channels_first":
-        raise CannotExport("integer kernels read channels last")
     kind, options = row(operation, node, shape)
     return kind, {**options, "shape": tuple(output_shape)}
 
@@ -126,12 +122,22 @@ def _zero_padding(operation, node, shape):
 def _pad(operation, node, shape):
     constant = node.kwargs.get("constant_values", node.args[1] if len(node.args) > 1 else None)
     if constant not in (None, 0, 0.0):
-        raise CannotExport("it must pad with zeros")
+        raise CannotExport(f"argument constant_values={constant!r} has no kernel: only zeros")
     pairs = [tuple(int(n) for n in pair) for pair in operation.pad_width]
     pairs = pairs * len(shape) if len(pairs) == 1 else pairs
     if pairs[0] != (0, 0):
         raise CannotExport("the batch cannot be padded")
-    return "pad", {"paddings": tuple(pairs)}
+    if any(n < 0 for pair in pairs for n in pair):
+        raise CannotExport(f"option pad_width={operation.pad_width!r} has no kernel: it cuts")
+    if operation.mode == "constant":
+        return "pad", {"paddings": tuple(pairs)}
+    if operation.mode not in ("reflect", "symmetric"):
+        raise CannotExport(f"option mode={operation.mode!r} has no kernel")
+    inside = 1 if operation.mode == "reflect" else 0
+    for size, pair in zip(shape[1:], pairs[1:], strict=True):
+        if max(pair) > size - inside:
+            raise CannotExport(f"option pad_width={operation.pad_width!r} has no kernel: too wide")
+    return "mirror_pad", {"paddings": tuple(pairs), "mode": operation.mode}
 
 
 def _pool(kind):
@@ -167,8 +173,6 @@ def mean_options(operation, rank):
         CannotExport: If no integer kernel averages so.
     """
     if isinstance(operation, layers.Layer):  # GlobalAveragePooling
-        if operation.data_format == "channels_first":
-            raise CannotExport("integer kernels read channels last")
         axes = tuple(range(1, rank - 1))
     else:
         axes = operation.axis if operation.axis is not None else tuple(range(rank))
@@ -216,7 +220,7 @@ _MAX = _pool("max_pool")
 _AVERAGE = _pool("average_pool")
 _GLOBAL_MAX = _global_pool("max_pool")
 
-# By the name of the class: Keras keeps the classes of its operations private.
+# By Keras' name of the class.
 CARRIES = {
     **dict.fromkeys((*TRAINING_ONLY, "Identity"), _identity),
     **dict.fromkeys("Reshape Flatten Squeeze ExpandDims Ravel".split(), _reshape),
@@ -239,8 +243,4 @@ CARRIES = {
 
 def changes_nothing(operation):
     """Whether a layer passes its input on at inference."""
-    if isinstance(operation, layers.Activation):
-        return getattr(operation.activation, "__name__", "") == "linear"
-    return CARRIES.get(type(operation).__name__) is _identity and isinstance(
-        operation, keras.layers.Layer
-    )
+    return function_name(operation) == "linear" or CARRIES.get(name_of(operation)) is _identity

@@ -3,17 +3,18 @@
 from speq_keras.export.folding.carry import CARRIES
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.layers import QuantizedLayer
-from speq_keras.operations import RELU_FUNCTIONS, TABLE_FUNCTIONS, function_name, fused_function
+from speq_keras.operations import OTHER, function_name, fused_function, name_of
 
-# Classes by name; what copies codes copies floats too.
+# By Keras' name of the class; what copies codes copies floats too.
 FLOAT_LAYERS = frozenset(
     "Dense EinsumDense Conv1D Conv2D DepthwiseConv1D DepthwiseConv2D Conv1DTranspose "
     "Conv2DTranspose BatchNormalization Rescaling Normalization LayerNormalization Add Subtract "
     "Multiply Divide TrueDivide Square Negative Concatenate GlobalAveragePooling1D "
-    "GlobalAveragePooling2D Cast".split()
+    "GlobalAveragePooling2D Cast LeakyReLU PReLU ELU Elu Gelu LeakyRelu".split()
 )
 FLOAT_FUNCTIONS = frozenset(
-    "relu relu6 sigmoid tanh softmax silu gelu elu hard_silu leaky_relu".split()
+    "relu relu6 sigmoid tanh softmax silu gelu gelu_approximate elu hard_silu leaky_relu "
+    "bent_relu".split()
 )
 
 
@@ -27,19 +28,25 @@ def check_float(node):
     layer = operation.layer if isinstance(operation, QuantizedLayer) else operation
     fused = fused_function(layer)
     if fused is not None and fused not in FLOAT_FUNCTIONS:
-        raise CannotExport(f"there is no float kernel for its activation {fused!r}")
-    name = function_name(layer)
-    if name in RELU_FUNCTIONS | TABLE_FUNCTIONS:
-        if name not in FLOAT_FUNCTIONS:
-            raise CannotExport(f"there is no float kernel for the function {name!r}")
+        raise CannotExport(f"there is no float kernel for its {_shown(layer, fused)}")
+    function = function_name(layer)
+    if function not in (None, "linear"):
+        if function not in FLOAT_FUNCTIONS:
+            raise CannotExport(f"there is no float kernel for its {_shown(layer, function)}")
         return
-    class_name = type(layer).__name__
-    if class_name not in FLOAT_LAYERS and class_name not in CARRIES:
+    name = name_of(layer)
+    if name not in FLOAT_LAYERS and name not in CARRIES:
         raise CannotExport("neither an integer nor a float kernel is known for it")
-    if getattr(layer, "data_format", None) == "channels_first":
-        raise CannotExport("kernels read channels last")
     if len(node.outputs) != 1:
         raise CannotExport("it has several outputs")
+
+
+def _shown(layer, function):
+    """Returns what is said of an activation function."""
+    if function != OTHER:
+        return f"activation function {function!r}"
+    name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
+    return f"activation function {name!r}, which is not Keras' own"
 
 
 def check_whole_numbers(operation, values, dtype):
@@ -57,6 +64,6 @@ def check_whole_numbers(operation, values, dtype):
     if dtype == "int32" and any(value.dtype == "float32" for value in values):
         raise CannotExport("whole numbers are not made of floats")
     is_masked = reads_whole == [False, True] and function_name(operation) == "softmax"
-    is_cast = type(operation).__name__ == "Cast"
+    is_cast = name_of(operation) == "Cast"
     if dtype == "float32" and any(reads_whole) and not (is_masked or is_cast):
         raise CannotExport("whole numbers have to be cast to floats first")

@@ -10,9 +10,12 @@ def grid_of(quantizer):
     """Returns the `Grid` of an activation quantizer at its current width.
 
     Raises:
-        CannotExport: If the width is float.
+        CannotExport: If the width is float, or the quantizer knows no grid and says why.
     """
-    grid = quantizer.grid()
+    try:
+        grid = quantizer.grid()
+    except ValueError as error:
+        raise CannotExport(str(error)) from error
     if grid is None:
         raise CannotExport("its width is float")
     scale, low, high = grid

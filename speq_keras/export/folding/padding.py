@@ -3,6 +3,9 @@
 import dataclasses
 
 from speq_keras.export.folding.steps import Value
+from speq_keras.operations import name_of
+
+_CONVOLUTIONS = ("Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D")
 
 
 @dataclasses.dataclass(eq=False)
@@ -23,9 +26,7 @@ class Padded:
 
 def is_same_padding(layer, padded):
     """Whether a convolution without padding on padded codes is one with padding "same"."""
-    if getattr(layer, "padding", None) != "valid" or not hasattr(layer, "kernel_size"):
-        return False
-    if "Transpose" in type(layer).__name__:
+    if name_of(layer) not in _CONVOLUTIONS or layer.padding != "valid":
         return False
     paddings = padded.paddings
     spatial = paddings[1:-1]

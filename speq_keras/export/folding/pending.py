@@ -50,5 +50,5 @@ def fused(pending, node, kind):
         return result
     if pending.kind not in ("linear", "affine") or pending.activation != "none":
         raise CannotExport("it cannot be folded into what stands before it")
-    result.affines = [*pending.affines, affine.of(node.operation, result.shape[-1])]
+    result.affines = [*pending.affines, affine.of(node.operation, result.shape)]
     return result

@@ -11,17 +11,20 @@ average_pool  codes       the pooling layer             (grid: that of its input
 resize        codes       bilinear interpolation        (grid: that of its input)
 table         codes       a function of one value       (softmax: of the last axis)
 requantize    codes       x
-max_pool, reshape, transpose, pad, slice, repeat, concatenate
+max_pool, reshape, transpose, pad, mirror_pad, slice, resize_nearest, concatenate
 codes       nothing: codes are copied, there is no rounding
 dequantize    codes       x, in float
 float         float       the operation itself
 embedding     int32       rows of the layer's table, which are codes already
 constant      -           the layer's table itself (PositionEmbedding)
+refused       -           nothing: stands for what a refused layer would make
 """
 
 import dataclasses
 
 import numpy as np
+
+from speq_keras.layers import QuantizedLayer
 
 # A bias this near to the grid of the sums, in steps of the output, is on it: float32 is no finer.
 SETTLED_STEPS = 2.0**-14
@@ -30,10 +33,49 @@ SETTLED_STEPS = 2.0**-14
 class CannotExport(Exception):
     """One layer cannot be written; `str()` says why.
 
+    Args:
+        reason: Text.
+        by_ranges: Whether it depends on trained ranges: with others the layer could be written.
+
     `node`: the layer's node where that is not the one that was visited.
     """
 
     node = None
+
+    def __init__(self, reason, *, by_ranges=False):
+        super().__init__(reason)
+        self.by_ranges = by_ranges
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One refused layer: its name in the graph, its class, why, and see `CannotExport`."""
+
+    layer: str
+    type: str
+    reason: str
+    by_ranges: bool = False
+
+    @classmethod
+    def at(cls, node, error):
+        """Returns the `Problem` of a node that raised a `CannotExport`."""
+        node = error.node or node
+        operation = node.operation
+        if isinstance(operation, QuantizedLayer):  # of other wrappers, users know the outer one
+            operation = operation.layer
+        return cls(node.name, type(operation).__name__, str(error), error.by_ranges)
+
+    def __str__(self):
+        return f"'{self.layer}' ({self.type}): {self.reason}"
+
+
+def refusal(model_name, problems):
+    """Returns the sentence of the error for a model with these `Problem`s."""
+    return (
+        "Every layer of a model must be one that integer kernels compute. Received: "
+        f"model={model_name!r} with {'; '.join(map(str, problems))}. Replace these "
+        "layers, or leave them out of the exported part."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +206,11 @@ class Places:
 
 @dataclasses.dataclass(eq=False)
 class FoldedNetwork:
-    """Steps in computing order; `inputs` and `outputs` are Values, `places` its `Places`."""
+    """Steps in computing order; `inputs` and `outputs` are Values, `places` its `Places`.
+
+    With `problems` it is no network. `float_layers` and `left_out` are names of layers: that
+    compute in float, and that do nothing.
+    """
 
     name: str
     steps: list = dataclasses.field(default_factory=list)
@@ -174,3 +220,6 @@ class FoldedNetwork:
     output_names: list = dataclasses.field(default_factory=list)
     notes: list = dataclasses.field(default_factory=list)
     places: Places = dataclasses.field(default_factory=Places)
+    problems: list = dataclasses.field(default_factory=list)
+    float_layers: list = dataclasses.field(default_factory=list)
+    left_out: set = dataclasses.field(default_factory=set)

@@ -12,7 +12,7 @@ from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending, fused
 from speq_keras.export.folding.steps import CannotExport, Grid, Value
 from speq_keras.export.folding.weights import check_linear, is_position_embedding, table_of
-from speq_keras.operations import Kind, kind_of
+from speq_keras.operations import Kind, kind_of, name_of
 
 _PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply", "Square": "multiply"}
 
@@ -61,10 +61,10 @@ def affine_or_relu(builder, node, arguments):
 
 def elementwise(builder, node, arguments):
     """An operation on two tensors, or on one and a constant."""
-    name = type(node.operation).__name__
+    name = name_of(node.operation)
     if len(arguments) == 1 and name != "Square":
         pending = builder.pending("affine", node, [builder.codes(arguments[0])])
-        pending.affines.append(affine.of_call(node, pending.shape[-1]))
+        pending.affines.append(affine.of_call(node, arguments[0].shape))
         return pending
     if name not in _PAIRS or len(arguments) > 2:
         raise CannotExport("there is no integer kernel for it")
@@ -106,9 +106,11 @@ def concatenate(builder, node, arguments):
     values = [builder.codes(argument) for argument in arguments]
     if any(value.grid != values[0].grid for value in values):
         raise CannotExport("its inputs have different grids")
-    if type(node.operation).__name__ == "Stack":
+    if name_of(node.operation) == "Stack":
         raise CannotExport("there is no integer kernel for it")
-    axis = getattr(node.operation, "axis", -1) % len(values[0].shape)
+    axis = node.operation.axis % len(values[0].shape)
+    if axis == 0:
+        raise CannotExport(f"option axis={node.operation.axis} has no kernel: it is the batch")
     return builder.copied("concatenate", values, node, values[0].grid, {"axis": axis})
 
 

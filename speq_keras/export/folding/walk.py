@@ -1,35 +1,37 @@
 """From the trained graph to steps: what stands between two quantizers becomes one."""
 
+import copy
+import dataclasses
+
 from speq_keras.export.folding.builder import Builder, GridTies
 from speq_keras.export.folding.carry import changes_nothing
 from speq_keras.export.folding.grids import fixed_grid
+from speq_keras.export.folding.options import check_options
 from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending
-from speq_keras.export.folding.steps import CannotExport, Value, plain_dtype
+from speq_keras.export.folding.steps import CannotExport, Problem, Value, plain_dtype
 from speq_keras.export.folding.visits import VISITS, embedding, is_whole
-from speq_keras.export.folding.weights import is_embedding
-from speq_keras.graph import read_graph
-from speq_keras.operations import Kind, fixed_range, kind_of
+from speq_keras.export.folding.weights import finish, is_embedding
+from speq_keras.export.storage import container_of
+from speq_keras.operations import Kind, fixed_range, kind_of, name_of
 
 
-def fold_graph(model, storage="int8"):
-    """Folds a calibrated SPEQModel.
+def fold_graph(model, graph, grids=None):
+    """Folds a SPEQModel for any storage; `store` makes it complete.
 
     Args:
-        model: The model.
-        storage: See `export.storage`.
+        model: The model, calibrated unless `grids` has what is missing.
+        graph: What `read_graph` makes of it.
+        grids: {name of a quantizer: the `Grid` that it gets in place of its own}, or None.
 
     Returns:
-        A `FoldedNetwork`.
-
-    Raises:
-        ValueError: If a layer cannot be computed with integers; names all such layers.
+        A `FoldedNetwork` without multipliers and bias codes. Where it has `problems`, "refused"
+        steps stand for the layers that cannot be exported.
     """
-    graph = read_graph(model)
-    grids = {}
+    grids = dict(grids or {})
     while True:
         try:
-            folded = _walk(Builder(graph, model.name, storage, grids))
+            folded = _walk(Builder(graph, model.name, grids))
         except GridTies as tie:
             # A grid may belong to several tensors, also to earlier ones: begin again.
             grids[tie.name] = tie.grid
@@ -39,37 +41,72 @@ def fold_graph(model, storage="int8"):
             return folded
 
 
+def store(folded, storage):
+    """Decides containers, multipliers and bias codes of all weights, in place.
+
+    Args:
+        folded: What `fold_graph` returns.
+        storage: See `export.storage`.
+    """
+    notes = []
+    for step in folded.steps:
+        if step.weights is None:
+            continue
+        if step.kind == "linear":
+            step.weights.container, step.options["why"] = container_of(step, storage)
+        finish(step.weights, step.output.grid, notes, step.name)
+    folded.notes[:0] = notes
+
+
+def stored_copy(folded, storage):
+    """Returns a copy of what `fold_graph` returns, with `store` done, and leaves that as it is."""
+    steps = [
+        dataclasses.replace(step, weights=copy.copy(step.weights), options=dict(step.options))
+        for step in folded.steps
+    ]
+    result = dataclasses.replace(folded, steps=steps, notes=list(folded.notes))
+    store(result, storage)
+    return result
+
+
 def _walk(builder):
     """Visits all nodes of the builder's graph and returns its network."""
     graph, folded = builder.graph, builder.folded
     values = {index: builder.input(graph.tensors[index]) for index in graph.input_indices}
-    problems = []
+    problems = folded.problems
     for node in graph.nodes:
         arguments = [values[index] for index in node.inputs]
         outputs = [None] * len(node.outputs)
         if all(value is not None for value in arguments):  # else behind a layer already refused
             try:
-                outputs = [_visit(builder, node, arguments)]
+                outputs = _outputs(builder, node, arguments)
             except CannotExport as error:
-                at = error.node or node
-                operation = getattr(at.operation, "layer", at.operation)
-                problems.append(f"'{at.name}' ({type(operation).__name__}): {error}")
+                problems.append(Problem.at(node, error))
+        if None in outputs:
+            outputs = builder.stand_ins(node, arguments)
         values.update(zip(node.outputs, outputs, strict=True))
         if kind_of(node.operation) is Kind.QUANTIZER and outputs[0] is not None:
             folded.places.tensors[node.outputs[0]] = _name_of(outputs[0])
     folded.places.scales = {name: grid.scale for name, grid in builder.grids.items()}
     for index in graph.output_indices:
         if values[index] is not None:
-            values[index] = _leave(builder, values[index])
-            folded.outputs.append(values[index])
-    if problems:
-        raise ValueError(
-            "Every layer of a model must be one that integer kernels compute. Received: "
-            f"model={folded.name!r} with {'; '.join(problems)}. Replace these "
-            "layers, or leave them out of the exported part."
-        )
+            try:
+                values[index] = _leave(builder, values[index])
+                folded.outputs.append(values[index])
+            except CannotExport as error:
+                problems.append(Problem.at(graph.tensors[index].producer, error))
+    folded.problems = list(dict.fromkeys(problems))  # a layer read twice is refused twice
     folded.notes += _notes(builder)
     return folded
+
+
+def _outputs(builder, node, arguments):
+    """Returns what stands for each output of one node."""
+    made = _visit(builder, node, arguments)
+    outputs = made if isinstance(made, list) else [made]
+    if len(outputs) != len(node.outputs):
+        raise CannotExport("it has several outputs")
+    return outputs
 
 
 def _visit(builder, node, arguments):
@@ -77,7 +114,9 @@ def _visit(builder, node, arguments):
     kind = kind_of(node.operation)
     if kind is Kind.QUANTIZER:
         return builder.quantize(node, arguments[0])
+    check_options(node)
     if changes_nothing(node.operation) or _only_renames_type(builder, node, arguments):
+        builder.folded.left_out.add(node.name)
         return arguments[0]  # may stand before a quantizer
     if kind is Kind.WEIGHTED and is_embedding(node.operation.layer):
         return embedding(builder, node, arguments)
@@ -89,7 +128,7 @@ def _visit(builder, node, arguments):
 def _only_renames_type(builder, node, arguments):
     """Whether a cast leaves whole numbers what they are; in a mask all but 0 is true."""
     made = builder.graph.tensors[node.outputs[0]].dtype
-    is_cast = type(node.operation).__name__ == "Cast" and plain_dtype(made) == "int32"
+    is_cast = name_of(node.operation) == "Cast" and plain_dtype(made) == "int32"
     return is_cast and is_whole(arguments[0])
 
 
@@ -121,9 +160,10 @@ def _notes(builder):
         "put many results halfway between two codes."
         for name in builder.grids
     ]
-    if builder.float_layers:
+    if builder.folded.float_layers:
+        names = ", ".join(builder.folded.float_layers)
         notes.append(
-            f"Computed in float: {', '.join(builder.float_layers)}. What comes behind them equals "
+            f"Computed in float: {names}. What comes behind them equals "
             "the simulation only from tensor to tensor."
         )
     return notes

@@ -2,10 +2,10 @@
 
 import keras
 import numpy as np
-from keras import layers
 
 from speq_keras.export.folding.steps import CannotExport, Weights
 from speq_keras.export.storage import largest_multiplier
+from speq_keras.operations import fused_function, name_of
 from speq_keras.ops import einsum_axes
 
 # A quantized weight is a float32 product: off its multiple by a few last bits of the largest code.
@@ -14,16 +14,9 @@ _TOLERANCE = 2e-4
 _LARGEST_SUM = 2**31 - 1
 _LARGEST_INPUT = 255
 
-# A subclass may compute something else.
-_LINEAR_LAYERS = (
-    layers.Conv1D,
-    layers.Conv2D,
-    layers.DepthwiseConv1D,
-    layers.DepthwiseConv2D,
-    layers.Conv1DTranspose,
-    layers.Conv2DTranspose,
-    layers.Dense,
-    layers.EinsumDense,
+_LINEAR_LAYERS = set(
+    "Conv1D Conv2D DepthwiseConv1D DepthwiseConv2D Conv1DTranspose Conv2DTranspose Dense "
+    "EinsumDense".split()
 )
 
 
@@ -92,10 +85,10 @@ def check_linear(layer):
     Raises:
         CannotExport: If they do not.
     """
-    if type(layer) not in _LINEAR_LAYERS:
+    if name_of(layer) not in _LINEAR_LAYERS:
         raise CannotExport("there is no integer kernel for it")
-    if getattr(layer, "data_format", None) == "channels_first":
-        raise CannotExport("integer kernels read channels last")
+    if fused_function(layer) is not None:
+        raise CannotExport("its activation function has to be a layer of its own")
     summed_axes(layer)  # raises an error where it sums over others than the last ones
 
 
@@ -107,7 +100,7 @@ def summed_axes(layer):
     Raises:
         CannotExport: If an EinsumDense does something else.
     """
-    if not isinstance(layer, layers.EinsumDense):
+    if name_of(layer) != "EinsumDense":
         return 1
     inputs, kernel, output = einsum_axes(layer.equation)
     summed = "".join(axis for axis in kernel if axis in inputs)
@@ -225,12 +218,12 @@ def weights_of(layer):
 
 def is_embedding(layer):
     """Whether a layer looks rows up in a table."""
-    return isinstance(layer, layers.Embedding) or is_position_embedding(layer)
+    return name_of(layer) in ("Embedding", "ReversibleEmbedding") or is_position_embedding(layer)
 
 
 def is_position_embedding(layer):
-    """Whether this is KerasHub's layer, told by its name: the package need not be installed."""
-    return type(layer).__name__ == "PositionEmbedding"
+    """Whether this is KerasHub's layer; the package need not be installed."""
+    return name_of(layer) == "PositionEmbedding"
 
 
 def table_of(layer):

@@ -6,6 +6,6 @@ rows       one small function for every other step         rows.py
 build      the table, the ends of the network, pruning     build.py
 """
 
-from speq_keras.export.lowering.build import lower
+from speq_keras.export.lowering.build import lower, lower_steps
 
-__all__ = ["lower"]
+__all__ = ["lower", "lower_steps"]

@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 
-from speq_keras.export.folding.steps import CannotExport, Value
+from speq_keras.export.folding.steps import CannotExport, Problem, Value, refusal
 from speq_keras.export.lowering import islands, linear, rows
 from speq_keras.export.lowering.encoding import encoding_of, fused_activation, tensor_of
 from speq_keras.export.network import IntegerNetwork, Node, Tensor
@@ -28,11 +28,13 @@ ROWS = {
     "reshape": rows.reshape,
     "transpose": rows.transpose,
     "pad": rows.pad,
+    "mirror_pad": rows.mirror_pad,
     "slice": rows.slice_,
     "embedding": rows.embedding,
     "constant": rows.constant,
     "dequantize": islands.dequantize,
     "float": islands.float_,
+    "refused": lambda builder, step: builder.placeholder(step),
 }
 
 
@@ -47,7 +49,21 @@ def lower(folded, *, io="float32"):
         An `IntegerNetwork`.
 
     Raises:
-        ValueError: If a step cannot be computed; names all of them.
+        ValueError: If a layer cannot be computed; names all of them, those of `folded` too.
+    """
+    network, problems = lower_steps(folded, io=io)
+    problems = [*folded.problems, *problems]
+    if problems:
+        raise ValueError(refusal(folded.name, problems))
+    return network
+
+
+def lower_steps(folded, *, io="float32"):
+    """As `lower`, with the problems as data.
+
+    Returns:
+        `(network, problems)`: the `IntegerNetwork`, and a `Problem` for every step that cannot be
+        computed. With one, here or in `folded`, the network is no network.
     """
     builder = _Builder(folded, io)
     problems = []
@@ -57,16 +73,18 @@ def lower(folded, *, io="float32"):
         try:
             ROWS[step.kind](builder, step)
         except CannotExport as error:
-            problems.append(f"'{step.name}': {error}")
+            problems.append(_problem(step, error))
             builder.placeholder(step)
-    if problems:
-        raise ValueError(
-            "Every layer of a model must be one that integer kernels compute. Received: "
-            f"model={folded.name!r} with {'; '.join(problems)}."
-        )
     for value in folded.outputs:
         builder.output(value)
-    return builder.network
+    return builder.network, list(dict.fromkeys(problems))
+
+
+def _problem(step, error):
+    """Returns the `Problem` of a step that raised a `CannotExport`."""
+    if step.nodes:
+        return Problem.at(step.nodes[0], error)
+    return Problem(step.name, step.kind, str(error), error.by_ranges)
 
 
 class _Builder:
@@ -208,7 +226,8 @@ class _Builder:
                 step, kind, inputs, options, activation=fused, flattened=flattened, shape=shape
             )
         if after == "relu6":
-            raise CannotExport("ReLU6 below 6 on a signed grid of fewer than 8 bits")
+            reason = "ReLU6 below 6 on a signed grid of fewer than 8 bits"
+            raise CannotExport(reason, by_ranges=True)
         output = self.tensor_for(step)
         if has_scale:
             inner = self.like(output, f"{step.name}/clipped", shape or output.shape)
@@ -278,7 +297,8 @@ class _Builder:
         ratio = np.max(np.float32(x) * weights / np.float32(output))
         if not ratio < 256:
             raise CannotExport(
-                f"its sums are {ratio:.3g} output steps wide, and kernels take less than 256"
+                f"its sums are {ratio:.3g} output steps wide, and kernels take less than 256",
+                by_ranges=True,
             )
 
     def check_sum(self, step, inputs):
@@ -287,7 +307,8 @@ class _Builder:
         if not 2.0**-10 <= largest < 2.0**8:
             raise CannotExport(
                 f"its largest input has {largest:.3g} times the step of its output, and kernels "
-                "take 2^-10 to 2^8"
+                "take 2^-10 to 2^8",
+                by_ranges=True,
             )
 
     # ---- ends ----------------------------------------------------------------------------------
@@ -304,7 +325,7 @@ class _Builder:
         """Makes codes of an input: from floats, from uint8, or they come as they are."""
         outside = self.tensor(step.inputs[0])
         if self.io == "float32" or outside.name not in self.network.inputs:
-            return self.emit(step, "quantize", [outside.name])
+            return self.emit(step, "quantize", [self.clipped(step, outside).name])
         output = self.tensor_for(step)
         if self.io == "int8":
             place = self.network.inputs.index(outside.name)
@@ -313,6 +334,29 @@ class _Builder:
             return output
         self.make_uint8(outside, output)
         return self.emit(step, "quantize", [outside.name])
+
+    def clipped(self, step, x):
+        """Returns floats from which QUANTIZE, which saturates 8 bits only, makes a step's codes.
+
+        The end of the grid at which int8 does not end is clipped in float, and where the file has
+        a scale of its own, they are brought to it.
+        """
+        encoding = encoding_of(step.output.grid)
+        never_negative = getattr(step.quantizer, "nonnegative_input", False)
+        if encoding.clip == "none" or (encoding.clip == "relu" and never_negative):
+            return x
+        name = f"{step.name}/clipped"
+        made = self.network.add_tensor(Tensor(name=name, shape=x.shape, dtype="float32"))
+        if encoding.clip == "relu":
+            return self.add("relu", [x.name], made, layer=step.name)
+        factor = np.array([1 / encoding.factor], "float32")
+        name = f"{step.name}/factor"
+        factor = self.network.add_tensor(
+            Tensor(name=name, shape=(1,), dtype="float32", data=factor)
+        )
+        return self.add(
+            "mul", [x.name, factor.name], made, activation=encoding.clip, layer=step.name
+        )
 
     @staticmethod
     def make_uint8(tensor, codes):

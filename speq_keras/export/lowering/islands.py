@@ -2,21 +2,26 @@
 
 import keras
 import numpy as np
-from keras import layers
 
 from speq_keras.export.folding import affine as folding_affine
-from speq_keras.export.folding.carry import carry_of, slice_sizes
-from speq_keras.export.lowering.linear import plan_of, prepared_input
+from speq_keras.export.folding.carry import carry_of, mean_options, slice_sizes
+from speq_keras.export.folding.options import unsupported
+from speq_keras.export.folding.steps import CannotExport
+from speq_keras.export.lowering.linear import WEIGHTED, plan_of, prepared_input
 from speq_keras.export.network import Tensor
 from speq_keras.graph import Ref
 from speq_keras.layers import QuantizedLayer
-from speq_keras.operations import Kind, function_name, fused_function, kind_of
+from speq_keras.operations import Kind, function_name, fused_function, kind_of, name_of
 
 _KERNELS = {
-    **{name: name for name in ("relu", "relu6", "tanh", "softmax", "gelu", "elu", "leaky_relu")},
+    **{name: name for name in ("relu", "relu6", "tanh", "softmax", "elu", "leaky_relu")},
     "sigmoid": "logistic",
     "hard_silu": "hard_swish",
+    "gelu": "gelu",
+    "gelu_approximate": "gelu",
 }
+# Layers and operations that are a function with an option: the function, or None.
+_WITH_OPTIONS = {"LeakyReLU": "leaky_relu", "LeakyRelu": "leaky_relu", "ELU": "elu", "Elu": "elu"}
 _BINARY = {
     "Add": "add",
     "Subtract": "sub",
@@ -28,6 +33,7 @@ _CARRIES = {
     "reshape": ("reshape", ("shape",)),
     "transpose": ("transpose", ("permutation",)),
     "pad": ("pad", ("paddings",)),
+    "mirror_pad": ("mirror_pad", ("paddings", "mode")),
     "max_pool": ("max_pool_2d", ("size", "strides", "padding")),
     "average_pool": ("average_pool_2d", ("size", "strides", "padding")),
 }
@@ -45,12 +51,11 @@ def float_(builder, step):
     operation = step.nodes[0].operation
     layer = operation.layer if isinstance(operation, QuantizedLayer) else operation
     x = builder.tensor(step.inputs[0])
-    fused = fused_function(layer)
-    function = function_name(layer) if not hasattr(layer, "kernel") else None
-    if fused is not None or hasattr(layer, "kernel") or isinstance(operation, QuantizedLayer):
+    if name_of(layer) in WEIGHTED:
         y = _weighted(island, operation, layer, x)
-        function = fused
+        function = fused_function(layer)
     else:
+        function = _function_of(layer)
         y = x if function is not None else _other(island, layer, x)
     if function == "softmax" and len(step.inputs) == 2:
         y = _masked(island, y, builder.tensor(step.inputs[1]))
@@ -141,34 +146,73 @@ def _masked(island, scores, mask):
     return island.emit("add", [scores, lost], scores.shape)
 
 
+def _function_of(layer):
+    """Returns the name of the function that a layer without weights computes, or None."""
+    name = name_of(layer)
+    if name == "Gelu":
+        return "gelu_approximate" if layer.approximate else "gelu"
+    function = _WITH_OPTIONS.get(name, function_name(layer))
+    return None if function == "linear" else function
+
+
 def _function(island, layer, name, x):
     if name == "silu":
         return island.emit("mul", [x, island.emit("logistic", [x], x.shape)], x.shape)
+    if name == "bent_relu":
+        return _bent_relu(island, layer, x)
     options = {}
-    if name == "gelu":
-        options["approximate"] = bool(getattr(layer, "approximate", False))
+    if name in ("gelu", "gelu_approximate"):
+        options["approximate"] = name == "gelu_approximate"
     if name == "leaky_relu":
         options["alpha"] = float(getattr(layer, "negative_slope", 0.2))
+    alpha = getattr(layer, "alpha", 1.0) if name == "elu" else 1.0
+    if alpha != 1:
+        raise unsupported("alpha", alpha, "the float kernel has alpha=1")
+    axis = getattr(layer, "axis", -1) if name == "softmax" else -1
+    if np.atleast_1d(axis).tolist() not in ([-1], [len(x.shape) - 1]):
+        raise unsupported("axis", axis, "kernels know softmax over the last axis")
     return island.emit(_KERNELS[name], [x], x.shape, **options)
+
+
+def _bent_relu(island, layer, x):
+    """ReLU with a cap and a slope; its threshold, where the function jumps, is no kernel's."""
+    if layer.threshold:
+        raise unsupported("threshold", layer.threshold, "float kernels bend at 0")
+    if layer.negative_slope:
+        y = island.emit("leaky_relu", [x], x.shape, alpha=float(layer.negative_slope))
+    else:
+        y = island.emit("relu", [x], x.shape)
+    cap = island.constant("max_value", [layer.max_value])
+    return island.emit("minimum", [y, cap], x.shape)
+
+
+def _prelu(island, layer, x):
+    """Keeps what is positive, and multiplies the rest by alpha, which broadcasts as in Keras."""
+    alpha = keras.ops.convert_to_numpy(layer.alpha)
+    return island.emit("prelu", [x, island.constant("alpha", alpha)], x.shape)
 
 
 def _other(island, layer, x):
     kind = kind_of(layer)
-    class_name = type(layer).__name__
-    if isinstance(layer, layers.LayerNormalization):
+    class_name = name_of(layer)
+    if class_name == "LayerNormalization":
         return _layer_normalization(island, layer, x)
+    if class_name == "PReLU":
+        return _prelu(island, layer, x)
     if kind is Kind.AFFINE:
-        slope, shift = folding_affine.of(layer, x.shape[-1])
+        slope, shift = folding_affine.of(layer, x.shape)
         y = island.emit("mul", [x, island.constant("slope", slope)], x.shape)
         return island.emit("add", [y, island.constant("shift", shift)], x.shape)
     if kind is Kind.CONCAT:
         inputs = [island.builder.tensor(value) for value in island.step.inputs]
         shape = island.step.output.shape
-        return island.emit("concatenation", inputs, shape, axis=layer.axis % len(shape))
+        axis = layer.axis % len(shape)
+        if axis == 0:
+            raise unsupported("axis", layer.axis, "it is the batch")
+        return island.emit("concatenation", inputs, shape, axis=axis)
     if kind is Kind.MEAN:
-        axes = tuple(range(1, len(x.shape) - 1))
-        shape = island.step.output.shape
-        return island.emit("mean", [x], shape, axes=axes, keep_dims=len(shape) == len(x.shape))
+        options = mean_options(layer, len(x.shape))
+        return island.emit("mean", [x], island.step.output.shape, **options)
     if class_name == "Cast":
         return island.emit("cast", [x], x.shape)
     if class_name == "Square":
@@ -183,7 +227,10 @@ def _other(island, layer, x):
 def _operands(island):
     """Returns both operands of an operation; numbers become constants."""
     node = island.step.nodes[0]
-    operands = node.args[0] if isinstance(node.args[0], list | tuple) else node.args
+    operands = [*node.args, *node.kwargs.values()]
+    operands = operands[0] if isinstance(operands[0], list | tuple) else operands
+    if len(operands) != 2:
+        raise CannotExport(f"kernels take 2 tensors at a time, and it reads {len(operands)}")
     waiting = iter(island.builder.tensor(value) for value in island.step.inputs)
     return [
         next(waiting) if isinstance(x, Ref) else island.constant("operand", np.atleast_1d(x))
@@ -198,11 +245,27 @@ def _carry(island, x):
         names = ("begin", "end", "strides")
         kept = {name: options[name] for name in names}
         return island.emit("strided_slice", [x], slice_sizes(options), **kept)
+    if "size" in options and len(x.shape) == 3:  # sequences, as images of height one
+        x = island.builder.with_height(x, island.step.name)
+        ones = {name: (1, *options[name]) for name in ("size", "strides") if name in options}
+        options = {**options, **ones}
     if kind in ("resize", "resize_nearest"):
         kernel = "resize_bilinear" if kind == "resize" else "resize_nearest_neighbor"
+        shape = (x.shape[0], *options["size"], x.shape[3])
         return island.emit(kernel, [x], shape, size=options["size"], half_pixel_centers=True)
     kernel, names = _CARRIES[kind]
-    return island.emit(kernel, [x], shape, **{name: options[name] for name in names})
+    kept = {name: options[name] for name in names}
+    if "size" in kept:
+        shape = _pooled_shape(x.shape, kept)
+    return island.emit(kernel, [x], shape, **kept)
+
+
+def _pooled_shape(shape, window):
+    """Returns what a pooling kernel makes of images of a shape."""
+    rows = zip(shape[1:3], window["size"], window["strides"], strict=True)
+    is_same = window["padding"] == "same"
+    made = [-(-(n if is_same else n - size + 1) // stride) for n, size, stride in rows]
+    return (shape[0], *made, shape[3])
 
 
 def _layer_normalization(island, layer, x):
@@ -216,10 +279,11 @@ def _layer_normalization(island, layer, x):
     factor = island.emit("rsqrt", [variance], small)
     y = island.emit("sub", [x, mean], x.shape)
     y = island.emit("mul", [y, factor], x.shape)
+    shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)][min(axes) :]
     if layer.gamma is not None:
-        gamma = keras.ops.convert_to_numpy(layer.gamma)
+        gamma = np.reshape(keras.ops.convert_to_numpy(layer.gamma), shape)
         y = island.emit("mul", [y, island.constant("gamma", gamma)], x.shape)
     if layer.beta is not None:
-        beta = keras.ops.convert_to_numpy(layer.beta)
+        beta = np.reshape(keras.ops.convert_to_numpy(layer.beta), shape)
         y = island.emit("add", [y, island.constant("beta", beta)], x.shape)
     return y

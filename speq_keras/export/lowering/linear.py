@@ -3,12 +3,13 @@
 import dataclasses
 
 import numpy as np
-from keras import layers
 
+from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.folding.weights import slope_of, summed_axes
 from speq_keras.export.lowering.encoding import encoding_of
 from speq_keras.export.network import Tensor
+from speq_keras.operations import name_of
 
 # The largest code of a constant that a slope is made of.
 _LARGEST = 127
@@ -43,10 +44,10 @@ def plan_of(step, layer, kernel, container="int8"):
     Raises:
         CannotExport: If no kernel computes the layer.
     """
-    for classes, row in _ROWS:
-        if isinstance(layer, classes):
-            return row(step, layer, kernel, container)
-    raise CannotExport(f"there is no kernel for {type(layer).__name__}")
+    row = WEIGHTED.get(name_of(layer))
+    if row is None:
+        raise CannotExport("there is no kernel for it")
+    return row(step, layer, kernel, container)
 
 
 def linear(builder, step):
@@ -94,13 +95,17 @@ def _transposed(step, layer, kernel, container):
     kernel = kernel[None] if kernel.ndim == 3 else kernel
     padding = layer.output_padding
     if padding is not None and any(n is not None for n in _tuple(padding)):
-        raise CannotExport("output_padding of a transposed convolution has no kernel")
+        raise unsupported("output_padding", padding)
     if any(n != 1 for n in _pair(layer.dilation_rate)):
-        raise CannotExport("dilation of a transposed convolution has no kernel")
+        raise unsupported("dilation_rate", layer.dilation_rate)
     size = tuple(step.output.shape[1:-1])
-    strides, sizes = _pair(layer.strides), kernel.shape[:2]
+    strides = _pair(layer.strides)
     # Where windows do not overlap both paddings are the same, and the delegate takes one.
-    apart = any(size < stride for size, stride in zip(sizes, strides, strict=True))
+    apart = any(np.less(kernel.shape[:2], strides))
+    if apart and layer.padding == "same" and any(np.greater(kernel.shape[:2], strides)):
+        # They overlap along the other axis: zeros fill the gaps.
+        gaps = [(0, max(s - n, 0)) for n, s in zip(kernel.shape[:2], strides, strict=True)]
+        kernel, apart = np.pad(kernel, [*gaps, (0, 0), (0, 0)]), False
     options = {
         "strides": strides,
         "padding": "valid" if apart else layer.padding,
@@ -109,12 +114,17 @@ def _transposed(step, layer, kernel, container):
     return Plan("transpose_conv", np.transpose(kernel, (2, 0, 1, 3)), 0, options, rank=4)
 
 
-_ROWS = (
-    ((layers.Dense, layers.EinsumDense), _dense),
-    ((layers.DepthwiseConv1D, layers.DepthwiseConv2D), _depthwise),
-    ((layers.Conv1DTranspose, layers.Conv2DTranspose), _transposed),
-    ((layers.Conv1D, layers.Conv2D), _convolution),
-)
+# By Keras' name of the class.
+WEIGHTED = {
+    "Dense": _dense,
+    "EinsumDense": _dense,
+    "DepthwiseConv1D": _depthwise,
+    "DepthwiseConv2D": _depthwise,
+    "Conv1DTranspose": _transposed,
+    "Conv2DTranspose": _transposed,
+    "Conv1D": _convolution,
+    "Conv2D": _convolution,
+}
 
 
 def _tuple(values):

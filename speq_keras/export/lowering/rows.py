@@ -6,10 +6,11 @@ import keras
 import numpy as np
 
 from speq_keras.export.folding.carry import slice_sizes
+from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.lowering.encoding import encoding_of
 from speq_keras.export.network import Tensor
-from speq_keras.operations import function_name
+from speq_keras.operations import function_name, name_of
 
 # Functions whose kernel rounds the exact value to a grid that it prescribes.
 _PRESCRIBED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
@@ -176,6 +177,12 @@ def pad(builder, step):
     builder.emit(step, "pad", [builder.tensor(step.inputs[0]).name], options)
 
 
+def mirror_pad(builder, step):
+    """The kernel copies codes from inside."""
+    options = {"paddings": step.options["paddings"], "mode": step.options["mode"]}
+    builder.emit(step, "mirror_pad", [builder.tensor(step.inputs[0]).name], options)
+
+
 def slice_(builder, step):
     """Codes are copied; an axis that an index took away goes by a reshape."""
     x = builder.tensor(step.inputs[0])
@@ -204,9 +211,11 @@ def table(builder, step):
     x = builder.plain(step.inputs[0])
     operation = step.nodes[0].operation
     name = function_name(operation)
-    axes = np.atleast_1d(getattr(operation, "axis", -1)) % len(x.shape)
-    if name == "softmax" and axes.tolist() != [len(x.shape) - 1]:
-        raise CannotExport("softmax over another than the last axis has no integer kernel")
+    axis = getattr(operation, "axis", -1)
+    if name == "softmax" and (np.atleast_1d(axis) % len(x.shape)).tolist() != [len(x.shape) - 1]:
+        raise unsupported("axis", axis, "kernels know softmax over the last axis")
+    if len(step.inputs) > 1:
+        raise CannotExport("a mask has no integer kernel")
     if name in _PRESCRIBED:
         return builder.emit(step, _PRESCRIBED[name], [x.name])
     codes = np.arange(-128, 128) - x.zero_point
@@ -228,10 +237,11 @@ def table(builder, step):
 
 def _values_of(operation, values, channels):
     """Returns the function's values: a vector, or a row per channel where channels differ."""
-    if isinstance(operation, keras.layers.PReLU):
+    if name_of(operation) == "PReLU":
         alpha = keras.ops.convert_to_numpy(operation.alpha)
-        if alpha.size not in (1, channels):
-            raise CannotExport("share the slopes of PReLU over all axes but the last one")
+        if alpha.size != 1 and alpha.size != alpha.shape[-1]:
+            shared = operation.shared_axes
+            raise unsupported("shared_axes", shared, "share all axes but the last one")
         rows = np.where(values > 0, values, alpha.reshape(-1, 1) * values)
         return rows[0] if len(rows) == 1 else rows
     return keras.ops.convert_to_numpy(operation(keras.ops.convert_to_tensor(values)))

@@ -1,0 +1,81 @@
+"""Options that the export does not honour, and arguments of a call: refused, one and all."""
+
+import inspect
+
+import keras
+import numpy as np
+
+from speq_keras.export.folding.steps import CannotExport
+from speq_keras.graph import Ref, refs_in
+from speq_keras.layers import QuantizedLayer
+from speq_keras.operations import (
+    TRAINING_ENDINGS,
+    TRAINING_OPTIONS,
+    config_of,
+    constructor_of,
+    row_of,
+)
+
+
+def unsupported(option, value, why=""):
+    """Returns the error for a value of an option that no kernel has."""
+    reason = f": {why}" if why else ""
+    return CannotExport(f"option {option}={value!r} has no kernel{reason}")
+
+
+def check_options(node):
+    """Checks that every option of a layer or operation counts in the file.
+
+    What its row does not name has to be what Keras takes by default.
+
+    Raises:
+        CannotExport: If an option, or an argument of the call, would be lost.
+    """
+    operation = node.operation
+    layer = operation.layer if isinstance(operation, QuantizedLayer) else operation
+    row = row_of(layer)
+    if row is None:
+        return  # the user's own: whoever visits it refuses it
+    _check_call(node, layer, row)
+    if row.is_for_training:
+        return
+    defaults = inspect.signature(constructor_of(layer).__init__).parameters
+    for option, value in config_of(layer).items():
+        if option in row.options or option in TRAINING_OPTIONS:
+            continue
+        if option.endswith(TRAINING_ENDINGS):
+            continue
+        if option == "data_format":
+            _check_data_format(value)
+            continue
+        parameter = defaults.get(option)
+        default = None if parameter is None else parameter.default
+        if not _is_default(value, default):
+            raise unsupported(option, value)
+
+
+def _check_data_format(value):
+    if (value or keras.config.image_data_format()) != "channels_last":
+        raise unsupported("data_format", value or "channels_first", "kernels read channels last")
+
+
+def _is_default(value, default):
+    if default is None or default is inspect.Parameter.empty:
+        return value is None or value is False
+    return bool(np.all(value == default))
+
+
+def _check_call(node, layer, row):
+    """Checks the arguments of a call: what is not named has to be None or False.
+
+    `predict` says training=False to every layer, whatever its call in the graph says.
+    """
+    parameters = list(inspect.signature(layer.call).parameters.values())
+    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    given = dict(zip(names[1:], node.args[1:], strict=False)) | node.kwargs
+    given.pop(names[0], None)
+    for name, value in given.items():
+        if name in (*row.calls, "training") or value is None or value is False:
+            continue
+        shown = "a tensor" if refs_in(value) or isinstance(value, Ref) else repr(value)
+        raise CannotExport(f"argument {name}={shown} of its call has no kernel")

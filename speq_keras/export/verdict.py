@@ -1,0 +1,176 @@
+"""What the TFLite file would make of every layer: the export run dry, with no file in the end."""
+
+import contextlib
+import dataclasses
+
+import keras
+import numpy as np
+
+from speq_keras.export.fold import metadata_of, reason_against, unfoldable_reason
+from speq_keras.export.folding import Grid, fold_graph, stored_copy
+from speq_keras.export.lowering import lower_steps
+from speq_keras.export.storage import DEFAULT_STORAGE, STORAGES
+from speq_keras.export.write import write
+from speq_keras.operations import Kind, kind_of
+from speq_keras.ops import MAX_BITS
+from speq_keras.processes import local_values
+
+_INTEGER, _FLOAT = "integer", "float island"
+_BOTH = "integer, and float island"  # codes for one reader, floats for another
+_LEFT_OUT = "left out: it passes its input on"
+_BEHIND = "not checked: behind what is refused"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What `export_tflite` would make of a model as it is now; `str()` is one line.
+
+    Attributes:
+        layers: {name of a layer or operation: "integer", "float island", "refused: why", ...};
+            empty where the whole model is refused for what every layer has, such as open sizes.
+        reason: Why the whole model is refused, whatever its layers are, or "".
+        problems: A `Problem` for every layer that is refused, with storage "int8".
+        islands: Names of the layers that compute in float.
+        is_calibrated: Whether all ranges were set. Before, they have stand-ins, and nothing is
+            refused that depends on them.
+        bytes: {storage: size of the file in bytes}; empty where the model is refused.
+        only_refused_as: {storage: problems} of storages that are refused, while "int8" is not.
+    """
+
+    layers: dict
+    reason: str
+    problems: tuple
+    islands: tuple
+    is_calibrated: bool
+    bytes: dict
+    only_refused_as: dict
+
+    @property
+    def is_refused(self):
+        """Whether `export_tflite` would raise, once the model is calibrated."""
+        return bool(self.reason or self.problems)
+
+    def to_dict(self):
+        """Returns plain dicts, lists, numbers and strings."""
+        return {
+            "sentence": str(self),
+            "is_refused": self.is_refused,
+            "refused": {problem.layer: problem.reason for problem in self.problems},
+            "float_islands": list(self.islands),
+            "is_calibrated": self.is_calibrated,
+            "bytes": dict(self.bytes),
+            "only_refused_as": {
+                storage: {problem.layer: problem.reason for problem in problems}
+                for storage, problems in self.only_refused_as.items()
+            },
+        }
+
+    def __str__(self):
+        problems = "; ".join(map(str, self.problems))
+        if self.reason:
+            besides = f" It also refuses {problems}." if problems else ""
+            return f"Export refuses this model: {self.reason}{besides}"
+        if problems:
+            return f"Export refuses this model: {problems}."
+        text = "Export writes this model with integers alone."
+        if self.islands:
+            text = f"Export writes this model with float islands: {', '.join(self.islands)}."
+        for storage, problems in self.only_refused_as.items():
+            text += f" With storage {storage} it refuses {'; '.join(map(str, problems))}."
+        if not self.is_calibrated:
+            text += " Not calibrated yet: what depends on ranges is checked at export."
+        return text
+
+    def lines(self):
+        """Returns the lines that end a report: the sizes of the file, and the verdict."""
+        sizes = [f"{size / 1000:,.1f} kB with storage {name}" for name, size in self.bytes.items()]
+        return [*([f"TFLite file: {', '.join(sizes)}"] if sizes else []), str(self)]
+
+
+def verdict_of(model, graph):
+    """Runs the export of a SPEQModel dry for every storage, else as `export_tflite` by default.
+
+    Args:
+        model: The model; it need not be calibrated.
+        graph: What `read_graph` makes of it.
+
+    Returns:
+        A `Verdict`.
+    """
+    # In one process of several, a computation on the variables of all would wait for the others.
+    local = local_values(model.variables)
+    with keras.StatelessScope(local) if local else contextlib.nullcontext():
+        return _dry_run(model, graph)
+
+
+def _dry_run(model, graph):
+    is_calibrated = all(q.is_calibrated for q in model.activation_quantizers)
+    reason = reason_against(model) or ""
+    layers, problems, islands, sizes, others = {}, (), (), {}, {}
+    if unfoldable_reason(model) is None:
+        folded = fold_graph(model, graph, _stand_ins(model))
+        islands = tuple(folded.float_layers)
+        for storage in STORAGES:
+            network, found = lower_steps(stored_copy(folded, storage))
+            found = tuple(p for p in [*folded.problems, *found] if is_calibrated or not p.by_ranges)
+            if storage == DEFAULT_STORAGE:
+                problems, layers = found, _layers(graph, folded, found)
+            if problems or reason:
+                break
+            if found:
+                others[storage] = found
+                continue
+            network.metadata.update(metadata_of(model, storage))
+            sizes[storage] = len(write(network))
+    return Verdict(
+        layers=layers,
+        reason=reason,
+        problems=problems,
+        islands=islands,
+        is_calibrated=is_calibrated,
+        bytes=sizes,
+        only_refused_as=others,
+    )
+
+
+def _stand_ins(model):
+    """Returns {name: Grid} of the quantizers whose range was never set, or whose width is float.
+
+    No two scales are equal or in a simple ratio, as trained ones are not.
+    """
+    grids = {}
+    for number, quantizer in enumerate(model.activation_quantizers, 1):
+        irregular = np.float32(1 + 0.1 * (number * (5**0.5 - 1) / 2 % 1))
+        if quantizer.bits is None:
+            half = 2 ** (MAX_BITS - 1)
+            low = -half if quantizer.signed else 0
+            grids[quantizer.name] = Grid(irregular / half, low, low + 2 * half - 1)
+        elif not quantizer.is_calibrated:
+            scale, low, high = quantizer.grid()
+            grids[quantizer.name] = Grid(np.float32(scale) * irregular, int(low), int(high))
+    return grids
+
+
+def _layers(graph, folded, problems):
+    """Returns {node name: what becomes of it}; a layer that is called twice has one name."""
+    found = {}
+    for step in folded.steps:
+        is_island = step.kind == "float" and step.output.dtype == "float32"
+        absorbed = [step.options["absorbed"]] if "absorbed" in step.options else []
+        for node in [*step.nodes, *absorbed]:
+            found.setdefault(node.name, set()).add(_FLOAT if is_island else _INTEGER)
+    refused = {}
+    for problem in problems:
+        refused.setdefault(problem.layer, []).append(problem.reason)
+    layers = {}
+    for node in graph.nodes:
+        name = node.name
+        if kind_of(node.operation) is Kind.QUANTIZER:
+            continue
+        if name in refused:
+            layers[name] = f"refused: {'; '.join(dict.fromkeys(refused[name]))}"
+        elif name in found:
+            layers[name] = _BOTH if len(found[name]) == 2 else next(iter(found[name]))
+        else:
+            layers[name] = _LEFT_OUT if name in folded.left_out else _BEHIND
+    return layers

@@ -1,0 +1,80 @@
+"""What the layers and operations of Keras are, told by their exact class, and what kernels do.
+
+    kind         reads                            makes
+    -----------  -------------------------------  -------------------------------------------------
+    WEIGHTED     the layer's input width          an accumulator: rounded once, behind what fuses
+    MATMUL       the target width; 8 bits of      an accumulator (attention)
+                 a softmax
+    AFFINE       an accumulator that nobody else  an accumulator (BatchNormalization folds into the
+                 reads, else 8 bits               convolution before it)
+    RELU         an accumulator that nobody else  an accumulator (fused clipping)
+                 reads, else 8 bits
+    ELEMENTWISE  8 bits                           an accumulator (Add, ... can fuse a ReLU)
+    CARRY        codes                            the same codes (max pooling, reshape, pad, ...)
+    SAME_GRID    codes                            new values, the same grid (average pooling)
+    CONCAT       codes of one grid                the same codes
+    MEAN         8 bits                           8 bits on a grid of its own
+    TABLE        8 bits                           8 bits, by table (sigmoid, tanh, GELU, ...)
+    QUANTIZER    anything                         codes: a quantizer that was already there
+    FLOAT        floats                           floats: everything unknown
+
+module      does
+----------  ---------------------------------------------------------------
+rows        the table: kind, honoured options and arguments of every class
+identity    which row a layer or operation has, by exact class
+functions   which activation function a function is, by identity
+kinds       the kind of a layer or operation, and what follows from it
+"""
+
+from speq_keras.operations.functions import OTHER, name_of_function
+from speq_keras.operations.identity import (
+    config_of,
+    constructor_of,
+    make_operation,
+    name_of,
+    row_of,
+)
+from speq_keras.operations.kinds import (
+    AFFINE_FOLDS_INTO,
+    RELU_FOLDS_INTO,
+    RELU_FUNCTIONS,
+    TABLE_FUNCTIONS,
+    fixed_range,
+    function_name,
+    fused_function,
+    fused_layer,
+    is_never_negative,
+    kind_of,
+)
+from speq_keras.operations.rows import (
+    TRAINING_ENDINGS,
+    TRAINING_ONLY,
+    TRAINING_OPTIONS,
+    Kind,
+    Row,
+)
+
+__all__ = [
+    "AFFINE_FOLDS_INTO",
+    "OTHER",
+    "RELU_FOLDS_INTO",
+    "RELU_FUNCTIONS",
+    "TABLE_FUNCTIONS",
+    "TRAINING_ENDINGS",
+    "TRAINING_ONLY",
+    "TRAINING_OPTIONS",
+    "Kind",
+    "Row",
+    "config_of",
+    "constructor_of",
+    "fixed_range",
+    "function_name",
+    "fused_function",
+    "fused_layer",
+    "is_never_negative",
+    "kind_of",
+    "make_operation",
+    "name_of",
+    "name_of_function",
+    "row_of",
+]

@@ -1,0 +1,54 @@
+"""Which activation function a function is: by identity, never by its name."""
+
+import functools
+import sys
+
+from keras import activations, ops
+
+# A function, or a layer in place of one, that is not known.
+OTHER = "other"
+_NAMES = (
+    "linear relu relu6 sigmoid tanh softmax gelu elu selu softplus hard_sigmoid hard_silu "
+    "leaky_relu silu"
+).split()
+# Functions of other packages whose defaults are those of `keras.activations`. jax.nn.leaky_relu has
+# another slope.
+_OF_TENSORFLOW = "relu relu6 sigmoid tanh softmax gelu elu selu softplus leaky_relu silu".split()
+_OF_JAX = "relu relu6 sigmoid tanh softmax elu selu softplus hard_sigmoid hard_silu silu".split()
+_APPROXIMATE = "gelu_approximate"
+
+
+def name_of_function(function):
+    """Returns Keras' name of an activation function, `OTHER` for one that is not Keras' own.
+
+    Example:
+        >>> name_of_function(activations.swish)
+        'silu'
+        >>> name_of_function(lambda x: x)
+        'other'
+    """
+    packages = "tensorflow", "jax.nn", "keras_hub.src.utils.keras_utils"
+    loaded = tuple(name for name in packages if name in sys.modules)
+    return _known(loaded).get(id(function), OTHER)
+
+
+@functools.cache
+def _known(loaded):
+    """Returns {id: name} of all known functions, which are never collected."""
+    # GELU is the only one whose default differs between both.
+    known = {id(ops.gelu): _APPROXIMATE}
+    modules = [(activations, _NAMES), (ops, [name for name in _NAMES if name != "gelu"])]
+    if "tensorflow" in loaded:
+        modules.append((getattr(sys.modules["tensorflow"], "nn", None), _OF_TENSORFLOW))
+    if "jax.nn" in loaded:
+        jax = sys.modules["jax.nn"]
+        modules.append((jax, _OF_JAX))
+        known[id(getattr(jax, "gelu", None))] = _APPROXIMATE
+    for module, names in modules:
+        for name in names:
+            known[id(getattr(module, name, None))] = name
+    # KerasHub's models are made with a function of that name.
+    hub = sys.modules.get("keras_hub.src.utils.keras_utils") if loaded else None
+    known[id(getattr(hub, _APPROXIMATE, None))] = _APPROXIMATE
+    known.pop(id(None), None)
+    return known

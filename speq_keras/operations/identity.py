@@ -1,0 +1,146 @@
+"""Which layer or operation of Keras something is: by exact class, never by the name of a class."""
+
+import concurrent.futures
+import functools
+import inspect
+import sys
+
+import keras
+from keras import layers
+
+from speq_keras import fused_batch_norm
+from speq_keras.operations.rows import (
+    LAYER_ROWS,
+    OPERATION_ROWS,
+    POSITION_EMBEDDING,
+    REVERSIBLE_EMBEDDING,
+    SCALED_SUM,
+)
+
+# What a subclass may define and still compute what its base computes.
+_HARMLESS = frozenset(
+    "__init__ build get_config from_config __doc__ __module__ __qualname__ __annotations__ "
+    "__annotate__ __annotate_func__ __annotations_cache__ __dict__ __weakref__ __slots__ "
+    "__orig_bases__ __parameters__ __firstlineno__ __static_attributes__ __abstractmethods__ "
+    "_abc_impl __classcell__".split()
+)
+# Packages that need not be installed: module, class in it, row.
+_ELSEWHERE = (
+    ("keras_hub.layers", "PositionEmbedding", POSITION_EMBEDDING),
+    ("keras_hub.layers", "ReversibleEmbedding", REVERSIBLE_EMBEDDING),
+)
+
+
+def row_of(operation):
+    """Returns the `Row` of a layer or operation, or None for one that is not Keras' own.
+
+    A subclass of a Keras layer counts as its base if it overrides nothing that the base has, but
+    for its constructor, `build` and its config. All else is a layer of the user's, whatever its
+    name is.
+
+    Example:
+        >>> row_of(layers.Dense(4)).name
+        'Dense'
+        >>> row_of(type("Dense", (layers.Layer,), {})()) is None
+        True
+    """
+    if not isinstance(operation, layers.Layer):
+        return _operation_rows().get(type(operation))
+    row, base = _row_and_base(operation.__class__)
+    if base is not None and not _used_by_call(base).isdisjoint(vars(operation)):
+        # The call reads attributes; a method that was put into the object itself is an override.
+        patched = _used_by_call(base).intersection(vars(operation))
+        if any(callable(getattr(base, name, None)) for name in patched):
+            return None
+    return row or _row_elsewhere(type(operation))
+
+
+def name_of(operation):
+    """Returns Keras' name of a class of layers or operations, "" where it is not Keras' own."""
+    row = row_of(operation)
+    return "" if row is None else row.name
+
+
+def config_of(operation):
+    """Returns the options of a layer or operation that has a row: {name: value}.
+
+    Those of a subclass are asked of its base: its own `get_config` may say anything.
+    """
+    if not isinstance(operation, layers.Layer):
+        return operation.get_config()
+    base = _row_and_base(operation.__class__)[1] or type(operation)
+    return base.get_config(operation)
+
+
+def constructor_of(operation):
+    """Returns the Keras class whose constructor names the options and their defaults."""
+    if not isinstance(operation, layers.Layer):
+        return type(operation)
+    return _row_and_base(operation.__class__)[1] or type(operation)
+
+
+def make_operation(name, /, **options):
+    """Returns a new operation, not a layer, of the Keras class with a name.
+
+    Example:
+        >>> make_operation("ExpandDims", axis=1).axis
+        1
+    """
+    cls = next(cls for cls, row in _operation_rows().items() if row.name == name)
+    return cls(**options)
+
+
+@functools.cache
+def _layer_rows():
+    rows = {getattr(layers, n): row for n, row in LAYER_ROWS.items() if hasattr(layers, n)}
+    rows[fused_batch_norm.BatchNormalization] = LAYER_ROWS["BatchNormalization"]
+    # Keras' InceptionResNetV2 computes x + scale · y with a layer of its own.
+    module = sys.modules[keras.applications.InceptionResNetV2.__module__]
+    if hasattr(module, SCALED_SUM.name):
+        rows[getattr(module, SCALED_SUM.name)] = SCALED_SUM
+    return rows
+
+
+@functools.cache
+def _row_and_base(cls):
+    """Returns the row of a class of layers and the Keras class that has it, or Nones."""
+    rows = _layer_rows()
+    for place, base in enumerate(cls.__mro__):
+        if base in rows:
+            own = {name for other in cls.__mro__[:place] for name in vars(other)} - _HARMLESS
+            used = _used_by_call(base)
+            is_base = not any(name in used or hasattr(base, name) for name in own)
+            return (rows[base], base) if is_base else (None, None)
+    return None, None
+
+
+@functools.cache
+def _used_by_call(base):
+    """Returns the names that the `call` of a Keras class reads, and its own."""
+    return {"call", *inspect.unwrap(base.call).__code__.co_names}
+
+
+def _row_elsewhere(cls):
+    for module, name, row in _ELSEWHERE:
+        if getattr(sys.modules.get(module), name, None) is cls:
+            return row
+    return None
+
+
+@functools.cache
+def _operation_rows():
+    """Returns {class: row}: Keras keeps the classes of its operations private.
+
+    What a public function makes of a symbolic tensor has an operation, and that has a class. A
+    thread of its own keeps Keras' numbering of names as it was.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        return executor.submit(_make_operation_rows).result()
+
+
+def _make_operation_rows():
+    x = keras.Input(batch_shape=(1, 2, 2, 2))
+    made = [(keras.tree.flatten(call(x)), row) for call, row in OPERATION_ROWS]
+    model = keras.Model(x, [tensors[0] for tensors, _ in made])
+    makers = {id(keras.tree.flatten(op.output)[0]): type(op) for op in model.operations}
+    return {makers[id(tensors[0])]: row for tensors, row in made}

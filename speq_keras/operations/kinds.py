@@ -1,0 +1,143 @@
+"""What an integer kernel does with a tensor: the `Kind` of a layer or operation."""
+
+from keras import layers
+
+from speq_keras.layers import QuantizedLayer
+from speq_keras.operations.functions import name_of_function
+from speq_keras.operations.identity import name_of, row_of
+from speq_keras.operations.rows import Kind
+from speq_keras.quantizers import ActivationQuantizer
+
+RELU_FUNCTIONS = {"relu", "relu6"}
+TABLE_FUNCTIONS = {
+    *("sigmoid", "tanh", "softmax", "gelu", "gelu_approximate", "elu", "selu"),
+    *("softplus", "hard_sigmoid", "hard_silu", "leaky_relu", "silu", "bent_relu"),
+}
+_LAYERS_THAT_END_IN_ACTIVATION = set(
+    "Conv1D Conv2D Conv3D Conv1DTranspose Conv2DTranspose Conv3DTranspose Dense DepthwiseConv1D "
+    "DepthwiseConv2D EinsumDense SeparableConv1D SeparableConv2D".split()
+)
+# Functions whose values are never negative.
+_NONNEGATIVE_FUNCTIONS = RELU_FUNCTIONS | {"sigmoid", "softmax", "softplus", "hard_sigmoid"}
+# Functions whose integer kernel demands a certain grid: (low, high) of the 8-bit range.
+_FIXED_RANGES = {
+    "sigmoid": (0.0, 255 / 256),
+    "softmax": (0.0, 255 / 256),
+    "tanh": (-1.0, 127 / 128),
+}
+# The function that a layer or operation computes, whatever its options are.
+_FUNCTIONS = {
+    "Relu": "relu",
+    "Relu6": "relu6",
+    "Sigmoid": "sigmoid",
+    "Softmax": "softmax",
+    "Softplus": "softplus",
+    "HardSigmoid": "hard_sigmoid",
+    "HardSilu": "hard_silu",
+    "Tanh": "tanh",
+    "Silu": "silu",
+    "Selu": "selu",
+}
+
+
+def function_name(operation):
+    """Returns the Keras name of the elementwise function that `operation` computes, or None.
+
+    It is "other" for an `Activation` with a function that is not Keras' own, and "bent_relu" for a
+    ReLU with a cap or threshold of which there is no kernel.
+    """
+    name = name_of(operation)
+    if name == "Activation":
+        return name_of_function(operation.activation)
+    if name == "ReLU":
+        return _relu_of(operation)
+    return _FUNCTIONS.get(name)
+
+
+def _relu_of(operation):
+    if operation.threshold or (operation.negative_slope and operation.max_value is not None):
+        return "bent_relu"
+    if operation.negative_slope:
+        return "leaky_relu"
+    return {None: "relu", 6: "relu6"}.get(operation.max_value, "bent_relu")
+
+
+def fused_function(operation):
+    """Returns the name of the activation function that a layer ends in, or None.
+
+    It is "other" for a function that is not Keras' own, and for a layer in place of a function. An
+    LSTM has its activation inside.
+    """
+    if name_of(operation) not in _LAYERS_THAT_END_IN_ACTIVATION:
+        return None
+    name = name_of_function(operation.activation)
+    return None if name == "linear" else name
+
+
+def fused_layer(operation):
+    """Returns the layer that an operation has in place of an activation function, or None.
+
+    Example:
+        >>> fused_layer(layers.Dense(4, activation=layers.LeakyReLU(name="leaky"))).name
+        'leaky'
+    """
+    if name_of(operation) not in (*_LAYERS_THAT_END_IN_ACTIVATION, "Activation"):
+        return None
+    return operation.activation if isinstance(operation.activation, layers.Layer) else None
+
+
+def kind_of(operation, has_config=False):
+    """Returns the `Kind` of a layer or operation.
+
+    Args:
+        operation: The layer or operation.
+        has_config: Whether a quantize config applies to it: then it is WEIGHTED.
+    """
+    if isinstance(operation, ActivationQuantizer):
+        return Kind.QUANTIZER
+    if has_config or isinstance(operation, QuantizedLayer):
+        return Kind.WEIGHTED
+    function = function_name(operation)
+    if function in RELU_FUNCTIONS:
+        return Kind.RELU
+    if function in TABLE_FUNCTIONS:
+        return Kind.TABLE
+    if function == "linear":
+        return Kind.CARRY
+    row = row_of(operation)
+    if row is None:
+        return Kind.FLOAT
+    if row.name in ("UpSampling2D", "Resizing"):
+        return Kind.CARRY if operation.interpolation == "nearest" else Kind.SAME_GRID
+    return row.kind
+
+
+def is_never_negative(operation, kind, inputs_nonnegative):
+    """Whether outputs are ≥ 0 for certain, given whether each input is."""
+    function = function_name(operation) or fused_function(operation)
+    if function == "bent_relu":
+        return not operation.negative_slope and operation.threshold >= 0
+    if function is not None:
+        return function in _NONNEGATIVE_FUNCTIONS
+    if kind in (Kind.CARRY, Kind.SAME_GRID, Kind.CONCAT, Kind.MEAN):
+        return all(inputs_nonnegative)
+    if kind is Kind.QUANTIZER:
+        return not operation.signed
+    if kind is Kind.ELEMENTWISE:
+        name = name_of(operation)
+        if name in ("Square", "Absolute"):
+            return True
+        # With a constant as the other operand, its sign decides, and it is not looked at.
+        if name in ("Add", "Multiply", "Average", "Minimum", "Maximum"):
+            return len(inputs_nonnegative) > 1 and all(inputs_nonnegative)
+    return False
+
+
+def fixed_range(operation):
+    """Returns the (low, high) that the function's integer kernel demands of its output, or None."""
+    return _FIXED_RANGES.get(function_name(operation))
+
+
+# What a BatchNormalization or a ReLU behind it can be folded into.
+AFFINE_FOLDS_INTO = (Kind.WEIGHTED, Kind.AFFINE)
+RELU_FOLDS_INTO = (Kind.WEIGHTED, Kind.AFFINE, Kind.ELEMENTWISE)

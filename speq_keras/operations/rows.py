@@ -1,0 +1,189 @@
+"""One row for every layer and operation of Keras that the product knows.
+
+A row says what integer kernels do with it (`Kind`), which options of its constructor count, and
+which arguments of a call besides the first. What a row does not name must have Keras' default
+value: the export refuses everything else. Options that matter in training only are in
+`TRAINING_OPTIONS`.
+"""
+
+import dataclasses
+import enum
+
+from keras import activations, ops
+
+Kind = enum.Enum(
+    "Kind",
+    "WEIGHTED MATMUL AFFINE RELU ELEMENTWISE CARRY SAME_GRID CONCAT MEAN TABLE QUANTIZER FLOAT",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What is known of one layer or operation.
+
+    Attributes:
+        name: Keras' name of the class; layers and operations of one name compute the same.
+        kind: Its `Kind` where nothing else decides; FLOAT: that of its quantize config.
+        options: Names of the options that are honoured, or refused where no kernel has the value.
+        calls: Names of the arguments of a call, besides the first one, that are honoured.
+        is_for_training: Whether it passes its input on at inference, whatever its options are.
+    """
+
+    name: str
+    kind: Kind = Kind.FLOAT
+    options: frozenset = frozenset()
+    calls: frozenset = frozenset()
+    is_for_training: bool = False
+
+
+# Options that count in training only: their names end so, or they are these.
+TRAINING_ENDINGS = ("_initializer", "_regularizer", "_constraint")
+TRAINING_OPTIONS = frozenset(
+    "name trainable dtype seed momentum synchronized renorm renorm_clipping renorm_momentum "
+    "batch_input_shape input_shape autocast batch_shape".split()
+)
+# Layers that do something in training only. MixUp and CutMix, which need labels, cannot be in a
+# graph; RandomCrop cuts in inference, too.
+TRAINING_ONLY = (
+    "ActivityRegularization AlphaDropout AugMix Dropout GaussianDropout GaussianNoise RandAugment "
+    "RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast "
+    "RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue "
+    "RandomInvert RandomPerspective RandomPosterization RandomRotation RandomSaturation "
+    "RandomSharpness RandomShear RandomTranslation RandomZoom SpatialDropout1D SpatialDropout2D "
+    "SpatialDropout3D"
+).split()
+
+_CONVOLUTION = "filters kernel_size strides padding dilation_rate groups activation use_bias"
+_DEPTHWISE = "kernel_size strides padding dilation_rate depth_multiplier activation use_bias"
+_TRANSPOSED = "filters kernel_size strides padding output_padding dilation_rate activation use_bias"
+_SEPARABLE = f"filters {_DEPTHWISE}"
+_POOLING = "pool_size strides padding"
+_RESIZING = "interpolation crop_to_aspect_ratio pad_to_aspect_ratio antialias"
+
+# (class names, kind, options, further arguments of a call)
+_LAYERS = (
+    ("Dense", Kind.FLOAT, "units activation use_bias", ""),
+    ("EinsumDense", Kind.FLOAT, "equation output_shape activation bias_axes", ""),
+    ("Conv1D Conv2D Conv3D", Kind.FLOAT, _CONVOLUTION, ""),
+    ("DepthwiseConv1D DepthwiseConv2D", Kind.FLOAT, _DEPTHWISE, ""),
+    ("Conv1DTranspose Conv2DTranspose Conv3DTranspose", Kind.FLOAT, _TRANSPOSED, ""),
+    ("SeparableConv1D SeparableConv2D", Kind.FLOAT, _SEPARABLE, ""),
+    ("Embedding", Kind.FLOAT, "input_dim output_dim weights", ""),
+    ("ReversibleEmbedding", Kind.FLOAT, "input_dim output_dim tie_weights reverse_dtype", ""),
+    ("LayerNormalization", Kind.FLOAT, "axis epsilon center scale", ""),
+    ("BatchNormalization", Kind.AFFINE, "axis epsilon center scale", "mask"),
+    ("Rescaling", Kind.AFFINE, "scale offset", ""),
+    ("Normalization", Kind.AFFINE, "axis mean variance invert", ""),
+    ("Add Subtract Multiply Average Maximum Minimum", Kind.ELEMENTWISE, "", ""),
+    ("MaxPooling1D MaxPooling2D MaxPooling3D", Kind.CARRY, _POOLING, ""),
+    ("GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D", Kind.CARRY, "keepdims", ""),
+    ("AveragePooling1D AveragePooling2D AveragePooling3D", Kind.SAME_GRID, _POOLING, ""),
+    (
+        "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D",
+        Kind.MEAN,
+        "keepdims",
+        "",
+    ),
+    ("Reshape", Kind.CARRY, "target_shape", ""),
+    ("Flatten Identity", Kind.CARRY, "", ""),
+    ("Permute", Kind.CARRY, "dims", ""),
+    ("RepeatVector", Kind.CARRY, "n", ""),
+    ("Cropping1D Cropping2D Cropping3D", Kind.CARRY, "cropping", ""),
+    ("ZeroPadding1D ZeroPadding2D ZeroPadding3D", Kind.CARRY, "padding", ""),
+    ("UpSampling1D UpSampling2D UpSampling3D", Kind.CARRY, "size interpolation", ""),
+    (
+        "Resizing",
+        Kind.SAME_GRID,
+        # What images are filled with counts where they are padded, which is refused.
+        f"height width fill_mode fill_value {_RESIZING}",
+        "",
+    ),
+    ("Concatenate", Kind.CONCAT, "axis", ""),
+    ("Activation", Kind.FLOAT, "activation", ""),
+    ("ReLU", Kind.TABLE, "max_value negative_slope threshold", ""),
+    ("LeakyReLU", Kind.TABLE, "negative_slope", ""),
+    ("PReLU", Kind.TABLE, "shared_axes", ""),
+    ("ELU", Kind.TABLE, "alpha", ""),
+    ("Softmax", Kind.TABLE, "axis", "mask"),
+)
+
+# (name of the class, a call of the public function, kind, options, further arguments of a call)
+_OPERATIONS = (
+    ("Matmul", lambda x: ops.matmul(x, x), Kind.MATMUL, "", "x2"),
+    ("Add", lambda x: x + x, Kind.ELEMENTWISE, "", "x2"),
+    ("Subtract", lambda x: x - x, Kind.ELEMENTWISE, "", "x2"),
+    ("Multiply", lambda x: x * x, Kind.ELEMENTWISE, "", "x2"),
+    ("Divide", lambda x: ops.divide(x, x), Kind.ELEMENTWISE, "", "x2"),
+    ("TrueDivide", lambda x: x / x, Kind.ELEMENTWISE, "", "x2"),
+    ("Maximum", lambda x: ops.maximum(x, x), Kind.ELEMENTWISE, "", "x2"),
+    ("Minimum", lambda x: ops.minimum(x, x), Kind.ELEMENTWISE, "", "x2"),
+    ("Negative", lambda x: -x, Kind.ELEMENTWISE, "", ""),
+    ("Square", lambda x: ops.square(x), Kind.ELEMENTWISE, "", ""),
+    ("Absolute", lambda x: ops.absolute(x), Kind.ELEMENTWISE, "", ""),
+    ("Reshape", lambda x: ops.reshape(x, (1, -1)), Kind.CARRY, "newshape", ""),
+    ("Transpose", lambda x: ops.transpose(x), Kind.CARRY, "axes", ""),
+    ("GetItem", lambda x: x[0], Kind.CARRY, "", "key"),
+    ("Squeeze", lambda x: ops.squeeze(x), Kind.CARRY, "axis", ""),
+    ("ExpandDims", lambda x: ops.expand_dims(x, 0), Kind.CARRY, "axis", ""),
+    ("Ravel", lambda x: ops.ravel(x), Kind.CARRY, "", ""),
+    ("Repeat", lambda x: ops.repeat(x, 2, 1), Kind.CARRY, "repeats axis", ""),
+    ("Flip", lambda x: ops.flip(x), Kind.CARRY, "axis", ""),
+    ("Split", lambda x: ops.split(x, 2, 1), Kind.CARRY, "indices_or_sections axis", ""),
+    ("Unstack", lambda x: ops.unstack(x, axis=1), Kind.CARRY, "num axis", ""),
+    ("Max", lambda x: ops.max(x, 1), Kind.CARRY, "axis keepdims", ""),
+    ("MaxPool", lambda x: ops.max_pool(x, 1), Kind.CARRY, _POOLING, ""),
+    ("BroadcastTo", lambda x: ops.broadcast_to(x, x.shape), Kind.CARRY, "shape", ""),
+    ("Moveaxis", lambda x: ops.moveaxis(x, 1, 2), Kind.CARRY, "source destination", ""),
+    ("Swapaxes", lambda x: ops.swapaxes(x, 1, 2), Kind.CARRY, "axis1 axis2", ""),
+    (
+        "Pad",
+        lambda x: ops.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]),
+        Kind.CARRY,
+        "pad_width mode",
+        "constant_values",
+    ),
+    ("AveragePool", lambda x: ops.average_pool(x, 1), Kind.SAME_GRID, _POOLING, ""),
+    ("Concatenate", lambda x: ops.concatenate([x, x]), Kind.CONCAT, "axis", ""),
+    ("Stack", lambda x: ops.stack([x, x]), Kind.CONCAT, "axis", ""),
+    ("Mean", lambda x: ops.mean(x), Kind.MEAN, "axis keepdims", ""),
+    ("Cast", lambda x: ops.cast(x, "float16"), Kind.FLOAT, "dtype", ""),
+    ("Relu", lambda x: ops.relu(x), Kind.RELU, "", ""),
+    ("Relu6", lambda x: ops.relu6(x), Kind.RELU, "", ""),
+    (
+        "ReLU",
+        lambda x: activations.relu(x, negative_slope=0.1),
+        Kind.TABLE,
+        "max_value negative_slope threshold",
+        "",
+    ),
+    ("Sigmoid", lambda x: ops.sigmoid(x), Kind.TABLE, "", ""),
+    ("Tanh", lambda x: ops.tanh(x), Kind.TABLE, "", ""),
+    ("Softmax", lambda x: ops.softmax(x), Kind.TABLE, "axis", ""),
+    ("Gelu", lambda x: ops.gelu(x), Kind.TABLE, "approximate", ""),
+    ("Elu", lambda x: ops.elu(x), Kind.TABLE, "alpha", ""),
+    ("Selu", lambda x: ops.selu(x), Kind.TABLE, "", ""),
+    ("Softplus", lambda x: ops.softplus(x), Kind.TABLE, "", ""),
+    ("HardSigmoid", lambda x: ops.hard_sigmoid(x), Kind.TABLE, "", ""),
+    ("HardSilu", lambda x: ops.hard_silu(x), Kind.TABLE, "", ""),
+    ("LeakyRelu", lambda x: ops.leaky_relu(x), Kind.TABLE, "negative_slope", ""),
+    ("Silu", lambda x: ops.silu(x), Kind.TABLE, "", ""),
+)
+
+
+def _row(name, kind, options, calls):
+    return Row(name, kind, frozenset(options.split()), frozenset(calls.split()))
+
+
+# By the name in `keras.layers`.
+LAYER_ROWS = {
+    **{name: _row(name, *rest) for names, *rest in _LAYERS for name in names.split()},
+    **{name: Row(name, Kind.CARRY, is_for_training=True) for name in TRAINING_ONLY},
+}
+# (a call that makes the operation, row)
+OPERATION_ROWS = tuple((call, _row(name, *rest)) for name, call, *rest in _OPERATIONS)
+# Layers of other packages, and one that Keras keeps private.
+POSITION_EMBEDDING = Row(
+    "PositionEmbedding", Kind.FLOAT, frozenset({"sequence_length", "initializer"})
+)
+REVERSIBLE_EMBEDDING = LAYER_ROWS["ReversibleEmbedding"]
+SCALED_SUM = Row("CustomScaleLayer", Kind.FLOAT, frozenset({"scale"}))

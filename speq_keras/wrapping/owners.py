@@ -1,0 +1,98 @@
+"""To which layers a range belongs: where they are frozen, it is not trained either.
+
+A tensor belongs to the layer that makes it, whatever that layer was taken apart into. Made by a
+layer or operation without weights (an activation, a sum) or by a BatchNormalization, it belongs to
+the nearest layers with weights before it as well, and stands still when all of these do. What is
+made of the model's inputs by nobody who learns belongs to the layers that read it.
+"""
+
+import dataclasses
+
+from keras import layers
+
+from speq_keras.operations import Kind
+from speq_keras.quantizers import Quantizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Owners:
+    """Layers, by name, to which the range of one tensor belongs.
+
+    Attributes:
+        any_of: The range is frozen when one of these is.
+        all_of: The range is frozen when there are some, and all of these are.
+    """
+
+    any_of: tuple
+    all_of: tuple = ()
+
+
+def find_owners(canonical, kinds, placement):
+    """Returns {name of a quantizer: [`Owners` of each tensor that it rounds]}.
+
+    Args:
+        canonical: A `Canonical`.
+        kinds: {id(node): Kind}.
+        placement: The `Placement`.
+    """
+    finder = _Finder(canonical, kinds)
+    places = [(spec.name, index) for index, specs in placement.at.items() for spec in specs]
+    places += [(spec.name, index) for (index, _), spec in placement.between.items()]
+    places += [
+        (node.name, node.inputs[0])
+        for node in canonical.graph.nodes
+        if isinstance(node.operation, Quantizer)
+    ]
+    found = {}
+    for name, index in places:
+        found.setdefault(name, []).append(finder.owners(index))
+    return found
+
+
+class _Finder:
+    def __init__(self, canonical, kinds):
+        self.graph, self.kinds = canonical.graph, kinds
+        self.with_weights = set(canonical.origins)
+        self.readers = self.graph.readers()
+        self.parts, self.makers = {}, {}
+        for node in self.graph.nodes:
+            self.parts.setdefault(id(node.origin or node), []).append(node.name)
+            for index in node.outputs:
+                self.makers[index] = self.makers_of(node)
+
+    def has_weights(self, node):
+        """Whether a layer has something to learn, frozen or not."""
+        never = isinstance(node.operation, Quantizer | layers.Normalization)
+        return node.name in self.with_weights and not never
+
+    def makers_of(self, node):
+        """Returns the names of the layers with weights nearest to the outputs of a node."""
+        names = [node.name] if self.has_weights(node) else []
+        if not names or self.kinds[id(node)] is Kind.AFFINE:
+            names += [name for index in node.inputs for name in self.makers.get(index, ())]
+        return tuple(dict.fromkeys(names))
+
+    def owners(self, index):
+        """Returns the `Owners` of a tensor."""
+        producer = self.graph.tensors[index].producer
+        while producer is not None and isinstance(producer.operation, Quantizer):
+            index = producer.inputs[0]
+            producer = self.graph.tensors[index].producer
+        own = ()
+        if producer is not None and self.kinds[id(producer)] is not Kind.AFFINE:
+            own = tuple(self.parts[id(producer.origin or producer)])
+        makers = self.makers.get(index, ())
+        return Owners(own, makers) if makers else Owners((*own, *self.readers_with_weights(index)))
+
+    def readers_with_weights(self, index):
+        """Returns the names of the nearest layers with weights that read a tensor."""
+        names, seen, waiting = {}, set(), [index]
+        while waiting:
+            index = waiting.pop()
+            for node in self.readers[index]:
+                if self.has_weights(node):
+                    names[node.name] = None
+                elif id(node) not in seen:
+                    seen.add(id(node))
+                    waiting += node.outputs
+        return tuple(names)
