@@ -94,40 +94,43 @@ def apply_move(step, move):
         if kind is Kind.RELU:
             continue
         layer = getattr(node.operation, "layer", node.operation)
-        if _move_offset(layer, kind, move.shift / slope):
+        if _move_offset(layer, kind, move.shift / slope, step.output.shape):
             return True
         if kind is not Kind.AFFINE:
             return False
-        slope = slope * np.resize(affine.of(layer, step.output.shape[-1])[0], slope.shape)
+        slope = slope * np.resize(affine.of(layer, step.output.shape)[0], slope.shape)
     return False
 
 
-def _move_offset(layer, kind, shift):
-    """Adds `shift`, per channel, to what a layer adds; returns whether it adds anything."""
+def _move_offset(layer, kind, shift, shape):
+    """Adds `shift`, per channel, to what a layer adds; returns whether it adds anything.
+
+    `shape` is that of the tensor that the layer makes, batch first.
+    """
     if not np.all(np.isfinite(shift)):
         return False
     if isinstance(layer, layers.BatchNormalization):
-        return _move_batch_norm(layer, shift)
+        return _move_batch_norm(layer, shift, shape)
     if isinstance(layer, layers.Rescaling):
         layer.offset = _plain(np.asarray(layer.offset, "float64") + shift)
         return True
     if isinstance(layer, layers.Normalization):
-        return _move_normalization(layer, shift)
+        return _move_normalization(layer, shift, shape)
     bias = getattr(layer, "bias", None)
     if kind is not Kind.WEIGHTED or bias is None:
         return False
     return _add(bias, shift)
 
 
-def _move_batch_norm(layer, shift):
+def _move_batch_norm(layer, shift, shape):
     if layer.center:
         return _add(layer.beta, shift)
-    slope, _ = affine.of(layer, len(shift))
+    slope, _ = affine.of(layer, shape)
     return bool(np.all(slope)) and _add(layer.moving_mean, -shift / slope)
 
 
-def _move_normalization(layer, shift):
-    slope, _ = affine.of(layer, len(shift))
+def _move_normalization(layer, shift, shape):
+    slope, _ = affine.of(layer, shape)
     change = shift if layer.invert else -shift / slope
     if layer.input_mean is not None:
         mean = np.asarray(layer.input_mean, "float64") + change
