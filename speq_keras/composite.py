@@ -11,6 +11,7 @@ taken apart, too: into two products and the softmax between them. And `ops.einsu
 becomes `ops.matmul` between transpositions, as integer kernels have it.
 """
 
+import contextlib
 import functools
 import inspect
 
@@ -18,14 +19,12 @@ import keras
 from keras import layers, ops, tree
 
 from speq_keras._checks import brief
-from speq_keras.composite_check import difference
+from speq_keras.composite_check import STAND_IN, difference
 from speq_keras.configs import registered_config
 from speq_keras.layers import Constant, QuantizedLayer
 from speq_keras.ops import einsum_axes
 from speq_keras.quantizers import Quantizer
 
-# In place of the size of a batch while a layer is taken apart: no other size is a multiple of it.
-_STAND_IN = 1009
 # Of Keras' own layers, only these are taken apart: recurrent layers and their like loop over time.
 _KERAS_COMPOSITES = (layers.MultiHeadAttention, layers.GroupQueryAttention)
 
@@ -108,6 +107,34 @@ def expand(operation, args, kwargs, difference=None):
     is_layer = isinstance(operation, layers.Layer)
     call = operation.call if is_layer else functools.partial(_parts_of(operation), operation)
     args, kwargs, tensors = _fresh(args, kwargs)
+    with _random_states_kept(operation):
+        args, kwargs, model = _graph_of(call, args, kwargs, tensors)
+    if is_layer:
+        _check_weights(operation, model)
+        why = difference and difference(operation, model, args, kwargs)
+        if why:
+            raise CannotExpand(why)
+    return model, tensors
+
+
+@contextlib.contextmanager
+def _random_states_kept(operation):
+    """Undoes what calls on symbolic tensors do to the state of random layers."""
+    weights = {id(v) for v in getattr(operation, "weights", ())}
+    states = [v for v in getattr(operation, "variables", ()) if id(v) not in weights]
+    before = [ops.copy(state.value) for state in states]
+    try:
+        yield
+    finally:
+        for state, value in zip(states, before, strict=True):
+            state.assign(value)
+
+
+def _graph_of(call, args, kwargs, tensors):
+    """Returns the args and kwargs that a call was traced with, and its graph.
+
+    Where the size of the batch goes into it, that is a None, and a number is put in its place.
+    """
     try:
         model = _traced(call, args, kwargs)
         reads_batch = any(None in shape for _, shape in _reshapes(model))
@@ -116,15 +143,10 @@ def expand(operation, args, kwargs, difference=None):
         if not any(x.shape[:1] == (None,) for x in tensors):
             raise
     if reads_batch:
-        args, kwargs, _ = _fresh(args, kwargs, _STAND_IN)
+        args, kwargs, _ = _fresh(args, kwargs, STAND_IN)
         model = _traced(call, args, kwargs)
         _leave_batch_open(model)
-    if is_layer:
-        _check_weights(operation, model)
-        why = difference and difference(operation, model, args, kwargs)
-        if why:
-            raise CannotExpand(why)
-    return model, tensors
+    return args, kwargs, model
 
 
 def _fresh(args, kwargs, batch_size=None):
@@ -194,7 +216,7 @@ def _leave_batch_open(model):
     A shape has room for one -1, so another one in it becomes the size that it stands for.
     """
     for reshape, shape in _reshapes(model):
-        if not shape or shape[0] is None or shape[0] <= 0 or shape[0] % _STAND_IN:
+        if not shape or shape[0] is None or shape[0] <= 0 or shape[0] % STAND_IN:
             continue
         made = reshape.output.shape[1:]
         rest = [size if old == -1 else old for old, size in zip(shape[1:], made, strict=True)]

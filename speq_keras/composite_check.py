@@ -10,6 +10,8 @@ from keras import ops, tree
 
 from speq_keras._checks import brief
 
+# In place of the size of a batch while a layer is taken apart: no other size is a multiple of it.
+STAND_IN = 1009
 # Examples per batch: whoever takes the size of the batch for a constant shows with two of them.
 _BATCH_SIZES = (2, 1)
 # In place of sizes that the graph leaves open; the larger ones, where a kernel needs more.
@@ -37,7 +39,7 @@ def difference(layer, model, args, kwargs, inputs):
         None where they agree, or why the graph does not stand for the layer, as a phrase.
     """
     rng = np.random.default_rng(0)
-    weights = _random_weights([*layer.variables, *model.variables], rng)
+    weights = _random_values(layer, model, rng)
     asks = "training" in inspect.signature(layer.call).parameters
     asks = asks and kwargs.get("training") is None
 
@@ -77,15 +79,21 @@ def _fitting(run_layer, inputs, batch_size, rng):
 
 def _batch_sizes(inputs):
     sizes = {x.shape[0] for x in inputs if len(x.shape)}
-    return _BATCH_SIZES if None in sizes or not sizes else (next(iter(sizes)),)
+    is_open = not sizes or not sizes.isdisjoint((None, STAND_IN))
+    return _BATCH_SIZES if is_open else (next(iter(sizes)),)
 
 
-def _random_weights(variables, rng):
-    """Returns [(variable, value)] that let every part count: nothing is 0, sums stay near 1."""
-    values = {}
-    for variable in variables:
+def _random_values(layer, model, rng):
+    """Returns [(variable, value)] that let every part count: nothing is 0, sums stay near 1.
+
+    Random state is another one than while the graph was made: noise must not be a constant in it.
+    """
+    values, weights = {}, {id(v) for v in [*layer.weights, *model.weights]}
+    for variable in [*layer.variables, *model.variables]:
         if not keras.backend.is_float_dtype(variable.dtype):
-            values[id(variable)] = (variable, variable.value)
+            is_random = id(variable) not in weights
+            value = ops.cast(variable.value + 1, variable.dtype) if is_random else variable.value
+            values[id(variable)] = (variable, value)
             continue
         shape = tuple(variable.shape)
         if len(shape) < 2 or not variable.trainable:
@@ -98,7 +106,7 @@ def _random_weights(variables, rng):
 
 def _random_input(x, batch_size, open_size, rng):
     shape = [open_size if size is None else size for size in x.shape]
-    if shape and x.shape[0] is None:
+    if shape and x.shape[0] in (None, STAND_IN):
         shape[0] = batch_size
     if keras.backend.is_float_dtype(x.dtype):
         return ops.cast(rng.normal(size=shape), x.dtype)

@@ -6,7 +6,7 @@ import json
 import keras
 
 from speq_keras._checks import brief, describe
-from speq_keras.graph import check_copyable, is_functional, plain_functional
+from speq_keras.graph import check_has_config, is_functional, plain_functional
 from speq_keras.model import SPEQModel
 from speq_keras.settings import Settings, speq_weight_from, teacher_precision_from
 from speq_keras.training.heads import check_teacher
@@ -44,7 +44,8 @@ def wrap(
     wrapped model, freezes the ranges of the tensors that the layer makes, too. After a layer
     without weights (an activation, a sum) and after a BatchNormalization, a range is trained while
     one of the layers with weights before it is. A range that several tensors share is frozen with
-    the first of them. Layers of a nested model are named "base.conv"; to freeze or unfreeze it, set
+    the first of them, and a second quantizer ("conv_requantizer") with the layers that read it.
+    Layers of a nested model are named "base.conv"; to freeze or unfreeze it, set
     `trainable` of all of those, and compile again.
 
     Args:
@@ -157,7 +158,7 @@ def _config_of(model):
         return json.dumps(keras.saving.serialize_keras_object(plain))
     except Exception as error:  # from a `get_config` of other people
         for operation in plain.operations:
-            check_copyable(operation)
+            check_has_config(operation)
         raise ValueError(
             "`model` must have a config, from which it can be made again. "
             f"{describe(model=model.name, error=brief(error))} Define `get_config()` in every "

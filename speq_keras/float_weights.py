@@ -10,6 +10,7 @@ from speq_keras._checks import describe
 from speq_keras.composite import Expander
 from speq_keras.graph import read_graph, weights_changed
 from speq_keras.layers import QuantizedLayer
+from speq_keras.operations import build_fused_layers
 
 
 def model_with_weights_of(wrapped):
@@ -62,14 +63,18 @@ def _bare_model(wrapped):
             "The float model is known to models made by `speq_keras.wrap`, and this one was "
             "made in another way."
         )
-    return keras.saving.deserialize_keras_object(json.loads(config))
+    model = keras.saving.deserialize_keras_object(json.loads(config))
+    build_fused_layers(read_graph(model))
+    return model
 
 
 def _pairs(wrapped, float_model):
     """Yields (variable of the `SPEQModel`, variable of the float model)."""
     sources = {name for _, name, _ in wrapped.settings.origins}
     expand = Expander(lambda name, layer: name in sources, verifies=False)
-    nodes = read_graph(float_model, expand).nodes
+    graph = read_graph(float_model, expand)
+    build_fused_layers(graph)
+    nodes = graph.nodes
     float_layers = {node.name: node.operation for node in nodes}
     mine = {layer.name: layer for layer in wrapped.layers}
     for name, float_name, indices in wrapped.settings.origins:

@@ -424,6 +424,17 @@ def _transpose(op, arrays, output):
     return np.transpose(arrays[0], arrays[1].astype(int))
 
 
+def _mirror_pad(op, arrays, output):
+    """Reads backwards from the edge on: with the edge itself (mode 1), or without it (mode 0)."""
+    image = arrays[0]
+    for axis, (before, after) in enumerate(arrays[1].astype(int)):
+        size, edge = image.shape[axis], 1 - op.options.mode
+        first = [edge + n for n in range(before)][::-1]
+        last = [size - 1 - edge - n for n in range(after)]
+        image = image.take([*first, *range(size), *last], axis)
+    return image
+
+
 def _concatenation(op, arrays, output):
     return np.concatenate(arrays, axis=op.options.axis)
 
@@ -456,6 +467,7 @@ _COMPUTE = {
     "GATHER": _copy(_gather),
     "STRIDED_SLICE": _copy(_slice),
     "PAD": _copy(_pad),
+    "MIRROR_PAD": _copy(_mirror_pad),
     "RESHAPE": _copy(_reshape),
     "TRANSPOSE": _copy(_transpose),
     "CONCATENATION": _copy(_concatenation),

@@ -129,6 +129,7 @@ def augmentation(x):
 
 
 L = layers
+PADS = [[0, 0], [1, 2], [2, 0], [0, 0]]
 CASES = {
     # ---- layers with weights
     "Dense": vector(lambda x: L.Dense(8, activation="relu")(x)),
@@ -182,6 +183,9 @@ CASES = {
     "Conv2DTranspose": image(lambda x: L.Conv2DTranspose(4, 3, strides=2)(x)),
     "Conv2DTranspose same": image(lambda x: L.Conv2DTranspose(4, 3, 2, padding="same")(x)),
     "Conv2DTranspose, gaps": image(lambda x: L.Conv2DTranspose(4, 2, strides=3)(x)),
+    "Conv2DTranspose, gaps along one axis": image(
+        lambda x: L.Conv2DTranspose(4, (1, 3), strides=2, padding="same")(x)
+    ),
     "a layer used twice": image(shared),
     # ---- slopes and shifts
     "BatchNormalization alone": image(lambda x: L.BatchNormalization()(x)),
@@ -218,6 +222,15 @@ CASES = {
     "ReLU6": table(L.ReLU(max_value=6)),
     "relu6": table(L.Activation("relu6")),
     "LeakyReLU": table(L.LeakyReLU(0.2), others=LOOKUP),
+    "LeakyReLU as activation": image(
+        lambda x: L.Conv2D(4, 3, activation=L.LeakyReLU(0.2))(x), others=LOOKUP
+    ),
+    "PReLU as activation": image(
+        lambda x: L.SeparableConv2D(4, 3, activation=L.PReLU(shared_axes=[1, 2]))(x),
+        others=LOOKUP,
+    ),
+    "ReLU with a cap": table(L.ReLU(0.4), others=LOOKUP),
+    "ReLU with a slope and a cap": table(L.ReLU(0.4, negative_slope=0.2), others=LOOKUP),
     "ReLU, negative slope": table(L.ReLU(negative_slope=0.1), others=LOOKUP),
     "PReLU": table(L.PReLU(shared_axes=(1, 2)), others=LOOKUP),
     "PReLU, one slope": table(L.PReLU(shared_axes=(1, 2, 3)), others=LOOKUP),
@@ -270,6 +283,15 @@ CASES = {
         lambda x: L.DepthwiseConv2D(3, strides=2)(L.ZeroPadding2D(((0, 1), (1, 1)))(x))
     ),
     "ZeroPadding2D read elsewhere": image(padded_and_read_elsewhere),
+    "pad, reflected": table(lambda x: ops.pad(x, PADS, mode="reflect"), others={"MIRROR_PAD": 1}),
+    "pad, symmetric": table(lambda x: ops.pad(x, PADS, mode="symmetric"), others={"MIRROR_PAD": 1}),
+    "split": table(lambda x: L.Concatenate()(ops.split(x, [1, 2], axis=-1)[::-1])),
+    "unstack": table(lambda x: ops.unstack(x, axis=1)[2]),
+    "stack": pair(lambda a, b, c: ops.stack([a, b, c], axis=2)),
+    "array of channels added": affine(lambda x: x + np.float32([0.3, -0.2, 0.5, 1.0])),
+    "array of channels subtracted from": affine(
+        lambda x: ops.subtract(np.float32([0.3, -0.2, 0.5, 1.0]), x)
+    ),
     "pad": image(lambda x: ops.pad(x, ((0, 0), (1, 1), (2, 0), (0, 0)))),
     "Permute": image(lambda x: L.Permute((2, 3, 1))(x)),
     "transpose": image(lambda x: ops.transpose(x, (0, 3, 1, 2))),
@@ -453,6 +475,38 @@ def test_softmax_and_sigmoid_at_the_ends_are_the_nearest_multiple_of_1_256():
 def test_inputs_by_name_reach_the_input_of_that_name():
     assert [t.name for t in several().model.inputs] == ["zebra", "apple"]
     assert several().report.proof.holds
+
+
+@pytest.mark.parametrize("quantizer", ["pact", "lsq_plus"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_floats_beyond_a_narrow_grid_are_clipped(quantizer, activation):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((5,))
+    first = layers.Dense(6, activation=activation, name="first")
+    network = keras.Model(inputs, layers.Dense(3)(layers.Dense(4)(first(inputs))))
+    options = {"boundary_bits": None, "activation_quantizer": quantizer, "distillation": None}
+    model = speq_keras.wrap(network, 4, 4, **options)
+    x = np.random.default_rng(0).normal(size=(EXAMPLES, 5)).astype("float32")
+    model.calibrate(x, verbose=0)
+    x *= 3
+    with tempfile.TemporaryDirectory() as folder:
+        report = model.export_tflite(f"{folder}/m.tflite", data=x, batch_size=EXAMPLES)
+        with open(f"{folder}/m.tflite", "rb") as stream:
+            file = TFLiteFile(stream.read())
+    (name,) = (
+        layer.name
+        for layer in model.layers
+        if layer.name.startswith("first") and "_q" in layer.name
+    )
+    scale, low, high = model.get_layer(name).grid()
+    number = file.numbers[name]
+    codes = file.run_all(x)[number].astype("float64") - file.tensors[number].zero_point
+    floats = x.astype("float64") @ first.kernel.numpy()
+    floats = np.maximum(floats, 0) if activation else floats
+    assert report.proof.holds
+    # 1e-3 steps: what float32 sums are off by.
+    assert np.max(np.abs(codes - np.clip(floats / scale, low, high))) <= 0.5 + 1e-3
+    assert codes.max() == high
 
 
 # ---- what has no integer kernel ----------------------------------------------------------------

@@ -155,6 +155,17 @@ def test_a_range_follows_the_layers_that_make_its_tensor(names, when):
     assert not learns & found
 
 
+@pytest.mark.parametrize("name", ["maker", "reader", "sum"])
+def test_a_second_quantizer_follows_its_readers(name):
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, name="first")(inputs)
+    x = layers.Dense(4, name="maker")(x)
+    y = layers.Add(name="sum")([x, layers.Dense(4, name="reader")(x)])
+    model = speq_keras.wrap(keras.Model(inputs, layers.Dense(2)(y)), 3, 3)
+    model.get_layer(name).trainable = False
+    assert ("maker_requantizer" in frozen(model)) == (name == "reader")
+
+
 def test_what_is_made_of_the_inputs_without_weights_follows_its_readers():
     inputs = keras.Input((4,))
     x = layers.Rescaling(2.0, name="scaled")(inputs)

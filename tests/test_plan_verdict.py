@@ -70,7 +70,7 @@ def no_float_kernel_at_the_end():
     """Nothing rounds the output, so its activation computes in float, and has no kernel for it."""
     model = images()
     outputs = layers.Dense(2, activation="selu", name="end")(model.get_layer("mean").output)
-    return keras.Model(model.inputs, outputs, name="net")
+    return keras.Model(model.inputs[0], outputs, name="net")
 
 
 NETWORKS = {

@@ -1285,7 +1285,8 @@ def test_a_layer_without_a_config_passes_through_in_float():
 
 def test_the_plan_says_why_a_layer_is_float():
     model = wrapped(custom(Scaled(name="own")))
-    assert model.plan().float_layers == {"own": "no quantize config for Scaled"}
+    why = "no quantize config for Scaled; stays whole: it has weights of its own (scale)"
+    assert model.plan().float_layers == {"own": why}
 
 
 def test_a_config_with_weights_quantizes_a_layer_of_ones_own():
@@ -1476,3 +1477,40 @@ def test_a_graph_with_more_than_a_thousand_operations_in_a_row_is_wrapped_and_lo
     model.save(tmp_path / "deep.keras")
     assert len(keras.saving.load_model(tmp_path / "deep.keras").layers) == len(model.layers)
     assert sys.getrecursionlimit() == limit
+
+
+# ---- layers as activation functions ------------------------------------------------------------
+
+
+def convolutions_with(activation):
+    one, two = (activation.from_config(activation.get_config()) for _ in range(2))
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(4, 3, activation=one, name="one")(inputs)
+    x = layers.SeparableConv2D(4, 2, activation=two, name="two")(x)
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        layers.LeakyReLU(0.2),
+        layers.PReLU(shared_axes=[1, 2], alpha_initializer="random_uniform"),
+        layers.Activation("silu"),
+        layers.ReLU(1.5),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+@pytest.mark.parametrize("skip", [[], ["one"], ["two"]])
+def test_a_layer_as_activation_function_becomes_a_layer(activation, skip, tmp_path):
+    model = convolutions_with(activation)
+    wrapped = speq_keras.wrap(model, 3, 3, distillation=None, skip=skip)
+    x = np.random.default_rng(0).normal(size=(4, 6, 6, 2)).astype("float32")
+    float_values = model.predict(x, verbose=0)
+    plain = wrapped.float_model()
+    np.testing.assert_array_equal(plain.predict(x, verbose=0), float_values)
+    wrapped.calibrate(x, verbose=0)
+    wrapped.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), wrapped.predict(x, verbose=0))
+    names = {layer.name for layer in wrapped.layers}
+    assert any(name.startswith("one_") and "quantizer" not in name for name in names)

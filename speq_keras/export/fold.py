@@ -138,7 +138,7 @@ def metadata_of(model, storage):
 
 
 def _widths(quantizers):
-    return " ".join(str(bits) for bits in sorted({q.bits for q in quantizers if q.bits}))
+    return " ".join(str(bits) for bits in sorted({q.bits for q in quantizers} - {None}))
 
 
 def _check_model(model):
@@ -154,16 +154,13 @@ def _check_model(model):
             f"model={model.name!r} with {len(waiting)} ranges that were never set, the first is "
             f"{waiting[0]!r}. Call model.calibrate(batches)."
         )
-    reason = reason_against(model)
+    reason = unfoldable_reason(model) or float_widths_reason(model)
     if reason is not None:
         raise ValueError(reason)
 
 
-def reason_against(model):
-    """Returns why no file can be made of a calibrated model, whatever its layers are, or None."""
-    reason = unfoldable_reason(model)
-    if reason is not None:
-        return reason
+def float_widths_reason(model):
+    """Returns why no file can be made of a model with activations in float, or None."""
     for layer in model.layers:
         if isinstance(layer, ActivationQuantizer) and layer.bits is None:
             return (
@@ -174,7 +171,7 @@ def reason_against(model):
 
 
 def unfoldable_reason(model):
-    """Returns why not even layers can be looked at one by one, or None."""
+    """Returns why a model cannot be folded, whatever its layers are, or None."""
     for variable in model.weights:
         if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
             return (

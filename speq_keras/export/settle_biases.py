@@ -83,43 +83,44 @@ def _near_halves(bias_codes, lattice, steps, grid):
 
 
 def apply_move(step, move):
-    """Moves an offset of the trained layers of a step.
+    """Moves what the trained layers of a step add: a bias or β, else an offset or a mean.
 
     Returns:
-        Whether there was one: a bias, β, a mean or an offset.
+        Whether there was one.
     """
-    slope = np.ones(len(move.shift))
+    shape = step.output.shape
+    slope, found = np.ones(len(move.shift)), []
     for node in reversed(step.nodes):
         kind = kind_of(node.operation)
         if kind is Kind.RELU:
             continue
         layer = getattr(node.operation, "layer", node.operation)
-        if _move_offset(layer, kind, move.shift / slope, step.output.shape):
-            return True
+        found.append((layer, move.shift / slope))
         if kind is not Kind.AFFINE:
-            return False
-        slope = slope * np.resize(affine.of(layer, step.output.shape)[0], slope.shape)
-    return False
+            break
+        slope = slope * np.resize(affine.of(layer, shape)[0], slope.shape)
+    found = [(layer, shift) for layer, shift in found if np.all(np.isfinite(shift))]
+    return any(_move_variable(layer, shift, shape) for layer, shift in found) or any(
+        _move_constant(layer, shift, shape) for layer, shift in found
+    )
 
 
-def _move_offset(layer, kind, shift, shape):
-    """Adds `shift`, per channel, to what a layer adds; returns whether it adds anything.
+def _move_variable(layer, shift, shape):
+    """Adds `shift`, per channel, to a layer's bias, β or moving mean; returns whether it could."""
+    if not isinstance(layer, layers.BatchNormalization):
+        bias = getattr(layer, "bias", None)
+        return isinstance(bias, keras.Variable) and _add(bias, shift)
+    return _move_batch_norm(layer, shift, shape)
 
-    `shape` is that of the tensor that the layer makes, batch first.
-    """
-    if not np.all(np.isfinite(shift)):
+
+def _move_constant(layer, shift, shape):
+    """Adds `shift` to the offset or mean of a layer that has no variable for it."""
+    if len(shift) != shape[-1]:
         return False
-    if isinstance(layer, layers.BatchNormalization):
-        return _move_batch_norm(layer, shift, shape)
     if isinstance(layer, layers.Rescaling):
         layer.offset = _plain(np.asarray(layer.offset, "float64") + shift)
         return True
-    if isinstance(layer, layers.Normalization):
-        return _move_normalization(layer, shift, shape)
-    bias = getattr(layer, "bias", None)
-    if kind is not Kind.WEIGHTED or bias is None:
-        return False
-    return _add(bias, shift)
+    return isinstance(layer, layers.Normalization) and _move_normalization(layer, shift, shape)
 
 
 def _move_batch_norm(layer, shift, shape):

@@ -6,7 +6,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from speq_keras.export.fold import metadata_of, reason_against, unfoldable_reason
+from speq_keras.export.fold import float_widths_reason, metadata_of, unfoldable_reason
 from speq_keras.export.folding import Grid, fold_graph, stored_copy
 from speq_keras.export.lowering import lower_steps
 from speq_keras.export.storage import DEFAULT_STORAGE, STORAGES
@@ -105,9 +105,10 @@ def verdict_of(model, graph):
 
 def _dry_run(model, graph):
     is_calibrated = all(q.is_calibrated for q in model.activation_quantizers)
-    reason = reason_against(model) or ""
+    unfoldable = unfoldable_reason(model)
+    reason = unfoldable or float_widths_reason(model) or ""
     layers, problems, islands, sizes, others = {}, (), (), {}, {}
-    if unfoldable_reason(model) is None:
+    if unfoldable is None:
         folded = fold_graph(model, graph, _stand_ins(model))
         islands = tuple(folded.float_layers)
         for storage in STORAGES:

@@ -10,7 +10,7 @@ notation     how Keras writes a graph down
 reading      a model -> its graph
 """
 
-from speq_keras.graph.copies import check_copyable, copy_operation, weights_changed
+from speq_keras.graph.copies import check_has_config, copy_operation, weights_changed
 from speq_keras.graph.functional import deep_graphs, is_functional, plain_functional
 from speq_keras.graph.names import Names
 from speq_keras.graph.nodes import Graph, Node, Ref, Tensor, map_refs, refs_in
@@ -22,7 +22,7 @@ __all__ = [
     "Node",
     "Ref",
     "Tensor",
-    "check_copyable",
+    "check_has_config",
     "copy_operation",
     "deep_graphs",
     "is_functional",

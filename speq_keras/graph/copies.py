@@ -41,6 +41,14 @@ def check_copyable(operation):
         raise _no_copy(operation, error) from error
 
 
+def check_has_config(operation):
+    """Raises a ValueError, as `check_copyable`, for a layer of which no config can be written."""
+    try:
+        keras.saving.serialize_keras_object(operation)
+    except Exception as error:
+        raise _no_copy(operation, error) from error
+
+
 def weights_changed(operations):
     """Has to be called after weights were assigned one by one.
 

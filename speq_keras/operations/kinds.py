@@ -1,5 +1,6 @@
 """What an integer kernel does with a tensor: the `Kind` of a layer or operation."""
 
+import numpy as np
 from keras import layers
 
 from speq_keras.layers import QuantizedLayer
@@ -86,6 +87,20 @@ def fused_layer(operation):
     return operation.activation if isinstance(operation.activation, layers.Layer) else None
 
 
+def build_fused_layers(graph):
+    """Builds the layers that stand in place of activation functions, which have weights then.
+
+    Keras builds them when they first compute numbers, and not with the model.
+
+    Args:
+        graph: A `Graph`.
+    """
+    for node in graph.nodes:
+        inner = fused_layer(node.operation)
+        if inner is not None and not inner.built:
+            inner.build(graph.tensors[node.outputs[0]].shape)
+
+
 def kind_of(operation, has_config=False):
     """Returns the `Kind` of a layer or operation.
 
@@ -109,7 +124,18 @@ def kind_of(operation, has_config=False):
         return Kind.FLOAT
     if row.name in ("UpSampling2D", "Resizing"):
         return Kind.CARRY if operation.interpolation == "nearest" else Kind.SAME_GRID
+    if row.kind is Kind.AFFINE and not _is_per_channel(operation):
+        return Kind.FLOAT
     return row.kind
+
+
+def _is_per_channel(layer):
+    """Whether a slope and a shift go along the last axis, where integer kernels have scales."""
+    if name_of(layer) == "BatchNormalization":
+        return True  # the exporter says which axis it needs
+    names = ("scale", "offset") if name_of(layer) == "Rescaling" else ("mean", "variance")
+    shapes = [np.shape(getattr(layer, name, 0.0)) for name in names]
+    return all(size == 1 for shape in shapes for size in shape[:-1])
 
 
 def is_never_negative(operation, kind, inputs_nonnegative):

@@ -51,7 +51,7 @@ def quantize_graph(model, rules, *, fuses_batch_norm=False):
     """
     expander = Expander(rules.names_whole)
     graph = read_graph(model, expander)
-    _check_float(graph)
+    _check_float(graph, rules)
     rules.check_patterns(graph.nodes)
     activations = rules.a_bits is not None
     canonical = canonicalize(
@@ -84,7 +84,7 @@ def _with_causes(reasons, causes):
     }
 
 
-def _check_float(graph):
+def _check_float(graph, rules):
     for node in graph.nodes:
         mode = getattr(node.operation, "quantization_mode", None)
         if mode is not None:
@@ -92,6 +92,13 @@ def _check_float(graph):
                 f"Layer '{node.name}' ({type(node.operation).__name__}) must have float weights, "
                 f"and Keras' own `quantize` has rounded them. {describe(quantization_mode=mode)} "
                 "Wrap the model before."
+            )
+        if getattr(node.operation, "lora_enabled", False) and not rules.is_skipped(node):
+            raise ValueError(
+                f"Layer '{node.name}' ({type(node.operation).__name__}) must have one kernel to "
+                "round, and LoRA adds two to it. "
+                f"{describe(lora_rank=node.operation.lora_rank)} Save the weights, load them into "
+                f"a model without LoRA, and wrap that, or pass skip=['{node.name}']."
             )
 
 

@@ -31,7 +31,13 @@ from speq_keras.graph import (
     refs_in,
 )
 from speq_keras.layers import QuantizedLayer
-from speq_keras.operations import function_name, fused_function, fused_layer, name_of
+from speq_keras.operations import (
+    build_fused_layers,
+    function_name,
+    fused_function,
+    fused_layer,
+    name_of,
+)
 from speq_keras.quantizers import Quantizer
 from speq_keras.wrapping.constants import as_rescaling
 from speq_keras.wrapping.pieces import PIECES
@@ -92,6 +98,7 @@ class _Rewriter:
         self.names = Names(node.name for node in graph.nodes)
 
     def run(self):
+        build_fused_layers(self.old)
         refs = {}
         for index in self.old.input_indices:
             tensor = self.old.tensors[index]

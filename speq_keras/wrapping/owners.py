@@ -3,7 +3,8 @@
 A tensor belongs to the layer that makes it, whatever that layer was taken apart into. Made by a
 layer or operation without weights (an activation, a sum) or by a BatchNormalization, it belongs to
 the nearest layers with weights before it as well, and stands still when all of these do. What is
-made of the model's inputs by nobody who learns belongs to the layers that read it.
+made of the model's inputs by nobody who learns belongs to the layers that read it. A second
+quantizer, in front of readers of another width, belongs to those.
 """
 
 import dataclasses
@@ -37,7 +38,6 @@ def find_owners(canonical, kinds, placement):
     """
     finder = _Finder(canonical, kinds)
     places = [(spec.name, index) for index, specs in placement.at.items() for spec in specs]
-    places += [(spec.name, index) for (index, _), spec in placement.between.items()]
     places += [
         (node.name, node.inputs[0])
         for node in canonical.graph.nodes
@@ -46,6 +46,13 @@ def find_owners(canonical, kinds, placement):
     found = {}
     for name, index in places:
         found.setdefault(name, []).append(finder.owners(index))
+    for (index, demand), spec in placement.between.items():
+        readers = [
+            node
+            for node in finder.readers[index]
+            if placement.demands.get((id(node), index)) == demand
+        ]
+        found.setdefault(spec.name, []).append(finder.owners_by_readers(index, readers))
     return found
 
 
@@ -83,6 +90,11 @@ class _Finder:
             own = tuple(self.parts[id(producer.origin or producer)])
         makers = self.makers.get(index, ())
         return Owners(own, makers) if makers else Owners((*own, *self.readers_with_weights(index)))
+
+    def owners_by_readers(self, index, readers):
+        """Returns the `Owners` of a second quantizer, which only `readers` of the tensor read."""
+        names = [node.name for node in readers if self.has_weights(node)]
+        return Owners(tuple(dict.fromkeys(names))) if names else self.owners(index)
 
     def readers_with_weights(self, index):
         """Returns the names of the nearest layers with weights that read a tensor."""

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.graph import Ref
 from speq_keras.operations import name_of
@@ -59,7 +60,7 @@ def of_call(node, shape):
 def _batch_normalization(layer, shape):
     axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
     if axis not in (-1, len(shape) - 1):
-        raise CannotExport(f"option axis={layer.axis!r} has no kernel: it must be the last axis")
+        raise unsupported("axis", layer.axis, "it must be the last axis")
     mean = _numpy(layer.moving_mean)
     deviation = np.sqrt(_numpy(layer.moving_variance) + layer.epsilon)
     slope = (_numpy(layer.gamma) if layer.scale else np.ones(shape[-1])) / deviation
@@ -68,22 +69,39 @@ def _batch_normalization(layer, shape):
 
 
 def _rescaling(layer, shape):
-    if keras.config.image_data_format() == "channels_first":
-        raise CannotExport("kernels read channels last, and Keras is set to channels_first")
-    return _vector(layer.scale, shape), _vector(layer.offset, shape)
+    slope, shift = along_axes(layer)
+    return _vector(slope, shape), _vector(shift, shape)
 
 
 def _normalization(layer, shape):
-    mean, variance = (_vector(v, shape) for v in (layer.mean, layer.variance))
-    deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
+    slope, shift = along_axes(layer)
+    return _vector(slope, shape), _vector(shift, shape)
+
+
+def along_axes(layer):
+    """Returns float64 `(slope, shift)` of a Rescaling or Normalization, as they broadcast.
+
+    Raises:
+        CannotExport: If it reads channels first.
+    """
+    if name_of(layer) == "Rescaling":
+        if keras.config.image_data_format() == "channels_first":
+            raise CannotExport("kernels read channels last, and Keras is set to channels_first")
+        return _array(layer.scale), _array(layer.offset)
+    mean, deviation = _array(layer.mean), np.sqrt(_array(layer.variance))
+    deviation = np.maximum(deviation, keras.config.epsilon())
     if layer.invert:
         return deviation, mean
     return 1 / deviation, -mean / deviation
 
 
+def _array(value):
+    return np.asarray(keras.ops.convert_to_numpy(value), "float64")
+
+
 def _vector(value, shape):
     """Returns a constant that broadcasts against a tensor of `shape` as a vector over channels."""
-    array = np.asarray(keras.ops.convert_to_numpy(value), "float64")
+    array = _array(value)
     is_vector = array.size == shape[-1] and array.shape[-1:] == (array.size,)
     if array.size != 1 and not (is_vector and array.ndim <= len(shape)):
         raise CannotExport(

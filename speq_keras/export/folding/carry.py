@@ -7,6 +7,7 @@ options)`; a kind is one of `steps.py`. Shapes begin with the batch.
 import numpy as np
 from keras import layers
 
+from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.operations import TRAINING_ONLY, function_name, name_of
 
@@ -83,6 +84,8 @@ def _get_item(operation, node, shape):
     key = list(key) if isinstance(key, list | tuple) else [key]
     if any(k is None for k in key):
         raise CannotExport("an index that adds axes has no integer kernel; use ExpandDims")
+    if not all(isinstance(k, slice | int | np.integer) or k is Ellipsis for k in key):
+        raise CannotExport("its index is not a number or a slice")
     if Ellipsis in key:
         place = key.index(Ellipsis)
         key[place : place + 1] = [slice(None)] * (len(shape) - len(key) + 1)
@@ -97,10 +100,8 @@ def _get_item(operation, node, shape):
             first, last, stride = k.indices(size)
             if stride < 1:
                 raise CannotExport("slices must go forward")
-        elif isinstance(k, int | np.integer):
-            first, last, stride = k % size, k % size + 1, 1
         else:
-            raise CannotExport("its index is not a number or a slice")
+            first, last, stride = k % size, k % size + 1, 1
         begin.append(first)
         end.append(last)
         strides.append(stride)
@@ -128,15 +129,15 @@ def _pad(operation, node, shape):
     if pairs[0] != (0, 0):
         raise CannotExport("the batch cannot be padded")
     if any(n < 0 for pair in pairs for n in pair):
-        raise CannotExport(f"option pad_width={operation.pad_width!r} has no kernel: it cuts")
+        raise unsupported("pad_width", operation.pad_width, "it cuts")
     if operation.mode == "constant":
         return "pad", {"paddings": tuple(pairs)}
     if operation.mode not in ("reflect", "symmetric"):
-        raise CannotExport(f"option mode={operation.mode!r} has no kernel")
+        raise unsupported("mode", operation.mode)
     inside = 1 if operation.mode == "reflect" else 0
     for size, pair in zip(shape[1:], pairs[1:], strict=True):
         if max(pair) > size - inside:
-            raise CannotExport(f"option pad_width={operation.pad_width!r} has no kernel: too wide")
+            raise unsupported("pad_width", operation.pad_width, "it is wider than the image")
     return "mirror_pad", {"paddings": tuple(pairs), "mode": operation.mode}
 
 
@@ -200,11 +201,9 @@ def _repeat(operation, node, shape):
 
 
 def _resizing(operation, node, shape):
-    plain = not (
-        operation.crop_to_aspect_ratio or operation.pad_to_aspect_ratio or operation.antialias
-    )
-    if not plain:
-        raise CannotExport("cropping, padding and antialiasing while resizing have no kernel")
+    for option in ("crop_to_aspect_ratio", "pad_to_aspect_ratio", "antialias"):
+        if getattr(operation, option):
+            raise unsupported(option, True)
     return _resize(operation.interpolation, (operation.height, operation.width))
 
 
@@ -213,7 +212,7 @@ def _resize(interpolation, size):
         return "resize_nearest", {"size": size}
     if interpolation == "bilinear":
         return "resize", {"size": size}
-    raise CannotExport(f"there is no integer kernel for interpolation {interpolation!r}")
+    raise unsupported("interpolation", interpolation)
 
 
 _MAX = _pool("max_pool")

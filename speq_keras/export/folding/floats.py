@@ -45,8 +45,9 @@ def _shown(layer, function):
     """Returns what is said of an activation function."""
     if function != OTHER:
         return f"activation function {function!r}"
-    name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
-    return f"activation function {name!r}, which is not Keras' own"
+    function = layer.activation
+    name = getattr(function, "__name__", type(function).__name__)
+    return f"activation function {name!r} of {getattr(function, '__module__', 'no module')}"
 
 
 def check_whole_numbers(operation, values, dtype):

@@ -54,6 +54,17 @@ def check_options(node):
             raise unsupported(option, value)
 
 
+def check_no_constants(node):
+    """Checks that a node that reads a list of tensors finds tensors only in it.
+
+    Raises:
+        CannotExport: If there is a constant in it.
+    """
+    operands = node.args[0] if node.args else next(iter(node.kwargs.values()))
+    if not all(isinstance(operand, Ref) for operand in operands):
+        raise CannotExport("one of the tensors that it reads is a constant")
+
+
 def _check_data_format(value):
     if (value or keras.config.image_data_format()) != "channels_last":
         raise unsupported("data_format", value or "channels_first", "kernels read channels last")

@@ -8,10 +8,16 @@ import numpy as np
 
 from speq_keras.export.folding import affine
 from speq_keras.export.folding.carry import carry_of, mean_options
+from speq_keras.export.folding.options import check_no_constants, unsupported
 from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending, fused
 from speq_keras.export.folding.steps import CannotExport, Grid, Value
-from speq_keras.export.folding.weights import check_linear, is_position_embedding, table_of
+from speq_keras.export.folding.weights import (
+    check_linear,
+    check_weights,
+    is_position_embedding,
+    table_of,
+)
 from speq_keras.operations import Kind, kind_of, name_of
 
 _PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply", "Square": "multiply"}
@@ -24,8 +30,10 @@ def is_whole(argument):
 
 def embedding(builder, node, arguments):
     """A table's rows have the grid of its weights: nothing is rounded."""
+    is_position = is_position_embedding(node.operation.layer)
+    check_weights(node.operation, "position_embeddings" if is_position else "embeddings")
     codes, scale = table_of(node.operation)
-    if is_position_embedding(node.operation.layer):
+    if is_position:
         kind, codes = "constant", codes[: builder.shape_of(node)[-2]]
     elif is_whole(arguments[0]):
         kind = "embedding"
@@ -38,11 +46,14 @@ def embedding(builder, node, arguments):
 def weighted(builder, node, arguments):
     """A layer with weights; it may pad for itself."""
     check_linear(node.operation.layer)
+    check_weights(node.operation, "kernel")
     return builder.pending("linear", node, arguments)
 
 
 def matmul(builder, node, arguments):
     """The product of two tensors."""
+    if len(arguments) != 2:
+        raise CannotExport("it multiplies by a constant; use a Dense layer")
     values = [builder.codes(argument) for argument in arguments]
     x, y = (tuple(value.shape) for value in values)
     if len(x) != len(y) or len(x) < 3 or x[1:-2] != y[1:-2]:
@@ -103,6 +114,7 @@ def carry(builder, node, arguments):
 
 def concatenate(builder, node, arguments):
     """Several tensors with one grid, one behind the other."""
+    check_no_constants(node)
     values = [builder.codes(argument) for argument in arguments]
     if any(value.grid != values[0].grid for value in values):
         raise CannotExport("its inputs have different grids")
@@ -110,7 +122,7 @@ def concatenate(builder, node, arguments):
         raise CannotExport("there is no integer kernel for it")
     axis = node.operation.axis % len(values[0].shape)
     if axis == 0:
-        raise CannotExport(f"option axis={node.operation.axis} has no kernel: it is the batch")
+        raise unsupported("axis", node.operation.axis, "it is the batch")
     return builder.copied("concatenate", values, node, values[0].grid, {"axis": axis})
 
 

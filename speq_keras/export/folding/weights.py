@@ -92,6 +92,19 @@ def check_linear(layer):
     summed_axes(layer)  # raises an error where it sums over others than the last ones
 
 
+def check_weights(wrapper, attribute):
+    """Checks that the one quantized variable of a `QuantizedLayer` is the one that kernels read.
+
+    Raises:
+        CannotExport: If it is not.
+    """
+    if list(wrapper.quantizers) != [attribute]:
+        raise CannotExport(
+            f"its quantized variables must be {attribute!r} alone, and are "
+            f"{', '.join(map(repr, wrapper.quantizers))}"
+        )
+
+
 def summed_axes(layer):
     """Returns how many of the last axes of its input a Dense or EinsumDense sums over.
 

@@ -4,9 +4,11 @@ import keras
 import numpy as np
 
 from speq_keras.export.folding import affine as folding_affine
+from speq_keras.export.folding.affine import along_axes
 from speq_keras.export.folding.carry import carry_of, mean_options, slice_sizes
-from speq_keras.export.folding.options import unsupported
+from speq_keras.export.folding.options import check_no_constants, unsupported
 from speq_keras.export.folding.steps import CannotExport
+from speq_keras.export.folding.weights import check_weights
 from speq_keras.export.lowering.linear import WEIGHTED, plan_of, prepared_input
 from speq_keras.export.network import Tensor
 from speq_keras.graph import Ref
@@ -118,6 +120,7 @@ class _Island:
 def _weighted(island, operation, layer, x):
     kernel = layer.kernel
     if isinstance(operation, QuantizedLayer):
+        check_weights(operation, "kernel")
         kernel = operation.quantizers["kernel"](kernel.value)
     step = island.step
     plan = plan_of(step, layer, keras.ops.convert_to_numpy(kernel))
@@ -199,11 +202,14 @@ def _other(island, layer, x):
         return _layer_normalization(island, layer, x)
     if class_name == "PReLU":
         return _prelu(island, layer, x)
-    if kind is Kind.AFFINE:
-        slope, shift = folding_affine.of(layer, x.shape)
+    if class_name in ("BatchNormalization", "Rescaling", "Normalization"):
+        is_batch = class_name == "BatchNormalization"
+        slope, shift = folding_affine.of(layer, x.shape) if is_batch else along_axes(layer)
+        slope, shift = np.atleast_1d(slope), np.atleast_1d(shift)
         y = island.emit("mul", [x, island.constant("slope", slope)], x.shape)
         return island.emit("add", [y, island.constant("shift", shift)], x.shape)
     if kind is Kind.CONCAT:
+        check_no_constants(island.step.nodes[0])
         inputs = [island.builder.tensor(value) for value in island.step.inputs]
         shape = island.step.output.shape
         axis = layer.axis % len(shape)
