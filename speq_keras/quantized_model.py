@@ -394,8 +394,9 @@ class QuantizedModel(FreezingModel):
     ):
         """Writes the trained integers as a TFLite file, runs it, and proves that it is the network.
 
-        The file is compared with a simulation of the integers, code for code, and with the folded
-        network in float arithmetic; only then is it moved into place.
+        The file is compared with the trained model's own graph, node by node, and with a simulation
+        of the integers, code for code; only then is it moved into place. Call `settle` before, and
+        `predict` is the file.
 
         Args:
             path: Where the file goes; ends in ".tflite".
@@ -407,7 +408,8 @@ class QuantizedModel(FreezingModel):
             softmax: False leaves out a softmax or sigmoid at the end: the outputs are logits.
             data: For the proof: inputs, `(inputs, labels)`, or batches of them. With labels the
                 report has the accuracy of training graph, folded network and file. None: random
-                inputs that fill the trained input range.
+                inputs that fill the trained input range, drawn until nearly all channels show more
+                than one code.
             self_test: Path of an .npz file with inputs and expected outputs, for the same proof on
                 the device; the program that runs it is written beside it.
             runtimes: Other runtimes to run the file on, for the report: "builtin" and "reference"
