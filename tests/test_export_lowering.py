@@ -250,3 +250,29 @@ def test_without_softmax_the_outputs_are_the_logits(tmp_path):
 def test_softmax_in_the_middle_stays(tmp_path):
     model, _ = built(lambda x: layers.Softmax()(x))
     assert ("softmax", "none") in nodes_of(model, softmax=False)
+
+
+@pytest.mark.parametrize("function", [layers.Softmax(), layers.Activation("sigmoid")])
+def test_a_softmax_in_float_is_left_out_as_well(function, tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    x = layers.Dense(5, activation="relu")(layers.Dense(5, activation="relu")(inputs))
+    logits = layers.Dense(4)(x)
+    network = keras.Model(inputs, function(logits))
+    model = speq_keras.wrap(network, 8, 8, distillation=None, boundary_bits=None)
+    data = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+    model.calibrate(data, verbose=0)
+    (found,) = file_of(model, data, tmp_path, softmax=False).run(data)
+    assert found.min() < 0 < found.max()  # no probabilities
+    # Float32 sums, and ties that they see on another side: a step of one of five inputs.
+    wanted = function.call(keras.ops.convert_to_tensor(found))
+    np.testing.assert_allclose(wanted, model.predict(data, verbose=0), atol=0.02)
+
+
+def test_a_file_of_floats_alone_is_proven_by_its_outputs(tmp_path):
+    inputs = keras.Input((6,))
+    network = keras.Model(inputs, layers.Dense(4)(layers.Dense(5, activation="relu")(inputs)))
+    model = speq_keras.wrap(network, 3, None, distillation=None, boundary_bits=8)
+    data = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+    (found,) = file_of(model, data, tmp_path).run(data)
+    np.testing.assert_allclose(found, model.predict(data, verbose=0), rtol=1e-4, atol=1e-5)

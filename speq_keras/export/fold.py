@@ -14,6 +14,7 @@ from speq_keras.export.network import IntegerNetwork
 from speq_keras.export.reference import run_steps
 from speq_keras.export.storage import STORAGES
 from speq_keras.graph import read_graph
+from speq_keras.operations import fixed_range
 from speq_keras.quantizers import ActivationQuantizer
 
 IO_TYPES = ("float32", "int8", "uint8")
@@ -194,7 +195,7 @@ def _drop_last_tables(folded):
     makers = {id(step.output): step for step in folded.steps}
     for place, value in enumerate(folded.outputs):
         step = makers.get(id(value))
-        if step is not None and step.kind == "table" and step.quantizer is None:
+        if step is not None and _is_last_function(step):
             folded.outputs[place] = step.inputs[0]
     needed = {id(value) for value in folded.outputs}
     kept = []
@@ -203,3 +204,10 @@ def _drop_last_tables(folded):
             kept.append(step)
             needed.update(id(value) for value in step.inputs)
     folded.steps = kept[::-1]
+
+
+def _is_last_function(step):
+    """Whether a step is a softmax, sigmoid or tanh that nothing rounds, in codes or in float."""
+    if step.kind == "float":
+        return fixed_range(step.nodes[0].operation) is not None
+    return step.kind == "table" and step.quantizer is None
