@@ -25,7 +25,7 @@ from speq_keras.export.session import prove
 from speq_keras.export.simulate import simulate
 from speq_keras.export.write import write
 
-IMAGE = (9, 9, 3)
+IMAGE = (13, 13, 3)
 EXAMPLES = 12
 
 
@@ -354,6 +354,8 @@ def test_wrong_steps_are_caught(breakage, place):
     kinds, change = STEPS[breakage]
     names = network_with(kinds)
     assert names
+    if "transposition" in breakage:  # in attention the shapes would no longer fit
+        names = ["convolutional"]
     for name in names:
         proof = proof_of(name, folding=lambda steps: replaced(steps, kinds, place, change))
         assert is_caught(proof), name
@@ -391,7 +393,8 @@ def dropped_activation(network, place):
     sums = nodes_of(network, "conv_2d", "depthwise_conv_2d", "fully_connected")
     made = [(node, network.tensors[node.output]) for node in sums]
     narrow = [node for node, tensor in made if tensor.high - tensor.low < 255]
-    node = places([node for node in narrow if node.activation == "relu"])[place]
+    found = places([node for node in narrow if node.activation == "relu"])
+    node = found[min(place, len(found) - 1)]
     node.activation = "none"
 
 
