@@ -346,7 +346,7 @@ QUICK = [
     "ops.Stack(-1)",
     "ops.Subtract(from 2)",
 ]
-ALL = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+ALL = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in CASES]
 
 
 def test_every_option_of_every_layer_is_tried():
@@ -433,7 +433,7 @@ def table_cases():
                 yield pytest.param(name, base | {option: value}, id=f"{name}({option}={value})")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "kwargs"), table_cases())
 def test_a_table_has_right_rows_or_is_refused(name, kwargs):
     cls = getattr(layers, name)

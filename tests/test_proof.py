@@ -27,6 +27,8 @@ from speq_keras.export.write import write
 
 IMAGE = (13, 13, 3)
 EXAMPLES = 12
+# First, middle, last.
+PLACES = [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)]
 
 
 def convolutional():
@@ -247,7 +249,7 @@ def with_weights(steps, kinds=("linear", "affine")):
 
 
 @pytest.mark.parametrize("which", ["one", "all"])
-@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("breakage", WEIGHTS, ids=lambda f: f.__name__)
 def test_wrong_weights_are_caught(breakage, name, place, which):
@@ -348,7 +350,7 @@ def network_with(kinds):
     return names
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("breakage", [k for k, (_, change) in STEPS.items() if change])
 def test_wrong_steps_are_caught(breakage, place):
     kinds, change = STEPS[breakage]
@@ -424,7 +426,7 @@ LOWERINGS = [
 ]
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("breakage", LOWERINGS, ids=lambda f: f.__name__)
 def test_wrong_operations_are_caught(breakage, place):
     bits = 3 if breakage is dropped_activation else 8  # 8-bit codes saturate at 0 all the same
@@ -455,7 +457,7 @@ def test_a_wrong_operation_in_a_float_island_is_caught(before, place):
     assert is_caught(proof_of("transformer", lowering=lowering))
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("place", PLACES)
 def test_a_float_constant_off_by_a_hundredth_is_caught(place):
     def lowering(network):
         found = [
@@ -529,7 +531,7 @@ WRITINGS = [
 ]
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("breakage", WRITINGS, ids=lambda f: f.__name__)
 def test_wrong_files_are_caught(breakage, place, monkeypatch):
     proof = proof_of(

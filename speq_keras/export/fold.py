@@ -49,7 +49,7 @@ class FoldedModel:
         return simulate.predict(self.network, inputs)
 
     def predict_float(self, inputs):
-        """Returns what the folded network computes in float arithmetic: the independent check."""
+        """Returns what the folded network, its biases rounded, computes in float arithmetic."""
         arrays = inputs if isinstance(inputs, list | tuple) else [inputs]
         outputs = run_steps(self.steps, list(arrays))
         return outputs[0] if len(outputs) == 1 else outputs

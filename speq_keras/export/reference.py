@@ -1,4 +1,4 @@
-"""The folded network in floating point: the second, independent check of an exported file.
+"""The folded network in floating point, `FoldedModel.predict_float`: what folding alone changes.
 
 Every step is computed by the trained model's own Keras layers and quantizers, with the folded
 weights and the rounded bias in place of the trained ones. Nothing of how the file encodes codes,
