@@ -275,6 +275,16 @@ CASES = {
     "reshape": partial(move, kind="reshape", result=(30, 4), shape=(None, 30, 4)),
     "transpose": partial(move, kind="transpose", result=(4, 6, 5), permutation=(0, 3, 1, 2)),
     "pad": partial(move, kind="pad", result=(9, 8, 4), paddings=[(0, 0), (1, 2), (0, 3), (0, 0)]),
+    **{
+        f"mirror_pad {mode}": partial(
+            move,
+            kind="mirror_pad",
+            result=(9, 8, 4),
+            paddings=[(0, 0), (1, 2), (0, 3), (0, 0)],
+            mode=mode,
+        )
+        for mode in ("reflect", "symmetric")
+    },
     "strided_slice": partial(
         move,
         kind="strided_slice",
@@ -288,6 +298,8 @@ CASES = {
 }
 # What XNNPACK leaves to a builtin kernel, always or for some options.
 BUILTIN = {
+    "mirror_pad reflect",
+    "mirror_pad symmetric",
     "conv_2d int4",
     "conv_2d int4 grouped",
     "depthwise_conv_2d int4",

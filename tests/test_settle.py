@@ -179,7 +179,7 @@ def test_a_settled_model_is_settled_after_loading(name, tmp_path):
 def test_it_moves_nothing_by_much():
     model, x = built(residual, 8)
     before = model.predict(x, verbose=0)
-    weights = {w.path: np.array(w.value) for w in model.weights}
+    weights = {w.path: ops.convert_to_numpy(w) for w in model.weights}
     settlement = model.settle()
     for variable in model.weights:
         if variable.name == "alpha":

@@ -105,6 +105,8 @@ class ExportReport:
         plain = dataclasses.asdict(self)
         for name in ("elsewhere", "weights", "notes"):
             plain[name] = list(plain[name])
+        for name in ("holds", "mismatches", "outside", "deviation", "flat_share"):
+            plain["proof"][name] = getattr(self.proof, name)
         for part in ("tensors", "outputs"):
             plain["proof"][part] = [
                 {key: list(x) if isinstance(x, tuple) else x for key, x in row.items()}

@@ -178,6 +178,7 @@ class _Tally:
             allowed = np.float32(0.5 + NOISE_STEPS)
         elif np.ndim(allowed):
             allowed = _along_last(allowed, distances.shape)
+        allowed = allowed + np.float32(rounding.noise)
         self.rounded += distances.size
         self.allowed = max(self.allowed, float(np.max(allowed)))
         # Written so that NaN counts as outside.

@@ -36,12 +36,15 @@ class Rounding:
         tensor: Name of the file's tensor.
         layers: Names of the trained layers and operations since the last codes.
         distances: How far each code is from what the quantizer reads, in steps.
+        noise: What weights in half precision may move it by, in steps: Keras gives a layer its
+            quantized weights in the dtype of its variables.
         problem: Why the codes could not be compared, or "".
     """
 
     tensor: str
     layers: tuple
     distances: np.ndarray
+    noise: float = 0.0
     problem: str = ""
 
 
@@ -76,6 +79,7 @@ class TrainedGraph:
         self.makers = {index: node for node in self.graph.nodes for index in node.outputs}
         self.ends = [self._end(index, softmax) for index in self.graph.output_indices]
         self.nodes = self._needed()
+        self.noise = {node.name: _roundoff(node.operation) for node in self.nodes}
 
     def _end(self, index, softmax):
         """Returns the tensor that leaves the file for an output of the model."""
@@ -146,7 +150,12 @@ class TrainedGraph:
         if padded is not decoded:
             codes = padded / scale
         wanted = np.clip(values / scale, np.float32(low), np.float32(high))
-        rounding = Rounding(tensor=name, layers=layers[index], distances=np.abs(codes - wanted))
+        rounding = Rounding(
+            tensor=name,
+            layers=layers[index],
+            distances=np.abs(codes - wanted),
+            noise=(high - low) * max((self.noise[layer] for layer in layers[index]), default=0.0),
+        )
         return rounding, padded
 
     @staticmethod
@@ -190,6 +199,14 @@ class TrainedGraph:
             allowed = 2e-3 * step
         distance = float(np.max(np.abs(wanted - found), initial=0.0))
         return End(name=name, layers=layers[index], distance=distance, allowed=allowed)
+
+
+def _roundoff(operation):
+    """Returns the largest relative rounding error of a layer's variables in half precision."""
+    layer = getattr(operation, "layer", operation)
+    return {"float16": 2.0**-11, "bfloat16": 2.0**-9}.get(
+        getattr(layer, "variable_dtype", "float32"), 0.0
+    )
 
 
 def _scale(own, given):

@@ -20,7 +20,9 @@ def copy_operation(operation, **changes):
             build_config = operation.get_build_config()
             if build_config:
                 copy.build_from_config(build_config)
-            if copy.built and _shapes(copy) != _shapes(operation):
+            # A layer in place of an activation function brings its own, and is not built yet.
+            is_alone = not isinstance(getattr(operation, "activation", None), keras.layers.Layer)
+            if is_alone and copy.built and _shapes(copy) != _shapes(operation):
                 raise ValueError("the copy has other weights")
         return copy
     except Exception as error:  # from code of other people
