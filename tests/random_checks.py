@@ -95,7 +95,10 @@ def _judge(network, step, folder):
     step.name = "build"
     float_model = network.build()
     x = examples(network, float_model)
-    wanted = _outputs(float_model(_as_given(x), training=False))
+    try:
+        wanted = _outputs(float_model(_as_given(x), training=False))
+    except TypeError as error:  # an activation function that Keras has a name for and cannot call
+        raise _Found("refused", f"drawn without meaning: Keras itself: {error}") from error
     if not all(np.isfinite(y).all() and np.abs(y).max() < 1e20 for y in wanted):
         network.odd, network.data["scale"] = [], 1.0
         float_model = network.build()
@@ -281,17 +284,22 @@ def _check_file(model, network, x, path, *, is_settled):
         noise = [run[place] for run in runs]
         # Softmax, sigmoid and tanh at the end are rounded in the file alone, to 1/256 or 1/128.
         rounded = 0.0 if last is None else (1 / 128 if last is ops.tanh else 1 / 256)
-        details.append(compare_output(place, y, file, noise, rounded))
+        # The kernels of this storage round twice: a code more.
+        steps = 2 if network.export["storage"] == "smallest" else 1
+        details.append(compare_output(place, y, file, noise, rounded, steps))
+        # Softmax and sigmoid end at 255/256 in the file, tanh at 127/128.
+        y = y if last is None else np.minimum(y, 1 - rounded)
         off = float(np.mean(np.abs(file - y) > max(0.51 * rounded, _size(y) / 2550)))
         if is_settled and not is_cut and off > ALLOWED_SETTLED:
             raise _Found("wrong", f"settled output {place}: {off:.1%} of the values differ")
     return "; ".join(details)
 
 
-def compare_output(place, wanted, file, noise, rounded=0.0):
+def compare_output(place, wanted, file, noise, rounded=0.0, steps=1):
     """Compares one output; what roundings explain is measured on the trained graph itself.
 
-    `rounded` is the distance of codes to which the file alone rounds the output.
+    `rounded` is the distance of codes to which the file alone rounds the output; `steps` of a grid
+    of 8 bits are allowed on top.
     """
     if file.shape != wanted.shape:
         raise _Found("wrong", f"output {place} has shape {file.shape}, not {wanted.shape}")
@@ -299,7 +307,7 @@ def compare_output(place, wanted, file, noise, rounded=0.0):
     off = _rms(file - wanted) / spread
     explained = max(_rms(run - wanted) for run in noise) / spread
     # Slack: one step of a grid of 8 bits whose end is the largest output.
-    slack = max(_size(wanted) / 255, rounded) / spread
+    slack = steps * max(_size(wanted) / 255, rounded) / spread
     allowed = ALLOWED_TIMES * explained + slack
     text = (
         f"output {place} is off by {off:.4f} std (noise explains {explained:.4f}, "

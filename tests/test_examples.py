@@ -40,7 +40,10 @@ def test_quickstart_prints_a_table_and_writes_its_files(tmp_path):
     assert results["export"]["proof"]["mismatches"] == 0
     accuracy = results["export"]["accuracy"]
     assert accuracy["file"] == accuracy["folded"]
-    assert accuracy["trained"] == pytest.approx(results["runs"][0]["stages"][-1]["test_accuracy"])
+    # Settled: `predict` is the file, and close to what was trained (of 450 images).
+    assert accuracy["trained"] == pytest.approx(accuracy["file"], abs=0.003)
+    before = results["runs"][0]["stages"][-1]["test_accuracy"]
+    assert accuracy["trained"] == pytest.approx(before, abs=0.03)
 
 
 @pytest.mark.slow
@@ -152,7 +155,9 @@ def test_the_export_benchmark_finds_no_code_of_a_file_that_differs_from_its_simu
     row = rows["resnet8_w4a4_pact"]
     assert row["codes_compared"] > 1e6
     assert row["codes_different"] == 0
-    assert row["equal_simulation"] == 1
+    assert row["codes_outside"] == 0
+    assert row["after"]["agreement"] >= row["before"]["agreement"]
+    assert row["settlement"]["left"] == []
 
 
 def test_cifar_says_in_one_sentence_that_the_data_folder_is_missing(tmp_path):

@@ -13,7 +13,7 @@ from speq_keras.export.arithmetic.products import rounds_twice
 NOISE_STEPS = 2e-3
 # Float kernels sum in another order; a code after a float island may lie this much further away.
 ISLAND_STEPS = 255 * 2.0**-13
-_WITH_BIAS = ("conv_2d", "depthwise_conv_2d", "fully_connected", "transpose_conv")
+WITH_BIAS = ("conv_2d", "depthwise_conv_2d", "fully_connected", "transpose_conv")
 
 
 def is_settled(folded):
@@ -56,7 +56,7 @@ def _source(makers, name):
 def _units(network, makers, name):
     """Returns the distance of neighbouring sums, in steps of the output: a vector over channels."""
     node = _source(makers, name)
-    if node is None or len(node.inputs) < 2 or node.kind not in _WITH_BIAS:
+    if node is None or len(node.inputs) < 2 or node.kind not in WITH_BIAS:
         return 0.0
     x, weights, output = (
         network.tensors[part] for part in (node.inputs[0], node.inputs[1], node.output)
@@ -82,6 +82,6 @@ def _kernel_steps(network, makers, name):
     if node.kind == "batch_matmul" and network.tensors[node.inputs[1]].zero_point:
         x, y = (network.tensors[part] for part in node.inputs)
         return float(x.scale * y.scale / output.scale)
-    if node.kind in _WITH_BIAS and rounds_twice(node.kind, network.tensors[node.inputs[1]]):
+    if node.kind in WITH_BIAS and rounds_twice(node.kind, network.tensors[node.inputs[1]]):
         return float(np.max(_units(network, makers, name)))
     return 0.0

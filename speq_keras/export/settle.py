@@ -11,6 +11,8 @@ import dataclasses
 import keras
 
 from speq_keras._checks import check_choice
+from speq_keras.export.allowances import WITH_BIAS
+from speq_keras.export.arithmetic.products import rounds_twice
 from speq_keras.export.fold import fold
 from speq_keras.export.folding.weights import slope_of
 from speq_keras.export.session import has_islands
@@ -121,7 +123,9 @@ def _kernels_left(folded):
         elif step.kind == "resize" and not _is_exact(step):
             left.append(f"{name}: it interpolates with weights of 11 bits")
     for node in folded.network.nodes:
-        if node.kind == "batch_matmul" and tensors[node.inputs[1]].zero_point:
+        weights = tensors[node.inputs[1]] if len(node.inputs) > 1 else None
+        off_centre = node.kind == "batch_matmul" and weights.zero_point
+        if off_centre or (node.kind in WITH_BIAS and rounds_twice(node.kind, weights)):
             left.append(f"{node.layer}: its kernel rounds twice")
     if has_islands(folded.network):
         left.append("layers in float: sums of floats depend on their order")
