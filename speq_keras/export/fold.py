@@ -13,7 +13,7 @@ from speq_keras.export.lowering import lower
 from speq_keras.export.network import IntegerNetwork
 from speq_keras.export.reference import run_steps
 from speq_keras.export.storage import STORAGES
-from speq_keras.graph import read_graph
+from speq_keras.graph import Graph, read_graph
 from speq_keras.operations import fixed_range
 from speq_keras.quantizers import ActivationQuantizer
 
@@ -28,6 +28,7 @@ class FoldedModel:
         steps: The `FoldedNetwork`: what stands between two roundings is one step.
         network: The `IntegerNetwork`: one node for every operation of the file.
         storage: See `fold`.
+        graph: The trained model's own `Graph`, as it was read.
 
     `print(folded)` shows one line per step.
     """
@@ -35,6 +36,7 @@ class FoldedModel:
     steps: FoldedNetwork
     network: IntegerNetwork
     storage: str
+    graph: Graph | None = None
 
     def predict(self, inputs):
         """Returns what the exported file computes on LiteRT's default runtime, bit for bit.
@@ -117,13 +119,14 @@ def fold(model, *, storage="int8", io="float32", softmax=True):
     check_choice("storage", storage, STORAGES)
     check_choice("io", io, IO_TYPES)
     _check_model(model)
-    steps = fold_graph(model, read_graph(model))
+    graph = read_graph(model)
+    steps = fold_graph(model, graph)
     store(steps, storage)
     if not softmax:
         _drop_last_tables(steps)
     network = lower(steps, io=io)
     network.metadata.update(metadata_of(model, storage))
-    return FoldedModel(steps, network, storage)
+    return FoldedModel(steps, network, storage, graph)
 
 
 def metadata_of(model, storage):

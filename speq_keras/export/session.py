@@ -14,6 +14,9 @@ from speq_keras.export.write import write
 
 PLAIN = ("float32", "int32")
 MOST_DRAWS = 4  # of random inputs
+# Where the first draw finds more channels than this at a single code, the network itself is
+# constant there (untrained statistics make it so), and further draws show nothing new.
+HOPELESS_SHARE = 0.5
 
 
 def prove(model, folded, content, arrays=None, *, batch_size=1, softmax=True, seed=0):
@@ -41,7 +44,7 @@ def prove(model, folded, content, arrays=None, *, batch_size=1, softmax=True, se
         drawn.append(generate_inputs(folded.steps, seed + draw))
         session.run(drawn[-1])
         proof = session.proof(generated=True)
-        if proof.flat_share <= FLAT_SHARE:
+        if not FLAT_SHARE < proof.flat_share <= HOPELESS_SHARE:
             break
     return proof, [np.concatenate(parts) for parts in zip(*drawn, strict=True)]
 
@@ -52,7 +55,7 @@ class _Session:
     def __init__(self, model, folded, content, batch_size, softmax):
         self.folded, self.steps, self.network = folded, folded.steps, folded.network
         self.content = content
-        self.trained = TrainedGraph(model, softmax=softmax)
+        self.trained = TrainedGraph(model, softmax=softmax, graph=folded.graph)
         self.makers = {name: node for node in self.network.nodes for name in node.outputs}
         made = [
             name for name in self.makers if self.network.tensors[name].dtype in (*CODES, *PLAIN)

@@ -71,10 +71,11 @@ class TrainedGraph:
     Args:
         model: The `SPEQModel`.
         softmax: False where the file leaves out a softmax or sigmoid at the end.
+        graph: What `read_graph` makes of the model, if it was read before.
     """
 
-    def __init__(self, model, *, softmax=True):
-        self.graph = read_graph(model)
+    def __init__(self, model, *, softmax=True, graph=None):
+        self.graph = read_graph(model) if graph is None else graph
         self.output_names = list(model.output_names)
         self.makers = {index: node for node in self.graph.nodes for index in node.outputs}
         self.ends = [self._end(index, softmax) for index in self.graph.output_indices]
