@@ -105,3 +105,21 @@ def test_in_mixed_precision_a_function_keeps_the_dtype_of_its_tensor():
     made = {layer.name: layer.output.dtype for layer in wrapped.layers if "silu" in layer.name}
     assert len(made) == 4
     assert set(made.values()) == {"float32"}
+
+
+def test_a_swish_of_masked_words_computes_what_keras_does():
+    """Keras' Multiply takes 1 for what a mask hides; x · sigmoid(x) of a masked x is no product."""
+    keras.utils.set_random_seed(0)
+    words = keras.Input((5,), dtype="int32")
+    x = layers.Dense(4)(layers.Embedding(11, 3, mask_zero=True)(words))
+    x = layers.Dense(4, activation="swish")(keras.ops.silu(x))
+    network = keras.Model(words, layers.Dense(2)(layers.Flatten()(x)))
+    model = speq_keras.wrap(network, 8, 8, distillation=None)
+    for quantizer in model.weight_quantizers:
+        quantizer.bits = None
+    for quantizer in model.activation_quantizers:
+        quantizer.observer = lambda quantizer, inputs: None
+    data = np.random.default_rng(0).integers(0, 11, (16, 5))
+    assert np.any(data == 0)
+    # The order of sums in float32.
+    np.testing.assert_allclose(model(data), network(data), rtol=1e-4, atol=1e-5)

@@ -45,13 +45,17 @@ class Node:
 
 @dataclasses.dataclass
 class Graph:
-    """Nodes in an order in which they can be computed, their tensors, and the ends of the model."""
+    """Nodes in an order in which they can be computed, their tensors, and the ends of the model.
+
+    `masked`: the numbers of the tensors that carry a mask which no argument shows.
+    """
 
     name: str
     tensors: list = dataclasses.field(default_factory=list)
     nodes: list = dataclasses.field(default_factory=list)
     inputs: object = None
     outputs: object = None
+    masked: set = dataclasses.field(default_factory=set)
 
     def add_tensor(self, shape, dtype, producer=None, name=""):
         """Appends a tensor and returns its `Ref`."""

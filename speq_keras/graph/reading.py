@@ -51,7 +51,7 @@ class _Reader:
     def __init__(self, graph, expand):
         self.graph = graph
         self.expand = expand
-        self.masked = set()  # tensors that carry a mask which no argument shows
+        self.masked = graph.masked
 
     def inline(self, model, inputs, name_of, training):
         """Appends the nodes of `model` on `inputs`; returns its outputs, a structure of `Ref`s."""

@@ -144,7 +144,7 @@ class _Rewriter:
             # What is regularized is the output, so the regularizer goes with the activation.
             copy = self.copy(operation, name, activation="linear", activity_regularizer=None)
             return self.activation(operation, name, self.call(copy, name, args, kwargs))
-        if function_name(operation) == "silu" and self.splits_swish:
+        if function_name(operation) == "silu" and self.splits_here():
             (x,) = refs_in((args, kwargs))
             return self.swish(self.names.unique(name) if again else name, x, operation)
         if function_name(operation) is not None and again:
@@ -152,6 +152,10 @@ class _Rewriter:
             fresh = self.names.unique(name)
             return self.call(copy_operation(operation, name=fresh), fresh, args, kwargs)
         return self.call(self.copy(operation, name), name, args, kwargs)
+
+    def splits_here(self):
+        """Whether a swish of this node is taken apart: a Multiply has another meaning for masks."""
+        return self.splits_swish and self.old.masked.isdisjoint(self.node.inputs)
 
     def hides_logits(self, operation):
         """Whether `operation` ends in the softmax or sigmoid of an output (see `heads`)."""
@@ -201,7 +205,7 @@ class _Rewriter:
             return self.activation_layer(operation, name, inner_name, outputs, {})
         label = getattr(operation.activation, "__name__", "activation")
         name = self.names.unique(f"{name}_{label if label.isidentifier() else 'activation'}")
-        if function == "silu" and self.splits_swish:
+        if function == "silu" and self.splits_here():
             return self.swish(name, outputs[0], operation)
         layer = layers.Activation(
             operation.activation,
