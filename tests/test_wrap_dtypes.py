@@ -107,12 +107,19 @@ def test_in_mixed_precision_a_function_keeps_the_dtype_of_its_tensor():
     assert set(made.values()) == {"float32"}
 
 
-def test_a_swish_of_masked_words_computes_what_keras_does():
-    """Keras' Multiply takes 1 for what a mask hides; x · sigmoid(x) of a masked x is no product."""
+MASKED = {
+    # Keras' Multiply takes 1 for what a mask hides; x · sigmoid(x) of a masked x is no product.
+    "swish": lambda x: layers.Dense(4, activation="swish")(ops.silu(x)),
+    # An operation passes no mask on, and a layer in its place would; Minimum looks at both masks.
+    "a factor": lambda x: layers.Minimum()([layers.Concatenate()([x, x * 0.1]), ops.tile(x, 2)]),
+}
+
+
+@pytest.mark.parametrize("body", MASKED.values(), ids=MASKED)
+def test_masked_words_are_computed_as_keras_does(body):
     keras.utils.set_random_seed(0)
     words = keras.Input((5,), dtype="int32")
-    x = layers.Dense(4)(layers.Embedding(11, 3, mask_zero=True)(words))
-    x = layers.Dense(4, activation="swish")(keras.ops.silu(x))
+    x = body(layers.Dense(4)(layers.Embedding(11, 3, mask_zero=True)(words)))
     network = keras.Model(words, layers.Dense(2)(layers.Flatten()(x)))
     model = speq_keras.wrap(network, 8, 8, distillation=None)
     for quantizer in model.weight_quantizers:

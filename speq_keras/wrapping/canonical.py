@@ -131,7 +131,7 @@ class _Rewriter:
         if stays and inner is None and not self.hides_logits(operation):
             return self.call(self.copy(operation, name), name, args, kwargs)
         rescaling = as_rescaling(self.new, operation, args, kwargs)
-        if rescaling is not None:
+        if rescaling is not None and not self.reads_mask():  # which a layer would pass on
             dtype = self.old.tensors[node.outputs[0]].dtype
             return self.rescaling(rescaling, name, refs_in((args, kwargs)), again, dtype)
         is_layer = isinstance(operation, layers.Layer)
@@ -155,7 +155,11 @@ class _Rewriter:
 
     def splits_here(self):
         """Whether a swish of this node is taken apart: a Multiply has another meaning for masks."""
-        return self.splits_swish and self.old.masked.isdisjoint(self.node.inputs)
+        return self.splits_swish and not self.reads_mask()
+
+    def reads_mask(self):
+        """Whether this node reads a tensor that carries a mask."""
+        return not self.old.masked.isdisjoint(self.node.inputs)
 
     def hides_logits(self, operation):
         """Whether `operation` ends in the softmax or sigmoid of an output (see `heads`)."""
