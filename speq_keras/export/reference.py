@@ -9,11 +9,10 @@ tell which of two codes is nearer, float64 does. Without that one code in 100,00
 side, and in a deep network one wrong code of an early layer moves thousands behind it.
 """
 
-import contextlib
-
 import keras
 import numpy as np
 
+from speq_keras.export.trained import in_float32
 from speq_keras.graph import map_refs
 
 # The fake-quant op of 8 bits is off by up to 255 · 2^-23 steps.
@@ -152,20 +151,6 @@ def call(node, arrays):
     args, kwargs = map_refs((node.args, node.kwargs), lambda _: next(waiting))
     with in_float32(node.operation):
         return node.operation(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def in_float32(operation):
-    """Lets a layer that was trained in mixed precision compute in float32."""
-    if not isinstance(operation, keras.layers.Layer):
-        yield
-        return
-    policy = operation.dtype_policy
-    operation.dtype_policy = "float32"
-    try:
-        yield
-    finally:
-        operation.dtype_policy = policy
 
 
 def _activated(y, activation):

@@ -56,7 +56,7 @@ def settle(model, *, storage):
     scales = Scales(quantizers)
     left = _settle_scales(model, storage, scales)
     biases = _settle_biases(model, storage)
-    # What moved the biases may have changed no scale: this one is for what is left.
+    # Once more, for what is left.
     folded = fold(model, storage=storage)
     left += _biases_left(folded.steps) + _kernels_left(folded) + _training_left(model)
     return Settlement(
