@@ -311,8 +311,13 @@ def layer_cases():
                 layer = cls(**kwargs, name="tried")
                 return layer([x, layers.Dense(x.shape[-1])(x)] if name in TWO else x)
 
-            said = ", ".join(f"{k}={getattr(v, 'name', v)}" for k, v in change.items())
+            said = ", ".join(f"{k}={named(v)}" for k, v in change.items())
             yield f"{name}({said})".replace("\n", " "), shape, build
+
+
+def named(value):
+    """Returns a value's part of a test's name, without an address: all workers need one name."""
+    return f"{value.__name__}()" if inspect.isfunction(value) else getattr(value, "name", value)
 
 
 def options_of(cls):
@@ -430,7 +435,8 @@ def table_cases():
     for name, (base, options) in TABLES.items():
         for option, values in options.items():
             for value in values:
-                yield pytest.param(name, base | {option: value}, id=f"{name}({option}={value})")
+                said = f"{name}({option}={named(value)})"
+                yield pytest.param(name, base | {option: value}, id=said)
 
 
 @pytest.mark.long
