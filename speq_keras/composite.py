@@ -1,10 +1,11 @@
 """Layers made of layers as graphs of those layers: attention, transformer and residual blocks.
 
-A composite layer is taken apart by calling its `call` on symbolic tensors. The result stands for
-the layer only if every weight of the layer belongs to a layer of that graph, if it is the same
-graph in training, and if both compute the same of random data (`composite_check`). Otherwise the
-layer stays one node, and `Expander.reasons` says why. So does a layer behind
-`Embedding(mask_zero=True)` or `Masking`: a mask has to be given as an argument to be seen.
+A composite layer is taken apart by calling its `call` on symbolic tensors. Variables that it holds
+itself are tensors, too, while it runs: each is made by a `Weight`. The result stands for the layer
+only if every weight of the layer belongs to a layer of that graph, if it is the same graph in
+training, and if both compute the same of random data (`composite_check`). Otherwise the layer stays
+one node, and `Expander.reasons` says why. So does a layer behind `Embedding(mask_zero=True)` or
+`Masking`: a mask has to be given as an argument to be seen.
 
 `ops.dot_product_attention`, which Keras' attention layers call where they have no dropout, is
 taken apart, too: into two products and the softmax between them. And `ops.einsum` of two tensors
@@ -21,12 +22,19 @@ from keras import layers, ops, tree
 from speq_keras._checks import brief
 from speq_keras.composite_check import STAND_IN, difference
 from speq_keras.configs import registered_config
+from speq_keras.graph import Graph, read_graph
 from speq_keras.layers import Constant, QuantizedLayer
+from speq_keras.operations import Kind, kind_of, name_of, row_of
 from speq_keras.ops import einsum_axes
+from speq_keras.own_weights import Weight
 from speq_keras.quantizers import Quantizer
 
 # Of Keras' own layers, only these are taken apart: recurrent layers and their like loop over time.
 _KERAS_COMPOSITES = (layers.MultiHeadAttention, layers.GroupQueryAttention)
+# What may read a weight that a layer holds itself: of these there are kernels.
+_READS_WEIGHTS = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Matmul")
+# Where the modules of keras.applications are: ConvNeXt's has a LayerScale.
+_APPLICATIONS = keras.applications.ConvNeXtTiny.__module__.rsplit(".", 1)[0]
 
 
 def is_composite(operation):
@@ -37,6 +45,8 @@ def is_composite(operation):
         return False
     if isinstance(operation, _KERAS_COMPOSITES):
         return True
+    if type(operation).__module__.startswith(_APPLICATIONS):  # as a user's, but for what is known
+        return row_of(operation) is None
     return not _is_known(type(operation)) and not isinstance(operation, keras.Model)
 
 
@@ -57,13 +67,15 @@ class Expander:
         self.verifies = verifies
         self.reasons = {}
         self._verified = {}
+        self._weights = {}  # id of a variable: (variable, its `Weight`)
 
     def __call__(self, name, operation, args, kwargs):
         """Returns what `expand` does, or None for a layer that stays one node."""
         if not is_composite(operation) or self.stays_whole(name, operation):
             return None
         try:
-            return expand(operation, args, kwargs, self._difference if self.verifies else None)
+            check = self._difference if self.verifies else None
+            return expand(operation, args, kwargs, check, self._weights)
         except CannotExpand as error:
             self.refuse(name, str(error))
             return None
@@ -87,7 +99,7 @@ class CannotExpand(Exception):
     """Says, as a phrase, why a layer has to stay one node."""
 
 
-def expand(operation, args, kwargs, difference=None):
+def expand(operation, args, kwargs, difference=None, weights=None):
     """Takes a call apart.
 
     Args:
@@ -96,6 +108,7 @@ def expand(operation, args, kwargs, difference=None):
         kwargs: Likewise.
         difference: Function of the layer, its graph and the call's args and kwargs, as that of
             `composite_check`, or None.
+        weights: {id of a variable: (variable, its `Weight`)}, extended; or None.
 
     Returns:
         `(model, tensors)`: a Functional model of the inner layers, and those of the call's tensors
@@ -107,14 +120,51 @@ def expand(operation, args, kwargs, difference=None):
     is_layer = isinstance(operation, layers.Layer)
     call = operation.call if is_layer else functools.partial(_parts_of(operation), operation)
     args, kwargs, tensors = _fresh(args, kwargs)
-    with _random_states_kept(operation):
-        args, kwargs, model = _graph_of(call, args, kwargs, tensors)
+    own = _variables_in(operation) if is_layer else {}
+    if own:
+        call = _on_its_weights(operation, {} if weights is None else weights)
+    try:
+        with _random_states_kept(operation):
+            args, kwargs, model = _graph_of(call, args, kwargs, tensors)
+    except CannotExpand as error:
+        if own:
+            raise CannotExpand(f"{_has_weights(own)}, and {error}") from error
+        raise
     if is_layer:
         _check_weights(operation, model)
         why = difference and difference(operation, model, args, kwargs)
         if why:
             raise CannotExpand(why)
     return model, tensors
+
+
+def _variables_in(layer):
+    """Returns {attribute: variable} of the weights that a layer holds itself, not in layers."""
+    weights = {id(variable) for variable in layer.weights}
+    return {
+        name: value
+        for name, value in vars(layer).items()
+        if id(value) in weights and value.dtype == layer.variable_dtype
+    }
+
+
+def _on_its_weights(layer, known):
+    """Returns a function like the layer's `call` that reads tensors in place of variables."""
+
+    @functools.wraps(layer.call)
+    def call(*args, **kwargs):
+        variables = _variables_in(layer)
+        x = next(x for x in tree.flatten((args, kwargs)) if _is_symbolic(x))
+        for variable in variables.values():
+            known.setdefault(id(variable), (variable, Weight.of(variable, layer)))
+        # The attribute itself: Keras tells variables from other attributes when they are set.
+        vars(layer).update({n: known[id(v)][1](x) for n, v in variables.items()})
+        try:
+            return layer.call(*args, **kwargs)
+        finally:
+            vars(layer).update(variables)
+
+    return call
 
 
 @contextlib.contextmanager
@@ -235,7 +285,19 @@ def _check_weights(layer, model):
     found = {id(variable) for variable in model.weights}
     own = [variable.name for variable in layer.weights if id(variable) not in found]
     if own:
-        raise CannotExpand(f"it has weights of its own ({', '.join(own)})")
+        raise CannotExpand(_has_weights(own))
+    graph = read_graph(model) if any(type(o) is Weight for o in model.operations) else Graph("")
+    for node in graph.nodes:
+        sources = [graph.tensors[index].producer for index in node.inputs]
+        names = [x.name for x in sources if x is not None and type(x.operation) is Weight]
+        copies = kind_of(node.operation) in (Kind.CARRY, Kind.CONCAT)
+        if names and not copies and name_of(node.operation) not in _READS_WEIGHTS:
+            name = type(node.operation).__name__
+            raise CannotExpand(f"{_has_weights(names)}, and no kernel of {name} reads weights")
+
+
+def _has_weights(names):
+    return f"it has weights of its own ({', '.join(names)})"
 
 
 def _likeness(layer, model, args, kwargs):

@@ -27,7 +27,7 @@ SMALLEST = {
 }
 # What stays in float, by class.
 FLOAT_TYPES = {
-    "ConvNeXtTiny": {"LayerNormalization", "LayerScale"},
+    "ConvNeXtTiny": {"LayerNormalization"},
     "InceptionResNetV2": set(),
 }
 

@@ -138,15 +138,6 @@ class Decides(Own):
 
 
 @registered
-class LayerScale(layers.Layer):
-    def build(self, shape):
-        self.gamma = self.add_weight(name="gamma", shape=(shape[-1],), initializer="zeros")
-
-    def call(self, x):
-        return x * self.gamma
-
-
-@registered
 class NeedsMore(Own):
     """Cannot be made again from its config."""
 
@@ -178,7 +169,6 @@ WHOLE = {
     Noisy: "as a graph it computes other values",
     Regularized: "it has an activity regularizer",
     AddsLoss: "as a graph it adds other losses",
-    LayerScale: "it has weights of its own (gamma)",
     HasNeedsMore: "its graph cannot be made again (ValueError: Layer 'needs_more",
 }
 

@@ -80,6 +80,7 @@ STAIRCASE = [
     "losses",
     "precision",
     "quantizers",
+    "own_weights",
     "configs",
     "layers",
     "damping",

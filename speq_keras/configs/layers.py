@@ -4,6 +4,7 @@ from keras import layers
 
 from speq_keras.configs.quantize_config import QuantizeConfig
 from speq_keras.ops import einsum_axes
+from speq_keras.own_weights import Weight
 
 _LAST = QuantizeConfig(weights=("kernel",), channel_axes=(-1,))
 # (height, width, channels, multiplier): a channel of the output is a pair of the last two.
@@ -36,6 +37,8 @@ REGISTRY = {
     layers.SeparableConv2D: QuantizeConfig(weights=("depthwise_kernel", "pointwise_kernel")),
     layers.EinsumDense: _einsum_dense,
     layers.Embedding: _TABLE,
+    # As that of a PositionEmbedding below: 8 bits, and nothing is read.
+    Weight: QuantizeConfig(weights=("weight",), channel_axes=(), w_bits=8, a_bits=None),
 }
 if hasattr(layers, "ReversibleEmbedding"):  # not in the oldest Keras that is supported
     REGISTRY[layers.ReversibleEmbedding] = _TABLE

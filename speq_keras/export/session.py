@@ -102,7 +102,7 @@ class _Session:
     def proof(self, *, generated):
         """Returns the `Proof` for all that was run."""
         rows = [tally.row(name, self.kind_of(name)) for name, tally in self.tallies.items()]
-        rows += [tally.row(name, "input") for name, tally in self.others.items()]
+        rows += [tally.row(name, self.kind_of(name)) for name, tally in self.others.items()]
         return Proof(
             examples=self.examples,
             generated=generated,
@@ -114,8 +114,11 @@ class _Session:
         )
 
     def kind_of(self, name):
-        """Returns the kind of the node that makes a tensor."""
-        return self.makers[name].kind
+        """Returns the kind of the node that makes a tensor, or what it is if none does."""
+        if name in self.makers:
+            return self.makers[name].kind
+        tensor = self.network.tensors.get(name)
+        return "input" if tensor is None or tensor.data is None else "constant"
 
 
 class _Results:

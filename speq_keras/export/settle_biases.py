@@ -8,7 +8,7 @@ from keras import layers
 
 from speq_keras.export.folding import affine
 from speq_keras.export.folding.steps import SETTLED_STEPS
-from speq_keras.operations import Kind, kind_of
+from speq_keras.operations import Kind, kind_of, name_of
 
 # Sums nearer to a half than this, in steps, are decided by the last bits of float32.
 _NEAR_HALF = 1e-4
@@ -106,7 +106,14 @@ def apply_move(step, move):
 
 
 def _move_variable(layer, shift, shape):
-    """Adds `shift`, per channel, to a layer's bias, β or moving mean; returns whether it could."""
+    """Adds `shift`, per channel, to a layer's bias, β, moving mean or what else it adds.
+
+    Returns:
+        Whether it could.
+    """
+    if name_of(layer) == "ChannelOperation":
+        sign = {"add": 1, "subtract": 1 if layer.weight_first else -1}.get(layer.operation)
+        return sign is not None and _add(layer.weight, sign * shift)
     if not isinstance(layer, layers.BatchNormalization):
         bias = getattr(layer, "bias", None)
         return isinstance(bias, keras.Variable) and _add(bias, shift)

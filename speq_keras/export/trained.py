@@ -143,6 +143,8 @@ class TrainedGraph:
             problem = f"no tensor of the file holds the codes of quantizer '{node.name}'"
         if problem:
             return self._failed(node, layers[index], name or node.name, problem), values
+        if codes.shape != values.shape and codes.shape[:1] == (1,) and codes.size == values.size:
+            codes = codes.reshape(values.shape)  # of a weight, which has no batch
         decoded = codes.astype("float32") * scale
         padded = self._padded(decoded, index)
         if padded is None:

@@ -10,12 +10,15 @@ from keras import layers
 
 from speq_keras import fused_batch_norm
 from speq_keras.operations.rows import (
+    CHANNEL_OPERATION,
     LAYER_ROWS,
     OPERATION_ROWS,
     POSITION_EMBEDDING,
     REVERSIBLE_EMBEDDING,
     SCALED_SUM,
+    WEIGHT,
 )
+from speq_keras.own_weights import ChannelOperation, Weight
 
 # What a subclass may define and still compute what its base computes.
 _HARMLESS = frozenset(
@@ -94,6 +97,7 @@ def make_operation(name, /, **options):
 def _layer_rows():
     rows = {getattr(layers, n): row for n, row in LAYER_ROWS.items() if hasattr(layers, n)}
     rows[fused_batch_norm.BatchNormalization] = LAYER_ROWS["BatchNormalization"]
+    rows[ChannelOperation], rows[Weight] = CHANNEL_OPERATION, WEIGHT
     # Keras' InceptionResNetV2 computes x + scale · y with a layer of its own.
     module = sys.modules[keras.applications.InceptionResNetV2.__module__]
     if hasattr(module, SCALED_SUM.name):

@@ -131,8 +131,8 @@ def kind_of(operation, has_config=False):
 
 def _is_per_channel(layer):
     """Whether a slope and a shift go along the last axis, where integer kernels have scales."""
-    if name_of(layer) == "BatchNormalization":
-        return True  # the exporter says which axis it needs
+    if name_of(layer) in ("BatchNormalization", "ChannelOperation"):
+        return True  # of the first, the exporter says which axis it needs
     names = ("scale", "offset") if name_of(layer) == "Rescaling" else ("mean", "variance")
     shapes = [np.shape(getattr(layer, name, 0.0)) for name in names]
     return all(size == 1 for shape in shapes for size in shape[:-1])

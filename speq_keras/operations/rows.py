@@ -186,4 +186,8 @@ POSITION_EMBEDDING = Row(
     "PositionEmbedding", Kind.FLOAT, frozenset({"sequence_length", "initializer"})
 )
 REVERSIBLE_EMBEDDING = LAYER_ROWS["ReversibleEmbedding"]
+CHANNEL_OPERATION = Row(
+    "ChannelOperation", Kind.AFFINE, frozenset({"shape", "operation", "weight_first"})
+)
+WEIGHT = Row("Weight", Kind.FLOAT, frozenset({"shape"}))
 SCALED_SUM = Row("CustomScaleLayer", Kind.FLOAT, frozenset({"scale"}))

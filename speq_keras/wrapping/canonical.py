@@ -12,6 +12,8 @@ Some layers hide a tensor that integer kernels have to round, and are taken apar
     Conv2D(activation=LeakyReLU())->  Conv2D, LeakyReLU
     split, unstack                ->  slices
     stack                         ->  expand_dims, Concatenate
+    x * self.gamma                ->  ChannelOperation          (likewise +, -, /)
+    ops.matmul(x, self.kernel)    ->  Dense
 
 All layers are fresh copies; `origins` remembers where each one's weights come from.
 """
@@ -40,6 +42,7 @@ from speq_keras.operations import (
 )
 from speq_keras.quantizers import Quantizer
 from speq_keras.wrapping.constants import as_rescaling
+from speq_keras.wrapping.own_weights import find_readers
 from speq_keras.wrapping.pieces import PIECES
 
 _SEPARABLE = {
@@ -87,6 +90,7 @@ class _Rewriter:
         self.node = None  # the one that is rewritten
         # By operation: however often a layer is called, there is one copy of it.
         self.floats = {id(node.operation) for node in graph.nodes if is_float(node)}
+        self.weight_readers = find_readers(graph, is_float)
         makes_output = {id(graph.tensors[index].producer) for index in graph.output_indices}
         self.last = {id(node.operation) for node in graph.nodes if id(node) in makes_output}
         self.splits_swish = splits_swish
@@ -104,10 +108,16 @@ class _Rewriter:
             tensor = self.old.tensors[index]
             refs[index] = self.new.add_tensor(tensor.shape, tensor.dtype, name=tensor.name)
         called = set()
+        absorbed = {id(reader.weight) for reader in self.weight_readers.values()}
         for node in self.old.nodes:
+            if id(node) in absorbed:
+                continue
             self.node = node
-            args, kwargs = map_refs((node.args, node.kwargs), refs.__getitem__)
-            outputs = self.rewrite(node, args, kwargs, again=id(node.operation) in called)
+            if id(node) in self.weight_readers:
+                outputs = self.with_weight(self.weight_readers[id(node)], refs)
+            else:
+                args, kwargs = map_refs((node.args, node.kwargs), refs.__getitem__)
+                outputs = self.rewrite(node, args, kwargs, again=id(node.operation) in called)
             called.add(id(node.operation))
             refs.update(zip(node.outputs, outputs, strict=True))
         self.new.inputs = map_refs(self.old.inputs, refs.__getitem__)
@@ -152,6 +162,15 @@ class _Rewriter:
             fresh = self.names.unique(name)
             return self.call(copy_operation(operation, name=fresh), fresh, args, kwargs)
         return self.call(self.copy(operation, name), name, args, kwargs)
+
+    def with_weight(self, reader, refs):
+        """Appends the layer that an operation on a tensor and a `Weight` becomes."""
+        self.node = reader.weight  # under whose name it is known
+        operation, name = self.node.operation, self.node.name
+        if id(operation) not in self.copies:
+            self.copies[id(operation)] = layer = reader.layer(name)
+            self.remember(layer, operation, Origin(name))
+        return self.call(self.copies[id(operation)], name, [refs[reader.tensor.index]], {})
 
     def splits_here(self):
         """Whether a swish of this node is taken apart: a Multiply has another meaning for masks."""

@@ -26,6 +26,8 @@ def of(operation, shape):
         return _rescaling(operation, shape)
     if name == "Normalization":
         return _normalization(operation, shape)
+    if name == "ChannelOperation":
+        return _channel_operation(operation, shape)
     raise CannotExport("it is not known to be a slope and a shift")
 
 
@@ -36,14 +38,19 @@ def of_call(node, shape):
         CannotExport: If it is none.
     """
     name = name_of(node.operation)
-    one, zero = np.ones(shape[-1]), np.zeros(shape[-1])
     if name == "Negative":
-        return -one, zero
+        return -np.ones(shape[-1]), np.zeros(shape[-1])
     operands = [*node.args, *node.kwargs.values()][:2]
     if len(operands) != 2 or sum(isinstance(x, Ref) for x in operands) != 1:
         raise CannotExport("there is no integer kernel for it")
     tensor_first = isinstance(operands[0], Ref)
     constant = _vector(operands[1] if tensor_first else operands[0], shape)
+    return _of_constant(name, constant, tensor_first)
+
+
+def _of_constant(name, constant, tensor_first):
+    """Returns `(slope, shift)` of an operation, by Keras' name, on a tensor and a vector."""
+    one, zero = np.ones(len(constant)), np.zeros(len(constant))
     if name == "Add":
         return one, constant
     if name == "Subtract":
@@ -55,6 +62,11 @@ def of_call(node, shape):
             raise CannotExport("it divides by zero")
         return 1 / constant, zero
     raise CannotExport("there is no integer kernel for it")
+
+
+def _channel_operation(layer, shape):
+    constant = _vector(layer.weight, shape)
+    return _of_constant(layer.operation.capitalize(), constant, not layer.weight_first)
 
 
 def _batch_normalization(layer, shape):

@@ -45,6 +45,7 @@ class Builder:
         self.folded = FoldedNetwork(name)
         self.names = Names()
         self.constants = {}  # id(value): the step that makes it
+        self.weights = {}  # id(value): (value, the codes of a weight in the shape that Keras knows)
         self.floats = {}  # id(value): (value, the same in float)
 
     # ---- steps ---------------------------------------------------------------------------------
@@ -67,6 +68,22 @@ class Builder:
         """Adds a step that rounds nothing, with codes on `grid`; returns its output."""
         output = Value(self.names.unique(node.name), self.shape_of(node), grid)
         return self.add(Step(kind, inputs, output, [node], options=options))
+
+    def constant(self, node, codes, grid):
+        """Adds a step that makes the same codes, without a batch axis, for every example.
+
+        Returns:
+            Its output, with a first axis of size 1.
+        """
+        output = Value(self.names.unique(node.name), (1, *codes.shape), grid)
+        return self.add(Step("constant", [], output, [node], options={"codes": codes}))
+
+    def weight(self, node, codes, grid):
+        """Adds a constant that has no batch in Keras either; returns its output."""
+        drops = int(codes.ndim > 0 and codes.shape[0] == 1)  # there is a first axis of size 1
+        value = self.constant(node, codes.reshape(codes.shape[drops:]), grid)
+        self.weights[id(value)] = (value, codes)
+        return value
 
     def pending(self, kind, node, inputs, options=None):
         """Returns the `Pending` of one node; a convolution takes in the padding before it."""
@@ -116,7 +133,12 @@ class Builder:
         if value.grid == grid:
             return value
         if id(value) in self.constants:
-            return self.round_constant(self.constants[id(value)], node, grid, quantizer)
+            output = self.round_constant(self.constants[id(value)], node, grid, quantizer)
+            if id(value) in self.weights:
+                codes = self.constants[id(output)].options["codes"]
+                shape = self.weights[id(value)][1].shape
+                self.weights[id(output)] = (output, codes.reshape(shape))
+            return output
         self.check_ties("requantize", [value], grid, quantizer)
         return self.rounded("requantize", node, [value], grid, quantizer)
 

@@ -9,8 +9,8 @@ from speq_keras.operations import OTHER, function_name, fused_function, name_of
 FLOAT_LAYERS = frozenset(
     "Dense EinsumDense Conv1D Conv2D DepthwiseConv1D DepthwiseConv2D Conv1DTranspose "
     "Conv2DTranspose BatchNormalization Rescaling Normalization LayerNormalization Add Subtract "
-    "Multiply Divide TrueDivide Square Negative Concatenate GlobalAveragePooling1D "
-    "GlobalAveragePooling2D Cast LeakyReLU PReLU ELU Elu Gelu LeakyRelu".split()
+    "Multiply Divide TrueDivide Square Negative Concatenate Cast ChannelOperation "
+    "GlobalAveragePooling1D GlobalAveragePooling2D LeakyReLU PReLU ELU Elu Gelu LeakyRelu".split()
 )
 FLOAT_FUNCTIONS = frozenset(
     "relu relu6 sigmoid tanh softmax silu gelu gelu_approximate elu hard_silu leaky_relu "

@@ -4,6 +4,7 @@ Each takes `(builder, node, arguments)` and returns what stands for the node's o
 `Padded` or a `Pending`. Arguments, too, are one of these.
 """
 
+import keras
 import numpy as np
 
 from speq_keras.export.folding import affine
@@ -15,11 +16,12 @@ from speq_keras.export.folding.steps import CannotExport, Grid, Value
 from speq_keras.export.folding.weights import (
     check_linear,
     check_weights,
-    is_position_embedding,
     table_of,
 )
+from speq_keras.graph import map_refs
 from speq_keras.operations import Kind, kind_of, name_of
 
+_TABLES = {"PositionEmbedding": "position_embeddings", "Weight": "weight"}
 _PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply", "Square": "multiply"}
 
 
@@ -28,19 +30,19 @@ def is_whole(argument):
     return isinstance(argument, Value) and argument.is_whole
 
 
-def embedding(builder, node, arguments):
+def table_rows(builder, node, arguments):
     """A table's rows have the grid of its weights: nothing is rounded."""
-    is_position = is_position_embedding(node.operation.layer)
-    check_weights(node.operation, "position_embeddings" if is_position else "embeddings")
+    name = name_of(node.operation.layer)
+    check_weights(node.operation, _TABLES.get(name, "embeddings"))
     codes, scale = table_of(node.operation)
-    if is_position:
-        kind, codes = "constant", codes[: builder.shape_of(node)[-2]]
-    elif is_whole(arguments[0]):
-        kind = "embedding"
-    else:
-        raise CannotExport("only whole numbers can look rows up")
     grid = Grid(np.float32(scale), -128, 127)
-    return builder.copied(kind, arguments, node, grid, {"codes": codes})
+    if name == "Weight":
+        return builder.weight(node, codes, grid)
+    if name == "PositionEmbedding":
+        return builder.constant(node, codes[: builder.shape_of(node)[-2]], grid)
+    if not is_whole(arguments[0]):
+        raise CannotExport("only whole numbers can look rows up")
+    return builder.copied("embedding", arguments, node, grid, {"codes": codes})
 
 
 def weighted(builder, node, arguments):
@@ -105,6 +107,12 @@ def table(builder, node, arguments):
 
 def carry(builder, node, arguments):
     """What copies codes; zeros around them are left to whoever reads them."""
+    if id(arguments[0]) in builder.weights:
+        value, codes = builder.weights[id(arguments[0])]
+        tensor = keras.ops.convert_to_tensor(codes.astype("float32"))
+        args, kwargs = map_refs((node.args, node.kwargs), lambda _: tensor)
+        moved = keras.ops.convert_to_numpy(node.operation(*args, **kwargs))
+        return builder.weight(node, moved.astype("int32"), value.grid)
     kind, options = carry_of(node, arguments[0].shape, builder.shape_of(node))
     source = builder.codes(arguments[0])
     if kind == "pad":

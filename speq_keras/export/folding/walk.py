@@ -10,8 +10,8 @@ from speq_keras.export.folding.options import check_options
 from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending
 from speq_keras.export.folding.steps import CannotExport, Problem, Value, plain_dtype
-from speq_keras.export.folding.visits import VISITS, embedding, is_whole
-from speq_keras.export.folding.weights import finish, is_embedding
+from speq_keras.export.folding.visits import VISITS, is_whole, table_rows
+from speq_keras.export.folding.weights import finish, is_table
 from speq_keras.export.storage import container_of
 from speq_keras.operations import Kind, fixed_range, kind_of, name_of
 
@@ -118,8 +118,8 @@ def _visit(builder, node, arguments):
     if changes_nothing(node.operation) or _only_renames_type(builder, node, arguments):
         builder.folded.left_out.add(node.name)
         return arguments[0]  # may stand before a quantizer
-    if kind is Kind.WEIGHTED and is_embedding(node.operation.layer):
-        return embedding(builder, node, arguments)
+    if kind is Kind.WEIGHTED and is_table(node.operation.layer):
+        return table_rows(builder, node, arguments)
     if kind is Kind.FLOAT or any(_is_float(value, kind) for value in arguments):
         return builder.in_float(node, [builder.as_float(value) for value in arguments])
     return VISITS[kind](builder, node, arguments)

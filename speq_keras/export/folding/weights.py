@@ -229,14 +229,9 @@ def weights_of(layer):
     return codes, scale, bias, axes
 
 
-def is_embedding(layer):
-    """Whether a layer looks rows up in a table."""
-    return name_of(layer) in ("Embedding", "ReversibleEmbedding") or is_position_embedding(layer)
-
-
-def is_position_embedding(layer):
-    """Whether this is KerasHub's layer; the package need not be installed."""
-    return name_of(layer) == "PositionEmbedding"
+def is_table(layer):
+    """Whether a layer makes what stands in a table: some of its rows, or all of it."""
+    return name_of(layer) in ("Embedding", "ReversibleEmbedding", "PositionEmbedding", "Weight")
 
 
 def table_of(layer):

@@ -202,9 +202,9 @@ def _other(island, layer, x):
         return _layer_normalization(island, layer, x)
     if class_name == "PReLU":
         return _prelu(island, layer, x)
-    if class_name in ("BatchNormalization", "Rescaling", "Normalization"):
-        is_batch = class_name == "BatchNormalization"
-        slope, shift = folding_affine.of(layer, x.shape) if is_batch else along_axes(layer)
+    if class_name in ("BatchNormalization", "Rescaling", "Normalization", "ChannelOperation"):
+        is_free = class_name in ("Rescaling", "Normalization")  # to go along any axis
+        slope, shift = along_axes(layer) if is_free else folding_affine.of(layer, x.shape)
         slope, shift = np.atleast_1d(slope), np.atleast_1d(shift)
         y = island.emit("mul", [x, island.constant("slope", slope)], x.shape)
         return island.emit("add", [y, island.constant("shift", shift)], x.shape)

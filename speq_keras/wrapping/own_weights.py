@@ -1,0 +1,112 @@
+"""Operations on a tensor and a weight that a user's layer holds, as layers with that weight."""
+
+import dataclasses
+from typing import Any
+
+from keras import layers
+
+from speq_keras.graph import Ref
+from speq_keras.operations import name_of
+from speq_keras.own_weights import ChannelOperation, Weight
+
+_OPERATIONS = {
+    "Add": "add",
+    "Subtract": "subtract",
+    "Multiply": "multiply",
+    "Divide": "divide",
+    "TrueDivide": "divide",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """The one node that reads what a `Weight` makes.
+
+    Attributes:
+        weight: The node of the `Weight`.
+        operation: "matmul", or as of `ChannelOperation`.
+        weight_first: Whether the weight is the first operand.
+        tensor: The `Ref` of the other operand.
+    """
+
+    weight: Any
+    operation: str
+    weight_first: bool
+    tensor: Ref
+
+    def layer(self, name):
+        """Returns a layer that computes the same, built, with a weight of its own."""
+        weight = self.weight.operation
+        common = {"dtype": weight.dtype_policy, "trainable": weight.trainable, "name": name}
+        if self.operation == "matmul":
+            layer = layers.Dense(
+                weight.shape[-1],
+                use_bias=False,
+                kernel_regularizer=weight.weight_regularizer,
+                kernel_constraint=weight.weight_constraint,
+                **common,
+            )
+            layer.build((None, weight.shape[0]))
+            return layer
+        return ChannelOperation(
+            weight.shape,
+            self.operation,
+            self.weight_first,
+            weight_regularizer=weight.weight_regularizer,
+            weight_constraint=weight.weight_constraint,
+            **common,
+        )
+
+
+def find_readers(graph, is_float):
+    """Returns {id(node): `Reader`} of the operations that become layers.
+
+    A weight that is read in several ways stays a tensor.
+
+    Args:
+        graph: A `Graph`.
+        is_float: Function of a node: True where nothing may become another layer.
+    """
+    weights = [node for node in graph.nodes if type(node.operation) is Weight]
+    readers = graph.readers()
+    found, ways = {}, {}
+    for weight in weights:
+        (index,) = weight.outputs
+        reader = None
+        if len(readers[index]) == 1 and index not in graph.output_indices:
+            (node,) = readers[index]
+            if not is_float(weight) and not is_float(node):
+                reader = _reader(graph, weight, node)
+        key = None if reader is None else (reader.operation, reader.weight_first)
+        ways.setdefault(id(weight.operation), set()).add(key)
+        if reader is not None:
+            found[id(node)] = reader
+    return {
+        node: reader
+        for node, reader in found.items()
+        if len(ways[id(reader.weight.operation)]) == 1
+    }
+
+
+def _reader(graph, weight, node):
+    """Returns the `Reader` of what `weight` makes, or None where it stays an operation."""
+    name = name_of(node.operation)
+    operands = [*node.args, *node.kwargs.values()]
+    is_layer = isinstance(node.operation, layers.Layer)
+    if is_layer or len(operands) != 2 or not all(isinstance(x, Ref) for x in operands):
+        return None
+    weight_first = operands[0].index in weight.outputs
+    ref = operands[1 if weight_first else 0]
+    tensor, made = graph.tensors[ref.index], graph.tensors[node.outputs[0]]
+    by_weight = tensor.producer is not None and type(tensor.producer.operation) is Weight
+    if by_weight or tensor.dtype != weight.operation.compute_dtype or ref.index in graph.masked:
+        return None  # a layer would pass a mask on
+    shape = tuple(weight.operation.shape)
+    if name == "Matmul":
+        is_dense = len(shape) == 2 and len(tensor.shape) >= 2 and not weight_first
+        return Reader(weight, "matmul", False, ref) if is_dense else None
+    divides_by_tensor = weight_first and name in ("Divide", "TrueDivide")
+    is_per_channel = all(size == 1 for size in shape[:-1]) and made.shape == tensor.shape
+    if name not in _OPERATIONS or divides_by_tensor or not is_per_channel:
+        return None
+    return Reader(weight, _OPERATIONS[name], weight_first, ref)
