@@ -3,11 +3,13 @@
     network = build("resnet8")                      # random weights
     load_weights(network, "resnet20.npz")           # or .keras, .weights.h5, a Keras 2 .h5
 
-    resnet8    the image classification model of MLPerf Tiny
-    resnet20   the CIFAR network of He et al. (https://arxiv.org/abs/1512.03385)
-    swish      ResNet-8 with swish for ReLU: its activations have a sign
-    dense      a small DenseNet (https://arxiv.org/abs/1608.06993): BatchNormalization before the
-               convolution, concatenations, average pooling
+    resnet8       the image classification model of MLPerf Tiny
+    resnet20      the CIFAR network of He et al. (https://arxiv.org/abs/1512.03385)
+    swish         ResNet-8 with swish for ReLU: its activations have a sign
+    dense         a small DenseNet (https://arxiv.org/abs/1608.06993): BatchNormalization before the
+                  convolution, concatenations, average pooling
+    efficientnet  EfficientNet-B0 (https://arxiv.org/abs/1905.11946) without dropout: squeeze-excite
+                  blocks, swish, and 50 times the weights of the others
 
 All take raw pixels, 0 to 255. ResNet-8 ends in a softmax, the others in logits.
 """
@@ -22,13 +24,26 @@ CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
 
 # Whether the output of a network is logits; a loss has to know.
-FROM_LOGITS = {"resnet8": False, "resnet20": True, "swish": True, "dense": True}
+FROM_LOGITS = {
+    "resnet8": False,
+    "resnet20": True,
+    "swish": True,
+    "dense": True,
+    "efficientnet": True,
+}
 NAMES = tuple(FROM_LOGITS)
 
 
 def build(name):
     """Builds a network by its name, with random weights."""
-    return {"resnet8": resnet8, "resnet20": resnet20, "swish": swish, "dense": dense}[name]()
+    networks = {
+        "resnet8": resnet8,
+        "resnet20": resnet20,
+        "swish": swish,
+        "dense": dense,
+        "efficientnet": efficientnet,
+    }
+    return networks[name]()
 
 
 def resnet8():
@@ -164,6 +179,23 @@ def dense():
     x = layers.ReLU()(layers.BatchNormalization(momentum=0.9, name="bn")(x))
     x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, layers.Dense(CLASSES, name="linear")(x), name="dense")
+
+
+def efficientnet():
+    """EfficientNet-B0 on images of 32 pixels: 4,062,381 parameters."""
+    network = keras.applications.EfficientNetB0(
+        weights=None,
+        input_shape=IMAGE_SHAPE,
+        classes=CLASSES,
+        classifier_activation=None,
+        name="efficientnet",
+    )
+    for layer in network.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.9  # as in the others: its statistics follow within an epoch
+        elif isinstance(layer, layers.Dropout):
+            layer.rate = 0.0
+    return network
 
 
 def load_weights(network, path):

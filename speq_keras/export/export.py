@@ -1,6 +1,5 @@
 """`export_tflite`: fold, lower, write, prove; and only then move the file into place."""
 
-import gzip
 import time
 
 import keras
@@ -76,7 +75,6 @@ def export_tflite(
         storage=storage,
         io=io,
         bytes=len(content),
-        gzip_bytes=len(gzip.compress(content)),
         proof=proof,
         partitions=partitions(content),
         agreement=_agreement(model, folded, content, examples, softmax),

@@ -1,6 +1,9 @@
 """What an export tells: sizes, the proof, where it runs, what became of every layer."""
 
 import dataclasses
+import functools
+import gzip
+import pathlib
 
 from speq_keras.columns import aligned
 from speq_keras.export.proof import FLAT_SHARE, Proof
@@ -75,7 +78,7 @@ class ExportReport:
     Attributes:
         path: Where the file is.
         storage, io: As asked for.
-        bytes, gzip_bytes: Size of the file, and of what an app package makes of it.
+        bytes: Size of the file.
         proof: A `Proof`.
         partitions: A `Partitions`: what the default runtime hands to its fast delegate.
         agreement: An `Agreement` of `model.predict` and the file.
@@ -90,7 +93,6 @@ class ExportReport:
     storage: str
     io: str
     bytes: int
-    gzip_bytes: int
     proof: Proof
     partitions: Partitions
     agreement: Agreement
@@ -99,6 +101,11 @@ class ExportReport:
     weights: tuple
     notes: tuple
     seconds: float
+
+    @functools.cached_property
+    def gzip_bytes(self):
+        """Size of what an app package makes of the file: of the one at `path` when first asked."""
+        return len(gzip.compress(pathlib.Path(self.path).read_bytes()))
 
     def to_dict(self):
         """Returns the report as plain dicts, lists, numbers and strings."""
@@ -118,8 +125,8 @@ class ExportReport:
         proof, parts = self.proof, self.partitions
         others = ", ".join(f"{count} {name}" for name, count in sorted(parts.others.items()))
         lines = [
-            f"{self.path}: {self.bytes / 1e3:,.1f} kB, {self.gzip_bytes / 1e3:,.1f} kB gzip, "
-            f"storage {self.storage}, inputs and outputs {self.io}",
+            f"{self.path}: {self.bytes / 1e3:,.1f} kB, storage {self.storage}, "
+            f"inputs and outputs {self.io}",
             f"  {sum(parts.delegated.values())} operations in {parts.partitions} XNNPACK "
             f"partition(s), {parts.num_others} outside{': ' + others if others else ''}",
             *(f"  {line}" for line in _proof_lines(proof)),
