@@ -7,6 +7,7 @@ import keras
 
 from speq_keras._checks import brief, describe
 from speq_keras.graph import check_has_config, is_functional, plain_functional
+from speq_keras.losses import AUTO
 from speq_keras.model import SPEQModel
 from speq_keras.settings import Settings, speq_weight_from, teacher_precision_from
 from speq_keras.training.heads import check_teacher
@@ -21,7 +22,7 @@ def wrap(
     teacher_bits=None,
     quantization_probability=None,
     temperature=2.0,
-    distillation="cosine",
+    distillation="auto",
     teacher=None,
     speq_weight=None,
     teacher_distillation="kl",
@@ -53,13 +54,16 @@ def wrap(
             and layers made of layers (attention, KerasHub's encoder blocks) taken apart.
         w_bits: Width of the weights in bits, 2 to 8, or None: weights stay float.
         a_bits: Width of the activations that weighted layers read, 2 to 8, or None: activations
-            stay float (then there is nothing to draw, and `distillation` must be None).
+            stay float (then there is nothing to draw, and training is plain).
         teacher_bits: n_H of Eq. 1 in bits; 8 unless given.
         quantization_probability: u of Eq. 1: how often the teacher takes the target width, 0 to 1;
             0.5 unless given.
         temperature: T of Eq. 2, positive.
         distillation: `"cosine"` (Eq. 8, divided by the L2 norms), `"dot"` (Eq. 8 as printed, with
             the gradient of Eq. 9), `"kl"` (Eq. 6), or None: plain quantization-aware training.
+            "auto": the cosine where there is something to distil, an output with logits and a
+            teacher that may have another width than the student; else plain training, at its
+            cost, which is said once. Decided anew at `compile` and when `set_bits` changes it.
         teacher: An external float Keras model with the same outputs (Eq. 3). It is not trained and
             not saved with the model.
         speq_weight: λ of Eq. 4, 0 to 1; 0.5 unless given. Only with `teacher`.
@@ -118,7 +122,7 @@ def wrap(
         seed=seed,
         output_names=tuple(plain_functional(model).output_names),
     )
-    if a_bits is None and distillation is not None:
+    if a_bits is None and distillation not in (AUTO, None):
         raise ValueError(
             "SPEQ draws activation widths, and with `a_bits`=None there are none. "
             f"{describe(a_bits=a_bits, distillation=distillation)} Pass distillation=None."

@@ -24,6 +24,9 @@ from keras import ops
 from speq_keras._checks import check_choice, check_number
 
 METHODS = ("cosine", "dot", "kl")
+# Where there is something to distil the method below, else none.
+AUTO = "auto"
+AUTO_METHOD = "cosine"
 HEADS = ("softmax", "sigmoid")
 
 

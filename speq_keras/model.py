@@ -9,7 +9,7 @@ from speq_keras import calibration, training
 from speq_keras.damping import check_damping
 from speq_keras.quantized_model import QuantizedModel
 from speq_keras.training.heads import check_teacher
-from speq_keras.training.plan import make_plan
+from speq_keras.training.plan import make_plan, method_of
 
 
 @keras.saving.register_keras_serializable(package="speq_keras")
@@ -53,7 +53,10 @@ class SPEQModel(QuantizedModel):
 
     @property
     def distillation(self):
-        """The distillation method: "cosine", "dot", "kl" or None. Setting it rebuilds the step."""
+        """The method: "auto", "cosine", "dot", "kl" or None. Setting it rebuilds the step.
+
+        `training_plan().method` is what "auto" has come to.
+        """
         return self._settings.distillation
 
     @distillation.setter
@@ -122,6 +125,29 @@ class SPEQModel(QuantizedModel):
         self._untracked.plan = None
         self.train_function = None
 
+    def _widths_changed(self):
+        function = self.train_function
+        if function is None or self._untracked.plan is None:
+            return
+
+        def decide_and_train(*args):
+            # In place of the compiled step until the next one: widths that were changed for an
+            # evaluation are back by then, and nothing is traced again.
+            self.train_function = function
+            if self._is_plan_outdated():
+                self.make_train_function(force=True)
+            return self.train_function(*args)
+
+        self.train_function = decide_and_train
+
+    def _is_plan_outdated(self):
+        """Whether another method than planned trains at the widths as they are now; forgets it."""
+        plan = self._untracked.plan
+        is_outdated = plan is not None and method_of(self, plan.has_logits)[0] != plan.method
+        if is_outdated:
+            self._untracked.plan = None
+        return is_outdated
+
     # ---- training ------------------------------------------------------------------------------
 
     def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, *args, **kwargs):
@@ -181,6 +207,8 @@ class SPEQModel(QuantizedModel):
         if not self.compiled:
             return x  # Keras says so
         training.check_strategy(getattr(self, "distribute_strategy", None))
+        if self._is_plan_outdated():
+            self.train_function = None
         self.training_plan()
         waiting = [q for q in self.activation_quantizers if not q.follows_training]
         uncalibrated = [q for q in waiting if not q.is_calibrated]

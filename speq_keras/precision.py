@@ -34,6 +34,14 @@ class TeacherPrecision:
     def check(self, quantizer_count):
         """Raises a ValueError if this rule cannot work with so many quantizers."""
 
+    def may_differ(self, target_bits):
+        """Returns whether the teacher may have another width than the student somewhere.
+
+        Args:
+            target_bits: The student's widths n_A, a list; None stands for float.
+        """
+        return True
+
     def get_config(self):
         """Returns the constructor's arguments."""
         return {}
@@ -93,6 +101,9 @@ class Bernoulli(TeacherPrecision):
         low = draw < self.quantization_probability
         return ops.where(low, target_bits, float(self.teacher_bits))[None]
 
+    def may_differ(self, target_bits):
+        return self.quantization_probability < 1 and _any_other(target_bits, self.teacher_bits)
+
     def get_config(self):
         return {
             "quantization_probability": self.quantization_probability,
@@ -128,6 +139,9 @@ class UniformMix(TeacherPrecision):
         draw = keras.random.uniform(ops.shape(target_bits), seed=seed)
         return (self.low_bits + ops.minimum(ops.floor(draw * count), count - 1.0))[None]
 
+    def may_differ(self, target_bits):
+        return self.low_bits < self.high_bits or _any_other(target_bits, self.low_bits)
+
     def get_config(self):
         return {"low_bits": self.low_bits, "high_bits": self.high_bits}
 
@@ -149,6 +163,9 @@ class Fixed(TeacherPrecision):
 
     def candidates(self, target_bits, seed):
         return ops.full_like(target_bits, float(self.bits))[None]
+
+    def may_differ(self, target_bits):
+        return _any_other(target_bits, self.bits)
 
     def get_config(self):
         return {"bits": self.bits}
@@ -184,5 +201,12 @@ class Greedy(TeacherPrecision):
         high = np.array(list(itertools.product([0.0, 1.0], repeat=count)), "float32")
         return target_bits * (1.0 - high) + self.teacher_bits * high
 
+    def may_differ(self, target_bits):
+        return _any_other(target_bits, self.teacher_bits)
+
     def get_config(self):
         return {"teacher_bits": self.teacher_bits}
+
+
+def _any_other(target_bits, bits):
+    return any(target != bits for target in target_bits)

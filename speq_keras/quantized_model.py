@@ -97,8 +97,9 @@ class QuantizedModel(FreezingModel):
     def set_bits(self, *, weights=_UNCHANGED, activations=_UNCHANGED):
         """Changes the widths of all quantizers that have the target width, at run time.
 
-        Ranges stay. Nothing is traced again. The first and last layers, squeeze-excite blocks and
-        8-bit tensors keep their widths.
+        Ranges stay. Nothing is traced again, unless training finds that teacher and student have
+        the same widths now, or no longer (`distillation="auto"`). The first and last layers,
+        squeeze-excite blocks and 8-bit tensors keep their widths.
 
         Args:
             weights: Width in bits, 2 to 8, or None: float weights. Left out: unchanged.
@@ -134,6 +135,10 @@ class QuantizedModel(FreezingModel):
         for _, bits, quantizers in sides:
             for quantizer in quantizers:
                 quantizer.bits = bits
+        self._widths_changed()
+
+    def _widths_changed(self):
+        """Called after `set_bits`: what training does may depend on the widths."""
 
     # ---- calibration ---------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import keras
 
 from speq_keras._checks import check_choice, check_number, check_seed, describe
 from speq_keras.damping import OscillationDamping
-from speq_keras.losses import METHODS
+from speq_keras.losses import AUTO, METHODS
 from speq_keras.precision import Bernoulli, TeacherPrecision
 
 
@@ -16,7 +16,7 @@ class Settings:
     """How a model is trained and where it comes from.
 
     Args:
-        distillation: "cosine", "dot", "kl" or None.
+        distillation: "auto", "cosine", "dot", "kl" or None.
         temperature: T of Eq. 2, positive.
         teacher_precision: A `TeacherPrecision`.
         speq_weight: λ of Eq. 4; None without an external teacher.
@@ -31,7 +31,7 @@ class Settings:
         output_names: The output names of the float model: targets, losses and metrics go by them.
     """
 
-    distillation: str | None = "cosine"
+    distillation: str | None = AUTO
     temperature: float = 2.0
     teacher_precision: TeacherPrecision = Bernoulli()
     speq_weight: float | None = None
@@ -45,7 +45,7 @@ class Settings:
     damping: OscillationDamping | None = None
 
     def __post_init__(self):
-        check_choice("distillation", self.distillation, (*METHODS, None))
+        check_choice("distillation", self.distillation, (AUTO, *METHODS, None))
         check_choice("teacher_distillation", self.teacher_distillation, METHODS)
         check_number("temperature", self.temperature, low=0, low_open=True)
         if self.speq_weight is not None:

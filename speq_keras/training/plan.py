@@ -5,6 +5,8 @@ import dataclasses
 import keras
 
 from speq_keras.graph import deep_graphs
+from speq_keras.losses import AUTO, AUTO_METHOD
+from speq_keras.precision import Bernoulli
 from speq_keras.training.heads import find_heads, gives_probabilities
 
 
@@ -14,6 +16,8 @@ class TrainingPlan:
 
     Attributes:
         network: A model from the inputs to (outputs, logits of all heads); shares all layers.
+        method: The loss against the model's own teacher, one of `losses.METHODS`, or None.
+        has_logits: Whether an output could be distilled.
         heads: The outputs that are distilled.
         quantizers: The activation quantizers whose width the teacher draws.
         output_count: Number of outputs.
@@ -21,6 +25,8 @@ class TrainingPlan:
     """
 
     network: keras.Model
+    method: str | None
+    has_logits: bool
     heads: tuple
     quantizers: tuple
     output_count: int
@@ -46,30 +52,89 @@ def make_plan(model, warn):
     heads, others = (), []
     if model.distillation is not None or model.teacher is not None:
         heads, others = find_heads(model)
-        if not heads:
-            raise ValueError(
-                "At least one output must be a softmax or sigmoid, or have a cross-entropy "
-                f"with from_logits=True. Received: outputs {others}. Pass distillation=None "
-                "and no teacher to train without distillation."
-            )
+    has_logits = bool(heads)
+    method, why = method_of(model, has_logits)
+    if why:
+        warn(why)
+    if not heads and (method or model.teacher):
+        raise ValueError(
+            "At least one output must be a softmax or sigmoid, or have a cross-entropy with "
+            f"from_logits=True. Received: outputs {others}. Pass distillation=None and no teacher "
+            "to train without distillation."
+        )
+    if method is None and model.teacher is None:
+        heads, others = (), []
     if others:
         warn(f"Outputs {others} have no logits and are trained without distillation.")
-    quantizers = _drawn_quantizers(model) if model.distillation is not None else ()
+    quantizers = tuple(model.target_quantizers) if method is not None else ()
+    if quantizers:
+        model.teacher_precision.check(len(quantizers))
     gives_logits = ()
     if model.teacher is not None:
         gives_logits = tuple(not p for p in gives_probabilities(model.teacher, heads))
     with deep_graphs():
         network = keras.Model(model.input, [model.output, [head.logits for head in heads]])
-    return TrainingPlan(network, tuple(heads), quantizers, len(model.outputs), gives_logits)
+    return TrainingPlan(
+        network, method, has_logits, tuple(heads), quantizers, len(model.outputs), gives_logits
+    )
 
 
-def _drawn_quantizers(model):
-    quantizers = tuple(model.target_quantizers)
-    if not quantizers:
+def method_of(model, has_logits):
+    """Decides by which loss a model learns from its own teacher.
+
+    Args:
+        model: A `SPEQModel`.
+        has_logits: Whether an output can be distilled.
+
+    Returns:
+        `(method, why)`: one of `losses.METHODS` or None, and why "auto" has become None, or "".
+
+    Raises:
+        ValueError: If a method that was asked for by name cannot do anything.
+    """
+    asked = model.distillation
+    if asked is None:
+        return None, ""
+    widths = [quantizer.bits for quantizer in model.target_quantizers]
+    differ = bool(widths) and model.teacher_precision.may_differ(widths)
+    if asked == AUTO:
+        return (AUTO_METHOD, "") if has_logits and differ else (None, _why_none(model, has_logits))
+    if not widths:
         raise ValueError(
             "SPEQ draws the widths of the activation quantizers that have the target width, and "
-            f"this model has none. Received: distillation={model.distillation!r}. Set "
+            f"this model has none. Received: distillation={asked!r}. Set "
             "model.distillation = None."
         )
-    model.teacher_precision.check(len(quantizers))
-    return quantizers
+    if not differ and asked != "dot" and not _is_control(model.teacher_precision):
+        raise ValueError(
+            "Teacher and student must be able to differ in a width: else the loss between them is "
+            f"zero. {_widths_received(model)} Lower the width of the activations with "
+            "`set_bits`, or set model.distillation = None."
+        )
+    return asked, ""
+
+
+def _is_control(teacher_precision):
+    """Whether this is u = 1, asked for as such: the student is its own teacher."""
+    is_bernoulli = isinstance(teacher_precision, Bernoulli)
+    return is_bernoulli and teacher_precision.quantization_probability == 1
+
+
+def _why_none(model, has_logits):
+    if not has_logits:
+        return (
+            "Training is plain, without distillation: no output is a softmax or sigmoid, or has a "
+            "cross-entropy with from_logits=True."
+        )
+    return (
+        "Training is plain, without distillation: teacher and student have the same widths. "
+        f"{_widths_received(model)}"
+    )
+
+
+def _widths_received(model):
+    widths = sorted({str(q.bits) for q in model.target_quantizers}) or ["none"]
+    return (
+        f"Received: activations of {', '.join(widths)} bits, "
+        f"teacher_precision={model.teacher_precision!r}."
+    )

@@ -22,7 +22,7 @@ def teachers(model, x, y, sample_weight):
     """
     plan = model.training_plan()
     self_logits = external_logits = None
-    if model.distillation is not None:
+    if plan.method is not None:
         self_logits = self_teacher_logits(model, plan, x, y, sample_weight)
         self_logits = tree.map_structure(ops.stop_gradient, self_logits)
     if model.teacher is not None:
@@ -38,14 +38,15 @@ def student(model, x, y, sample_weight, teacher_logits):
         `(outputs, parts)`: the model's outputs, and {"loss": what is minimized, "task_loss": ...,
         "distillation_loss": ..., with an external teacher "teacher_loss": ...}.
     """
-    outputs, logits = model.training_plan().network(x, training=True)
+    plan = model.training_plan()
+    outputs, logits = plan.network(x, training=True)
     task_loss = model.compute_loss(
         x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=True
     )
     self_logits, external_logits = teacher_logits
     distillation, external = 0.0, None
     if self_logits is not None:
-        distillation = distill(model, model.distillation, self_logits, logits, sample_weight)
+        distillation = distill(model, plan.method, self_logits, logits, sample_weight)
     if external_logits is not None:
         method = model.settings.teacher_distillation
         external = distill(model, method, external_logits, logits, sample_weight)
