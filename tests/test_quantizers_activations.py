@@ -421,6 +421,18 @@ class TestPACTAtWidthNone:
         np.testing.assert_allclose(gradients(quantizer, x)[0], expected)
 
 
+@pytest.mark.parametrize("alpha", np.random.default_rng(4).uniform(0.01, 9, 20).astype("float32"))
+@pytest.mark.parametrize("bits", WIDTHS[:-1])  # at 8 the fused kernel has the same end, nearly
+def test_a_drawn_signed_width_passes_the_gradient_of_its_lower_end_itself(bits, alpha):
+    quantizer = pact(alpha, bits=bits, signed=True, has_target_width=True)
+    low = -np.float32(alpha)  # code -2^(b-1) times alpha / 2^(b-1), exact in float32
+    x = np.stack([np.nextafter(low, np.float32(-99)), low, np.nextafter(low, np.float32(0))])
+    to_x, to_alpha = gradients(quantizer, x[:, None])
+    weights = upstream((3, 1)).ravel()
+    np.testing.assert_array_equal(to_x.ravel(), weights * [0, 1, 1])
+    assert to_alpha == pytest.approx(-weights[0], rel=1e-6)
+
+
 @pytest.mark.parametrize("alpha", [0.0, -1e-6, -3.0, -1e6, -1e30])
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("bits", [2, 8, None])

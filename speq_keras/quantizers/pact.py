@@ -56,6 +56,7 @@ class PACT(ActivationQuantizer):
             high_code=high_code,
             clip_below=clip_below,
             rounds=rounds,
+            is_symmetric=self.signed,
         )
 
     def step(self, bits):
