@@ -1,5 +1,6 @@
 """Ranges from data: a few batches through the float network, seen by every quantizer."""
 
+import functools
 import math
 
 import keras
@@ -7,6 +8,7 @@ import numpy as np
 from keras import ops, tree
 
 from speq_keras._checks import check_count, describe
+from speq_keras.graph import call_node, read_graph, run
 from speq_keras.processes import from_first_process, local_values
 from speq_keras.quantizers import ActivationQuantizer
 from speq_keras.quantizers.histogram import Histogram
@@ -43,6 +45,7 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
     observed = [layer for layer in model.layers if isinstance(layer, ActivationQuantizer)]
     fixed_bits = {q: q.bits for q in model.weight_quantizers if q.width is None}
     count = 0
+    forward = _Forward(model)
     try:
         for quantizer in observed:
             quantizer.observer = observe
@@ -53,7 +56,7 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
             # The scope drops whatever the pass updates; float widths for the weights.
             widths = [(width, 0.0) for width in model.weight_widths()]
             with keras.StatelessScope([*local_values(model.variables), *widths]):
-                model(batch, training=training)
+                forward(batch, training=training)
             count += 1
             if progress is not None:
                 progress(count)
@@ -75,6 +78,20 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
                 "must give finite values on the calibration data; check its weights."
             )
         quantizer.calibrate(Histogram(values))
+
+
+class _Forward:
+    """Runs a model for what its quantizers see, and keeps no tensor longer than it is read."""
+
+    def __init__(self, model):
+        self.graph = read_graph(model)
+        # Only the inputs: it takes a batch in all the forms in which the model takes one.
+        self.inputs = keras.Model(model.input, model.input)
+
+    def __call__(self, batch, *, training):
+        arrays = tree.flatten(self.inputs(batch))
+        values = dict(zip(self.graph.input_indices, arrays, strict=True))
+        run(self.graph.nodes, values, call=functools.partial(call_node, training=training))
 
 
 def sample(values):

@@ -11,13 +11,11 @@ the last codes, and a difference does not grow from layer to layer.
 
 import contextlib
 import dataclasses
-import inspect
 
 import keras
 import numpy as np
-from keras import tree
 
-from speq_keras.graph import map_refs, read_graph
+from speq_keras.graph import call_node, read_graph, run
 from speq_keras.operations import fixed_range
 from speq_keras.quantizers import ActivationQuantizer
 
@@ -99,8 +97,7 @@ class TrainedGraph:
     def run(self, arrays):
         """Computes the outputs in float32 with the trained quantizers; returns NumPy arrays."""
         known = dict(zip(self.graph.input_indices, arrays, strict=True))
-        for node in self.nodes:
-            known.update(zip(node.outputs, call(node, known), strict=True))
+        run(self.nodes, known, self.ends, call=call)
         return [to_numpy(known[index]) for index in self.ends]
 
     def roundings(self, arrays, places, file):
@@ -228,20 +225,8 @@ def call(node, known):
         node: The `Node`.
         known: {number of a tensor: its values}, NumPy arrays or tensors.
     """
-    args, kwargs = map_refs(
-        (node.args, node.kwargs), lambda index: keras.ops.convert_to_tensor(known[index])
-    )
-    if _can_train(node.operation):  # a model's `predict` overrides what a call says
-        kwargs = {**kwargs, "training": False}
     with in_float32(node.operation):
-        return tree.flatten(node.operation(*args, **kwargs))
-
-
-def _can_train(operation):
-    if not isinstance(operation, keras.layers.Layer):
-        return False
-    layer = getattr(operation, "layer", operation)
-    return "training" in inspect.signature(layer.call).parameters
+        return call_node(node, known, training=False)  # whatever a call says, as in `predict`
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ functional   which models have a graph
 copies       fresh layers like those of a model
 notation     how Keras writes a graph down
 reading      a model -> its graph
+running      a graph, computed node by node
 """
 
 from speq_keras.graph.copies import check_has_config, copy_operation, weights_changed
@@ -15,6 +16,7 @@ from speq_keras.graph.functional import deep_graphs, is_functional, plain_functi
 from speq_keras.graph.names import Names
 from speq_keras.graph.nodes import Graph, Node, Ref, Tensor, map_refs, refs_in
 from speq_keras.graph.reading import output_specs, read_graph
+from speq_keras.graph.running import call_node, run
 
 __all__ = [
     "Graph",
@@ -22,6 +24,7 @@ __all__ = [
     "Node",
     "Ref",
     "Tensor",
+    "call_node",
     "check_has_config",
     "copy_operation",
     "deep_graphs",
@@ -31,5 +34,6 @@ __all__ = [
     "plain_functional",
     "read_graph",
     "refs_in",
+    "run",
     "weights_changed",
 ]
