@@ -1,0 +1,55 @@
+"""A graph computed node by node; each tensor goes when its last reader is done."""
+
+import inspect
+
+import keras
+from keras import tree
+
+from speq_keras.graph.nodes import map_refs
+
+
+def run(nodes, values, keep=(), *, call):
+    """Computes nodes in order.
+
+    A Keras model keeps all of its tensors until its call returns: in a large network gigabytes.
+
+    Args:
+        nodes: The nodes, in computing order.
+        values: {number of a tensor: value} of the tensors that no node makes; taken over, and those
+            of `keep` are added.
+        keep: Numbers of the tensors that are kept.
+        call: Function of a node and `values` that returns its outputs, a list.
+    """
+    last = {index: node for node in nodes for index in node.inputs}
+    for node in nodes:
+        outputs = call(node, values)
+        for index, value in zip(node.outputs, outputs, strict=True):
+            if index in last or index in keep:
+                values[index] = value
+        for index in node.inputs:
+            if last[index] is node and index not in keep:
+                values.pop(index, None)
+
+
+def call_node(node, values, *, training):
+    """Calls the layer or operation of a node; returns its outputs, a list.
+
+    Args:
+        node: The `Node`.
+        values: {number of a tensor: tensor or array}.
+        training: Whether layers that ask compute as in training, whatever the node says.
+    """
+    args, kwargs = map_refs(
+        (node.args, node.kwargs), lambda index: keras.ops.convert_to_tensor(values[index])
+    )
+    if takes_training(node.operation):
+        kwargs = {**kwargs, "training": training}
+    return tree.flatten(node.operation(*args, **kwargs))
+
+
+def takes_training(operation):
+    """Whether a layer, or the one that it wraps, asks if it computes as in training."""
+    if not isinstance(operation, keras.layers.Layer):
+        return False
+    layer = getattr(operation, "layer", operation)
+    return "training" in inspect.signature(layer.call).parameters
