@@ -210,6 +210,7 @@ class SPEQModel(QuantizedModel):
         if self._is_plan_outdated():
             self.train_function = None
         self.training_plan()
+        training.build_optimizer(self)
         waiting = [q for q in self.activation_quantizers if not q.follows_training]
         uncalibrated = [q for q in waiting if not q.is_calibrated]
         if not uncalibrated or x is None:

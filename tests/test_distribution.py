@@ -17,8 +17,11 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 import keras
 from dense_network import data, float_model, quantized_model, values
 from speq_keras import precision
+from speq_keras.training import tensorflow as training_step
 
-drawn = []
+drawn, traces = [], []
+original = training_step.train_step
+training_step.train_step = lambda *args: traces.append(1) or original(*args)
 
 class Spy(precision.Bernoulli):
     def candidates(self, target_bits, seed):
@@ -44,6 +47,7 @@ history = model.fit(x, y, batch_size=16, epochs=epochs, shuffle=False, verbose=0
 evaluation = model.evaluate(x, y, batch_size=16, verbose=0, return_dict=True)
 weights = {path: value.tolist() for path, value in values(model.trainable_weights).items()}
 results = {"history": history, "evaluation": evaluation, "weights": weights, "drawn": drawn}
+results["traces"] = len(traces)
 print(json.dumps(results))
 """
 
@@ -86,6 +90,11 @@ def test_all_devices_use_one_draw(one_device, two_devices):
     steps = [two_devices["drawn"][i : i + 2] for i in range(0, len(two_devices["drawn"]), 2)]
     assert all(first == second for first, second in steps)
     assert [first for first, _ in steps] == one_device["drawn"]
+
+
+@pytest.mark.slow
+def test_the_step_is_traced_once_for_every_device(one_device, two_devices):
+    assert (one_device["traces"], two_devices["traces"]) == (1, 2)
 
 
 @pytest.mark.slow

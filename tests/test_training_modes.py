@@ -62,6 +62,39 @@ def test_changed_setting_costs_one_trace(traces):
     assert len(traces) == 2
 
 
+OPTIMIZERS = {
+    "momentum": lambda: keras.optimizers.SGD(0.01, momentum=0.9),
+    "Adam": lambda: keras.optimizers.Adam(0.01),
+    "AdamW with a moving average": lambda: keras.optimizers.AdamW(0.01, use_ema=True),
+    "a scaled loss": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01)),
+    "accumulation": lambda: keras.optimizers.Adam(0.01, gradient_accumulation_steps=2),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_one_trace_serves_every_optimizer(traces, name):
+    x, y = data()
+    model = quantized_model()
+    compiled(model, optimizer=OPTIMIZERS[name](), metrics=["accuracy"], run_eagerly=False)
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+    assert len(traces) == 1
+
+
+@pytest.mark.slow  # compiles two models for each
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_that_was_made_before_the_first_step_trains_the_same(name, monkeypatch):
+    x, y = data(examples=24)
+    trained = []
+    for is_made_before in (True, False):
+        if not is_made_before:
+            monkeypatch.setattr("speq_keras.training.build_optimizer", lambda model: None)
+        model = compiled(quantized_model(), optimizer=OPTIMIZERS[name](), run_eagerly=False)
+        model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+        trained.append(model.get_weights())
+    for mine, theirs in zip(*trained, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 # ---- compile ---------------------------------------------------------------------------------
 
 

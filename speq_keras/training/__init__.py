@@ -1,5 +1,6 @@
 """The training step, one file per backend, and what they share."""
 
+import contextlib
 import importlib
 
 import keras
@@ -23,6 +24,20 @@ def train_step(model, *args):
             f"backend={backend!r}. Set KERAS_BACKEND before keras is imported."
         )
     return importlib.import_module(_STEPS[backend]).train_step(model, *args)
+
+
+def build_optimizer(model):
+    """Makes the optimizer's variables before the first step, as Keras' JAX trainer does.
+
+    TensorFlow traces a function that makes variables a second time: nearly half of the time that a
+    large network's first step takes.
+    """
+    optimizer, variables = model.optimizer, model.trainable_weights
+    if keras.backend.backend() != "tensorflow" or optimizer.built or not variables:
+        return
+    strategy = getattr(model, "distribute_strategy", None)
+    with strategy.scope() if strategy is not None else contextlib.nullcontext():
+        optimizer.build(variables)
 
 
 def check_strategy(strategy):
