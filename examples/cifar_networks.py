@@ -181,11 +181,11 @@ def dense():
     return keras.Model(inputs, layers.Dense(CLASSES, name="linear")(x), name="dense")
 
 
-def efficientnet():
-    """EfficientNet-B0 on images of 32 pixels: 4,062,381 parameters."""
+def efficientnet(side=32):
+    """EfficientNet-B0 on images of `side` pixels: 4,062,381 parameters."""
     network = keras.applications.EfficientNetB0(
         weights=None,
-        input_shape=IMAGE_SHAPE,
+        input_shape=(side, side, 3),
         classes=CLASSES,
         classifier_activation=None,
         name="efficientnet",

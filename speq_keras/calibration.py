@@ -9,6 +9,7 @@ from keras import ops, tree
 
 from speq_keras._checks import check_count, describe
 from speq_keras.graph import call_node, read_graph, run
+from speq_keras.layers import QuantizedLayer
 from speq_keras.processes import from_first_process, local_values
 from speq_keras.quantizers import ActivationQuantizer
 from speq_keras.quantizers.histogram import Histogram
@@ -78,6 +79,10 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
                 "must give finite values on the calibration data; check its weights."
             )
         quantizer.calibrate(Histogram(values))
+    for layer in model.layers:
+        if isinstance(layer, QuantizedLayer):
+            for attribute, quantizer in layer.quantizers.items():
+                quantizer.calibrate(layer.variable(attribute).value)
 
 
 class _Forward:

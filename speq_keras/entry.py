@@ -32,7 +32,7 @@ def wrap(
     skip=(),
     configs=None,
     teacher_precision=None,
-    fused_batch_norm=False,
+    fused_batch_norm=True,
     seed=None,
     name=None,
 ):
@@ -75,8 +75,11 @@ def wrap(
         skip: Name or names of layers to leave in float; shell patterns ("block1_*").
         configs: {name pattern or layer class: `QuantizeConfig`}; the first match wins.
         teacher_precision: How the teacher's widths are drawn; `precision.Bernoulli` unless given.
-        fused_batch_norm: Whether BatchNormalization trains with TensorFlow's fused kernel: less
-            time, the same values to float accuracy. Without effect on other backends.
+        fused_batch_norm: Whether BatchNormalization trains with TensorFlow's fused kernel: a fifth
+            less time per step, the same values to float accuracy but where a mean is a thousand
+            standard deviations (error 1.3e-3 against 5.6e-4). Without effect on other backends.
+            What was saved with Keras' own keeps it: wrap the float model anew and `load_weights`
+            of the old one, with its ranges.
         seed: Seed of the draws, a whole number; None takes a random one.
         name: Name of the new model; the float model's unless given.
 

@@ -120,6 +120,27 @@ def test_calibration_changes_ranges_and_nothing_else(training):
     assert changed == flags | set(ranges(model))
 
 
+def test_calibration_sets_the_scale_of_wide_lsq_weights(tmp_path):
+    keras.utils.set_random_seed(0)
+    dense = [layers.Dense(64, name=name) for name in ("first", "middle", "last")]
+    network = keras.Sequential([keras.Input((6,)), *dense])
+    x = data(examples=64)[0]
+    model = quantized_model(network, w_bits=8, a_bits=8, weight_quantizer="lsq", calibrate=False)
+
+    def error():
+        kernel = model.get_layer("middle").layer.kernel.numpy()
+        rounded = model.get_layer("middle").quantizers["kernel"](kernel).numpy()
+        return np.mean((rounded - kernel) ** 2) / np.mean(kernel**2)
+
+    before = error()
+    model.calibrate(x, verbose=0)
+    assert error() < before / 5
+    # A weight of -128 would have no kernel: the widest scale has none, and the narrow one clips.
+    scale = model.get_layer("middle").quantizers["kernel"].scale
+    scale.assign(scale * 0.5)
+    assert model.export_tflite(tmp_path / "m.tflite").proof.holds
+
+
 def test_calibration_leaves_widths_alone():
     model = quantized_model(calibrate=False)
     before = [quantizer.bits for quantizer in model.weight_quantizers]

@@ -1,13 +1,15 @@
 """How long a training step takes: float, plain quantization-aware training (QAT), SPEQ and KD.
 
     python examples/benchmarks/train_step.py
-    python examples/benchmarks/train_step.py --models=resnet20 --rounds=30 --batch_size=64
+    python examples/benchmarks/train_step.py --models=efficientnet --side=64 --batch_size=32
 
-KD is QAT with a float teacher of the same size, which is what SPEQ makes unnecessary. The four take
-turns in one process, a few steps each, round after round; the ratios are formed within a round, so
-that a machine that slows down for a while slows both sides. Prints a Markdown table of ratios with
-their quartiles; writes them and all step times to `train_step.json`. With --fused_batch_norm,
-TensorFlow's fused BatchNormalization has its turns, too: in float, QAT and SPEQ.
+KD is QAT with a float teacher of the same size, which is what SPEQ makes unnecessary. "float" is
+the network as Keras has it, "float fused" with TensorFlow's fused BatchNormalization, which the
+quantized ones have by themselves. All take turns in one process, a few steps each, round after
+round; the ratios are formed within a round, so that a machine that slows down for a while slows
+both sides. Prints a Markdown table of ratios with their quartiles, and of first steps, which are
+traced, in processor time; writes them and all step times to `train_step.json`. With
+--keras_batch_norm, QAT and SPEQ with Keras' own BatchNormalization have their turns, too.
 """
 
 import json
@@ -15,6 +17,7 @@ import os
 import pathlib
 import platform
 import sys
+import time
 
 import keras
 import numpy as np
@@ -33,19 +36,27 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("models", ["resnet8", "resnet20"], "The networks to measure.")
 flags.DEFINE_integer("w_bits", 2, "Width of the weights, in bits.", 2, 8)
 flags.DEFINE_integer("a_bits", 2, "Width of the activations, in bits.", 2, 8)
+flags.DEFINE_integer("side", 32, "Side of the images of the efficientnet, in pixels.", 32)
 flags.DEFINE_integer("batch_size", 128, "Images per step.", 1)
 flags.DEFINE_integer("rounds", 15, "How often each method gets its turn.", 2)
 flags.DEFINE_integer("steps", 4, "Measured steps in one turn.", 1)
-flags.DEFINE_boolean("fused_batch_norm", False, "Whether to measure the fused kernel, too.")
+flags.DEFINE_boolean("keras_batch_norm", False, "Whether to measure it without the kernel, too.")
 flags.DEFINE_string("out_dir", "out/benchmarks", "Folder for train_step.json.")
 
-RATIOS = (("QAT", "float"), ("SPEQ", "QAT"), ("KD", "QAT"))
-FUSED_RATIOS = (
+RATIOS = (
+    ("QAT", "float"),
+    ("SPEQ", "float"),
+    ("QAT", "float fused"),
+    ("SPEQ", "float fused"),
+    ("SPEQ", "QAT"),
+    ("KD", "QAT"),
+)
+KERAS_RATIOS = (
     ("float fused", "float"),
-    ("QAT fused", "QAT"),
-    ("SPEQ fused", "SPEQ"),
-    ("QAT fused", "float fused"),
-    ("SPEQ fused", "QAT fused"),
+    ("QAT", "QAT, Keras' BN"),
+    ("SPEQ", "SPEQ, Keras' BN"),
+    ("QAT, Keras' BN", "float"),
+    ("SPEQ, Keras' BN", "QAT, Keras' BN"),
 )
 
 
@@ -56,16 +67,20 @@ def main(_):
         raise SystemExit(f"--models takes {known}. Received: {', '.join(unknown)}.")
     out_dir = pathlib.Path(FLAGS.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    step_times_s = {name: measure(name) for name in FLAGS.models}
+    first_steps_s, step_times_s = {}, {}
+    for name in FLAGS.models:
+        first_steps_s[name], step_times_s[name] = measure(name)
     table = ratio_table(step_times_s, RATIOS)
-    if FLAGS.fused_batch_norm:
-        table += f"\n\n{ratio_table(step_times_s, FUSED_RATIOS)}"
+    if FLAGS.keras_batch_norm:
+        table += f"\n\n{ratio_table(step_times_s, KERAS_RATIOS)}"
+    table += f"\n\n{first_step_table(first_steps_s)}"
     print(f"\n{table}")
     result = {
         "flags": {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)},
         "machine": {"cpu_count": os.cpu_count(), "processor": platform.machine()},
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
         "table": table,
+        "first_steps_s": first_steps_s,
         "step_times_s": step_times_s,
     }
     training_run.write_file(
@@ -77,17 +92,19 @@ def measure(name):
     """Measures the training step of one network.
 
     Returns:
-        {method: one list of step times in seconds per round}.
+        `({method: processor time of the first step in seconds}, {method: one list of step times in
+        seconds per round})`.
     """
     # One batch, kept in memory and fed again and again: loading and augmentation cost nothing here.
     # Random images do, as the time of a step does not depend on what they show.
     generator = np.random.default_rng(0)
-    shape = (FLAGS.batch_size, *cifar_networks.IMAGE_SHAPE)
+    network = build_network(name)
+    shape = (FLAGS.batch_size, *network.input_shape[1:])
     images = generator.integers(0, 256, shape).astype("float32")
     labels = generator.integers(0, cifar_networks.CLASSES, FLAGS.batch_size)
     batches = tf.data.Dataset.from_tensors((tf.constant(images), tf.constant(labels))).repeat()
 
-    models = build_models(name, images)
+    models = build_models(name, network, images)
     clock = step_times.step_clock(keras)
 
     def take_turn(model):
@@ -97,9 +114,12 @@ def measure(name):
         )
         return clock.step_times_s[1:]
 
+    first_s = {}
     for method, model in models.items():
         print(f"{name}: compiling {method}", flush=True)
-        take_turn(model)
+        start_s = time.process_time()
+        model.fit(batches, steps_per_epoch=1, shuffle=False, verbose=0)
+        first_s[method] = time.process_time() - start_s
     times_s = {method: [] for method in models}
     for number in range(FLAGS.rounds):
         # Each round starts with another method: none always follows the same one.
@@ -108,13 +128,19 @@ def measure(name):
             times_s[str(method)].append(take_turn(models[method]))
         medians = ", ".join(f"{m} {1e3 * np.median(times_s[m][-1]):.0f} ms" for m in models)
         print(f"{name}: round {number + 1} of {FLAGS.rounds}: {medians}", flush=True)
-    return times_s
+    return first_s, times_s
 
 
-def build_models(name, images):
-    """Returns the compiled models by their method; all start from the same random weights."""
+def build_network(name):
+    """Returns a float network with random weights, the same each time."""
     keras.utils.set_random_seed(0)
-    network = cifar_networks.build(name)
+    if name == "efficientnet":
+        return cifar_networks.efficientnet(FLAGS.side)
+    return cifar_networks.build(name)
+
+
+def build_models(name, network, images):
+    """Returns the compiled models by their method; all start from the same random weights."""
 
     def wrap(**arguments):
         model = speq_keras.wrap(
@@ -126,15 +152,15 @@ def build_models(name, images):
     teacher = keras.models.clone_model(network)
     teacher.set_weights(network.get_weights())
     models = {
+        "float": network,
+        "float fused": with_fused_batch_norm(network),
         "QAT": wrap(distillation=None),
         "SPEQ": wrap(distillation="cosine"),
         "KD": wrap(distillation=None, teacher=teacher),
-        "float": network,
     }
-    if FLAGS.fused_batch_norm:
-        models["float fused"] = with_fused_batch_norm(network)
-        models["QAT fused"] = wrap(distillation=None, fused_batch_norm=True)
-        models["SPEQ fused"] = wrap(distillation="cosine", fused_batch_norm=True)
+    if FLAGS.keras_batch_norm:
+        models["QAT, Keras' BN"] = wrap(distillation=None, fused_batch_norm=False)
+        models["SPEQ, Keras' BN"] = wrap(distillation="cosine", fused_batch_norm=False)
     for model in models.values():
         model.compile(
             keras.optimizers.SGD(1e-3, momentum=0.9),
@@ -172,6 +198,23 @@ def ratio_table(step_times_s, ratios):
         cells = [step_times.milliseconds(times_s["float"])]
         cells += [step_times.ratio(times_s[a], times_s[b]) for a, b in ratios]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def first_step_table(first_steps_s):
+    """Returns a Markdown table: the float network's own first step, and the others' ratios to it.
+
+    Args:
+        first_steps_s: {network: {method: seconds}}.
+    """
+    methods = [method for method in next(iter(first_steps_s.values())) if method != "float"]
+    lines = [
+        f"| network | first step in float, s | {' | '.join(f'{m} / float' for m in methods)} |",
+        "| --- " * (len(methods) + 2) + "|",
+    ]
+    for name, times_s in first_steps_s.items():
+        ratios = [f"{times_s[method] / times_s['float']:.2f}" for method in methods]
+        lines.append(f"| {name} | {times_s['float']:.1f} | {' | '.join(ratios)} |")
     return "\n".join(lines)
 
 

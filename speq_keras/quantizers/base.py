@@ -135,6 +135,9 @@ class WeightQuantizer(Quantizer):
     def start_from(self, weights):
         """Sets trainable ranges from the float weights; nothing to do where there are none."""
 
+    def calibrate(self, weights):
+        """Called by `calibrate` of a model: may set ranges that are still those of the start."""
+
     def call(self, weights):
         """Returns the quantized weights, or the weights themselves where the width is float."""
         weights = ops.cast(weights, "float32")

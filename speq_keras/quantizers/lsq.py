@@ -6,6 +6,10 @@ from keras import ops
 from speq_keras import ops as speq_ops
 from speq_keras._checks import check_bits
 from speq_keras.quantizers.base import AtLeastSmallest, WeightQuantizer, register, signed_codes
+from speq_keras.quantizers.mse import MSE
+
+# Up to this width the paper's start clips as training likes it.
+_MOST_BITS_OF_START = 4
 
 
 @register
@@ -14,8 +18,12 @@ class LSQ(WeightQuantizer):
 
         q(w) = s · round(clip(w / s, −Q_N, Q_P)),   Q_N = 2^(b−1),   Q_P = 2^(b−1) − 1
 
+    At 8 bits Q_N is 127: integer kernels take no weight of −128.
+
     Gradients: ∂q/∂w = 1 inside the range, else 0; ∂q/∂s = round(w/s) − w/s inside, −Q_N below, Q_P
-    above, times g = 1/√(N·Q_P), N = weights per scale. s starts at 2·mean|w|/√Q_P.
+    above, times g = 1/√(N·Q_P), N = weights per scale. s starts at 2·mean|w|/√Q_P. At more than 4
+    bits that is far too coarse before training (at 8, the range of Gaussian weights is ±18 standard
+    deviations): there `calibrate` sets the s with the least squared error, if s is still the start.
 
     `scale` holds s at the width the quantizer was made with; another width keeps the range:
     s_b = s · Q_P,made / Q_P,b.
@@ -49,14 +57,28 @@ class LSQ(WeightQuantizer):
         self.scale.constraint = AtLeastSmallest()
 
     def start_from(self, weights):
-        weights = ops.convert_to_numpy(weights)
+        self.scale.assign(self._start(ops.convert_to_numpy(weights)))
+
+    def _start(self, weights):
         axes = self.reduced_axes(weights.ndim)
         _, largest_code = signed_codes(self.made_with_bits)
         start = 2 * np.abs(weights).mean(axis=axes, keepdims=True) / largest_code**0.5
-        self.scale.assign(np.maximum(start, speq_ops.SMALLEST_CLIP))
+        return np.maximum(start, speq_ops.SMALLEST_CLIP).astype("float32")
+
+    def calibrate(self, weights):
+        weights = ops.convert_to_numpy(weights)
+        is_start = np.array_equal(ops.convert_to_numpy(self.scale), self._start(weights))
+        if self.made_with_bits > _MOST_BITS_OF_START and is_start:
+            least = MSE(
+                bits=self.made_with_bits,
+                per_channel=self.per_channel,
+                channel_axes=self.channel_axes,
+            )
+            self.scale.assign(least.scale_of(ops.convert_to_tensor(weights), self.made_with_bits))
 
     def round_to_grid(self, weights, bits):
         low_code, high_code = signed_codes(bits)
+        low_code = ops.maximum(low_code, -127.0)
         _, made_with_code = signed_codes(self.made_with_bits)
         scale = speq_ops.keep_positive(ops.convert_to_tensor(self.scale.value))
         scale = speq_ops.scale_gradient(scale, self._gradient_factor) * (made_with_code / high_code)

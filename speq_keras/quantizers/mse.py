@@ -35,18 +35,24 @@ class MSE(WeightQuantizer):
     """
 
     def round_to_grid(self, weights, bits):
+        scale = ops.stop_gradient(self.scale_of(ops.stop_gradient(weights), bits))
+        levels = symmetric_levels(bits)
+        codes = ops.clip(ops.round(ops.stop_gradient(weights) / scale), -levels, levels)
+        return speq_ops.replace_value(weights, codes * scale)
+
+    def scale_of(self, weights, bits):
+        """Returns the scale, or one per channel, in a shape that broadcasts to the weights."""
         axes = self.reduced_axes(len(weights.shape))
         levels = symmetric_levels(bits)
-        values = ops.stop_gradient(weights)
-        widest = largest_magnitude(values, axes) / levels
-        mean_magnitude = ops.mean(ops.abs(values), axis=axes, keepdims=True)
+        widest = largest_magnitude(weights, axes) / levels
+        mean_magnitude = ops.mean(ops.abs(weights), axis=axes, keepdims=True)
         start = ops.minimum(2.0 * mean_magnitude / levels**0.5, widest)
 
         def codes_of(scale):
-            return ops.clip(ops.round(values / scale), -levels, levels)
+            return ops.clip(ops.round(weights / scale), -levels, levels)
 
         def error_of(scale):
-            return ops.sum(ops.square(codes_of(scale) * scale - values), axis=axes, keepdims=True)
+            return ops.sum(ops.square(codes_of(scale) * scale - weights), axis=axes, keepdims=True)
 
         scale = ops.maximum(start, speq_ops.SMALLEST_CLIP / levels)
 
@@ -58,12 +64,11 @@ class MSE(WeightQuantizer):
 
         def refine(_, scale):
             codes = codes_of(scale)
-            fit = ops.sum(values * codes, axis=axes, keepdims=True)
+            fit = ops.sum(weights * codes, axis=axes, keepdims=True)
             power = ops.sum(codes * codes, axis=axes, keepdims=True)
             return ops.where(power > 0, fit / ops.maximum(power, 1.0), scale)
 
         # Loops of the graph, not of Python: one trace of each body per weight.
         state = (widest, scale, error_of(scale))
         _, scale, _ = ops.fori_loop(0, _CANDIDATES, compare, state)
-        scale = ops.stop_gradient(ops.fori_loop(0, _ROUNDS, refine, scale))
-        return speq_ops.replace_value(weights, codes_of(scale) * scale)
+        return ops.fori_loop(0, _ROUNDS, refine, scale)
