@@ -118,7 +118,8 @@ def proof_of(name, *, folding=None, lowering=None, writing=None, monkeypatch=Non
         written = functools.partial(write_broken, writing)
         monkeypatch.setattr(session, "write", written)
     broken = FoldedModel(steps, network, "int8")
-    proof, _ = prove(model, broken, written(network, batch_size=EXAMPLES), [x], batch_size=EXAMPLES)
+    content = written(network, batch_size=EXAMPLES)
+    proof, *_ = prove(model, broken, content, [x], batch_size=EXAMPLES)
     return proof
 
 

@@ -181,7 +181,7 @@ def proof_of(model, folded, content, images):
     compared = mismatches = outside = 0
     deviation = 0.0
     for start in range(0, min(FLAGS.proof_examples, len(images)), PROOF_BATCH):
-        proof, _ = prove(model, folded, content, [images[start : start + PROOF_BATCH]])
+        proof, *_ = prove(model, folded, content, [images[start : start + PROOF_BATCH]])
         compared += proof.compared
         mismatches += proof.mismatches
         outside += proof.outside
@@ -204,7 +204,7 @@ def steps_from_ties(model, folded, content, images):
     different = np.flatnonzero(trained != run_file(content, images)[0].argmax(axis=-1))
     if not len(different):
         return 0.0
-    proof, _ = prove(model, folded, content, [images[different]])
+    proof, *_ = prove(model, folded, content, [images[different]])
     return max(0.0, proof.deviation - 0.5)
 
 

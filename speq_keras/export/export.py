@@ -60,7 +60,7 @@ def export_tflite(
     steps, network = folded.steps, folded.network
     examples, labelled = _examples(data, model)
     content = write(network, batch_size=batch_size)
-    proof, examples = prove(
+    proof, examples, outputs = prove(
         model, folded, content, examples, batch_size=batch_size, softmax=softmax
     )
     if strict and not proof.holds:
@@ -77,7 +77,7 @@ def export_tflite(
         bytes=len(content),
         proof=proof,
         partitions=partitions(content),
-        agreement=_agreement(model, folded, content, examples, softmax),
+        agreement=_agreement(model, folded, examples, outputs, softmax),
         accuracy=_accuracy(model, folded, content, labelled) if labelled else None,
         elsewhere=deviations(content, inputs, runtimes),
         weights=tuple(_weight_rows(steps)),
@@ -167,13 +167,12 @@ def _arrays(inputs, model):
     ]
 
 
-def _agreement(model, folded, content, arrays, softmax):
-    """Returns the `Agreement` of `model.predict` and the file, on the examples of the proof."""
+def _agreement(model, folded, arrays, outputs, softmax):
+    """Returns the `Agreement` of `model.predict` and the file's outputs, as the proof saw them."""
     trained = _predict(model, arrays) if softmax else TrainedGraph(model, softmax=False).run(arrays)
-    inputs = as_network_inputs(folded.steps, folded.network, arrays)
     file = [
         in_float(folded.network.tensors[name], stored)
-        for name, stored in zip(folded.network.outputs, run_file(content, inputs), strict=True)
+        for name, stored in zip(folded.network.outputs, outputs, strict=True)
     ]
     pairs = list(zip(trained, file, strict=True))
     top1 = None

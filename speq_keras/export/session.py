@@ -33,20 +33,21 @@ def prove(model, folded, content, arrays=None, *, batch_size=1, softmax=True, se
         seed: Of the random inputs.
 
     Returns:
-        `(proof, arrays)`: a `Proof`, and the inputs that were used.
+        `(proof, arrays, outputs)`: a `Proof`, the inputs that were used, and what the file made of
+        them, lists.
     """
     session = _Session(model, folded, content, batch_size, softmax)
     if arrays is not None:
-        session.run(arrays)
-        return session.proof(generated=False), arrays
-    drawn: list = []
+        outputs = session.run(arrays)
+        return session.proof(generated=False), arrays, outputs
+    drawn, made = [], []
     for draw in range(MOST_DRAWS):
         drawn.append(generate_inputs(folded.steps, seed + draw))
-        session.run(drawn[-1])
+        made.append(session.run(drawn[-1]))
         proof = session.proof(generated=True)
         if not FLAT_SHARE < proof.flat_share <= HOPELESS_SHARE:
             break
-    return proof, [np.concatenate(parts) for parts in zip(*drawn, strict=True)]
+    return proof, *([np.concatenate(x) for x in zip(*y, strict=True)] for y in (drawn, made))
 
 
 class _Session:
@@ -70,7 +71,7 @@ class _Session:
         self.examples = 0
 
     def run(self, arrays):
-        """Compares the file on one batch of float inputs."""
+        """Compares the file on one batch of float inputs; returns the file's outputs."""
         inputs = as_network_inputs(self.steps, self.network, arrays)
         results = run_file(self.probe, inputs)
         values = dict(zip([*self.network.outputs, *self.extra], results, strict=True))
@@ -83,6 +84,7 @@ class _Session:
             self.ends[place].mismatches += int(np.sum(values[name] != output))
         self.compare_trained(arrays, values, plain)
         self.examples += len(arrays[0])
+        return plain
 
     def compare_trained(self, arrays, values, outputs):
         """Compares the file's codes with the trained graph."""
