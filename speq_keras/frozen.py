@@ -2,7 +2,30 @@
 
 import keras
 
+from speq_keras._checks import describe
 from speq_keras.quantizers import ActivationQuantizer
+
+
+class Part:
+    """The layers into which `wrap` has flattened a nested model, or a layer made of layers.
+
+    Attributes:
+        name: The name that the nested model had.
+        layers: Its layers in the quantized model, in order.
+    """
+
+    def __init__(self, name, layers):
+        self.name, self.layers = name, layers
+
+    @property
+    def trainable(self):
+        """Whether a layer of it is trained. Setting it sets all, as Keras does; then compile."""
+        return any(layer.trainable for layer in self.layers)
+
+    @trainable.setter
+    def trainable(self, value):
+        for layer in self.layers:
+            layer.trainable = value
 
 
 class FreezingModel(keras.Model):
@@ -11,6 +34,39 @@ class FreezingModel(keras.Model):
     A quantizer is a layer of its own. `layer.trainable = False` on the layer whose tensor it rounds
     would not reach it, and a trained range moves all that comes after.
     """
+
+    def part(self, name):
+        """Returns the `Part` of this model that was a nested model, to freeze or unfreeze it.
+
+        Args:
+            name: The nested model's name.
+
+        Raises:
+            ValueError: If no layer comes from a model of that name.
+
+        Example:
+            >>> import speq_keras
+            >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)], name="base")
+            >>> base.trainable = False
+            >>> network = keras.Sequential([keras.Input((4,)), base, keras.layers.Dense(2)])
+            >>> model = speq_keras.wrap(network, 4, 8)
+            >>> model.part("base").trainable
+            False
+            >>> model.part("base").trainable = True  # and compile again, as in Keras
+        """
+        parts = {}
+        for layer in self.layers:
+            if not isinstance(layer, ActivationQuantizer):  # these follow their layers
+                names = layer.name.split(".")
+                for end in range(1, len(names)):
+                    parts.setdefault(".".join(names[:end]), []).append(layer)
+        if name not in parts:
+            known = ", ".join(map(repr, parts)) or "none"
+            raise ValueError(
+                f"`name` must be that of a nested model that was wrapped with this one: {known}. "
+                f"{describe(name=name)} Layers are found by `get_layer`."
+            )
+        return Part(name, parts[name])
 
     def _give_ranges_to_layers(self, owners):
         """Lets the range of every activation quantizer follow the layers that it belongs to.

@@ -36,15 +36,9 @@ def network(is_frozen):
     return keras.Model(inputs, layers.Dense(3, name="head")(x))
 
 
-def freeze(model, prefix, trainable=False):
-    for layer in model.layers:
-        if layer.name.startswith(prefix) and "quantizer" not in layer.name:
-            layer.trainable = trainable
-
-
-def train(model, epochs=2):
+def train(model, epochs=2, learning_rate=0.02):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.02), loss)
+    model.compile(keras.optimizers.Adam(learning_rate), loss)
     model.fit(X, Y, epochs=epochs, verbose=0)
 
 
@@ -74,7 +68,7 @@ def wrapped(model, **kwargs):
 def test_features_of_a_frozen_base_do_not_move(when, quantizers):
     model = wrapped(network(when == "before"), **QUANTIZERS[quantizers])
     if when == "after":
-        freeze(model, "base.")
+        model.part("base").trainable = False
     before = features(model)
     train(model)
     np.testing.assert_array_equal(features(model), before)
@@ -94,11 +88,50 @@ def test_a_file_keeps_what_is_frozen(tmp_path):
 
 def test_an_unfrozen_base_learns_its_ranges_again():
     model, free = wrapped(network(True)), wrapped(network(False))
-    freeze(model, "base.", trainable=True)
+    model.part("base").trainable = True
     assert len(trained(model)) == len(trained(free))
     before = features(model)
     train(model, epochs=1)
     assert np.abs(features(model) - before).max() > 0
+
+
+def test_transfer_learning_as_the_guide_of_keras_teaches_it():
+    model = wrapped(network(True))
+    base_variables = {v.path: v for layer in model.part("base").layers for v in layer.variables}
+    before = {path: v.numpy() for path, v in base_variables.items()}
+    train(model)  # the new head on the frozen base: weights, statistics, ranges, all of it
+    for path, variable in base_variables.items():
+        np.testing.assert_array_equal(variable.numpy(), before[path], err_msg=path)
+    head = {v.path: v.numpy() for v in model.get_layer("head").variables}
+    model.part("base").trainable = True
+    train(model, learning_rate=1e-4)  # fine-tuning with a low rate
+    moved = {path for path, v in base_variables.items() if np.any(v.numpy() != before[path])}
+    assert {path for path in moved if "kernel" in path}
+    assert {path for path in moved if "moving_mean" in path}
+    assert all(
+        np.any(v.numpy() != head[v.path])
+        for v in model.get_layer("head").variables
+        if "kernel" in v.path or "bias" in v.path
+    )
+    model.part("base").trainable = False  # and back
+    before = {path: v.numpy() for path, v in base_variables.items()}
+    train(model)
+    for path, variable in base_variables.items():
+        np.testing.assert_array_equal(variable.numpy(), before[path], err_msg=path)
+
+
+def test_parts_of_parts_and_names_that_are_none():
+    keras.utils.set_random_seed(0)
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="deep")], name="inner")
+    outer = keras.Sequential([keras.Input((4,)), inner, layers.Dense(4, name="d")], name="outer")
+    model = keras.Sequential([keras.Input((4,)), outer, layers.Dense(3, name="head")])
+    model = speq_keras.wrap(model, 4, 8)
+    assert [layer.name for layer in model.part("outer").layers] == ["outer.inner.deep", "outer.d"]
+    model.part("outer.inner").trainable = False
+    assert model.part("outer").trainable  # a layer of it is
+    assert not model.part("outer.inner").trainable
+    with pytest.raises(ValueError, match=r"'outer', 'outer\.inner'\. Received: name='head'"):
+        model.part("head")
 
 
 def test_variables_are_trained_or_not_and_never_both():
