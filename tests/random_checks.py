@@ -123,8 +123,10 @@ def _judge(network, step, folder):
     model.save(f"{folder}/model.keras")
     loaded = keras.saving.load_model(f"{folder}/model.keras")
     after = _outputs(loaded(_as_given(x), training=False))
-    if not all(map(np.array_equal, before, after)):
+    if not all(np.array_equal(x, y, equal_nan=True) for x, y in zip(before, after, strict=True)):
         raise _Found("wrong", "another model was loaded than was saved")
+    if not all(np.isfinite(y).all() for y in after):
+        raise _Found("refused", "drawn without meaning: training diverged")
     step.name = "settle"
     left = _settle(model, network, x, before) if network.settles else ("not settled",)
     step.name = "export"

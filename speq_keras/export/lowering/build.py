@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 
+from speq_keras.export.arithmetic.limits import LIMITS, scale_ratios
 from speq_keras.export.folding.steps import CannotExport, Problem, Value, refusal
 from speq_keras.export.lowering import islands, linear, rows
 from speq_keras.export.lowering.encoding import encoding_of, fused_activation, tensor_of
@@ -155,16 +156,17 @@ class _Builder:
             options: As of a `Node`.
             layer: As of a `Node`.
         """
-        self.network.nodes.append(
-            Node(
-                kind=kind,
-                inputs=list(inputs),
-                outputs=[output.name],
-                activation=activation,
-                options=options or {},
-                layer=layer,
-            )
+        node = Node(
+            kind=kind,
+            inputs=list(inputs),
+            outputs=[output.name],
+            activation=activation,
+            options=options or {},
+            layer=layer,
         )
+        if kind == "mul":
+            self.check_product(node)
+        self.network.nodes.append(node)
         return output
 
     def emit(
@@ -298,6 +300,18 @@ class _Builder:
         if not ratio < 256:
             raise CannotExport(
                 f"its sums are {ratio:.3g} output steps wide, and kernels take less than 256",
+                by_ranges=True,
+            )
+
+    def check_product(self, node):
+        """Raises `CannotExport` if the step of a product is too large for its kernel.
+
+        The builtin kernel, which would take it, leaves 32 bits there.
+        """
+        ratio = np.max(scale_ratios(node, self.network.tensors), initial=0.0)
+        if not ratio < LIMITS["mul"][1]:
+            raise CannotExport(
+                f"its products are {ratio:.3g} output steps wide, and kernels take less than 256",
                 by_ranges=True,
             )
 
