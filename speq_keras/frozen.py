@@ -3,9 +3,10 @@
 import keras
 
 from speq_keras.quantizers import ActivationQuantizer
+from speq_keras.saving import SafeSaving
 
 
-class FreezingModel(keras.Model):
+class FreezingModel(SafeSaving, keras.Model):
     """A model whose activation quantizers train only while the layers that they belong to do.
 
     A quantizer is a layer of its own. `layer.trainable = False` on the layer whose tensor it rounds
