@@ -1,5 +1,6 @@
 """`save` and `save_weights` as Keras has them, but not in place: what was there stays whole."""
 
+import functools
 import os
 import pathlib
 import warnings
@@ -39,17 +40,12 @@ class SafeSaving:
             ValueError: If nothing can be written to `filepath`; before any work is done.
             OSError: If the disk is full or fails; nothing is left behind.
         """
-        write = super().save
+        write = functools.partial(super().save, zipped=zipped, **kwargs)
         path = _local(filepath)
         is_folder = zipped is not None and not zipped
         if path is not None:
             path = _path_of_model(path, is_folder)
-        _write(
-            path,
-            filepath,
-            lambda target, **others: write(target, zipped=zipped, **others, **kwargs),
-            overwrite=overwrite,
-        )
+        _write(path, filepath, write, overwrite)
 
     def save_weights(self, filepath, overwrite=True, max_shard_size=None):
         """Saves the weights in a new file, which then replaces the one that was there.
@@ -65,26 +61,20 @@ class SafeSaving:
             ValueError: If nothing can be written to `filepath`; before any work is done.
             OSError: If the disk is full or fails; nothing is left behind.
         """
-        write = super().save_weights
-        shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+        write = functools.partial(super().save_weights, max_shard_size=max_shard_size)
         path = _local(filepath)
         if path is not None:
-            path = _path_of_weights(path, bool(shards))
-        _write(
-            path,
-            filepath,
-            lambda target, **others: write(target, **shards, **others),
-            overwrite=overwrite,
-        )
+            path = _path_of_weights(path, max_shard_size is not None)
+        _write(path, filepath, write, overwrite)
 
 
-def _write(path, filepath, write, *, overwrite):
-    """Lets Keras write: to a path that it is given, `write(target, overwrite=...)`.
+def _write(path, filepath, write, overwrite):
+    """Lets Keras write, to another path than the one that it is meant for.
 
     Args:
         path: Checked local path; None: Keras gets `filepath`, and knows what to say of it.
         filepath: What the user passed.
-        write: The method of Keras.
+        write: Keras' method, called as `write(target, overwrite=...)`.
         overwrite: Whether not to ask.
     """
     first = is_first_process()
