@@ -53,8 +53,9 @@ def check_path(path, *, name="path", suffix=".tflite", in_new_folder=False):
         raise ValueError(f"{rule} {received} Append {suffix}.")
     problem = _wrong_name(path) or _wrong_file(path)
     if not problem:
-        folder = _target(path).parent if path.is_symlink() else path.parent
-        problem = _wrong_folder(folder, in_new_folder)
+        is_link = path.is_symlink()
+        folder = _target(path).parent if is_link else path.parent
+        problem = _wrong_folder(folder, in_new_folder and not is_link)
     if problem:
         raise ValueError(f"{rule} {received} {problem}")
     return path
