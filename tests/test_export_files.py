@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from dense_network import quantized_model
@@ -71,12 +72,19 @@ def test_a_link_stays_a_link(path):
     assert path.read_bytes() == NEW
 
 
-def test_a_link_into_another_folder_leaves_that_folder_as_tidy(path):
-    (path.parent / "elsewhere").mkdir()
-    link = path.parent / "elsewhere" / "link.tflite"
+def test_what_a_link_leads_to_is_written_in_its_own_folder(path, monkeypatch):
+    (path.parent / "links").mkdir()
+    link = path.parent / "links" / "link.tflite"
     link.symlink_to(path)
+    made_in, mkdtemp = [], tempfile.mkdtemp
+    monkeypatch.setattr(
+        tempfile,
+        "mkdtemp",
+        lambda dir, **names: (made_in.append(dir), mkdtemp(dir=dir, **names))[1],
+    )
     write_safely(link, NEW)
-    assert names_in(path) == ["elsewhere", "m.tflite"]
+    assert made_in == [path.parent]  # where the links are, nobody may be allowed to write
+    assert names_in(path) == ["links", "m.tflite"]
     assert names_in(link) == ["link.tflite"]
     assert path.read_bytes() == NEW
 
