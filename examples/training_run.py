@@ -8,7 +8,6 @@ an optimizer does that; what Keras calls an epoch is here the piece between two 
 
 import json
 import logging
-import os
 import pathlib
 import shutil
 import signal
@@ -28,21 +27,15 @@ def silence_notices():
 
 
 def write_file(path, write):
-    """Calls `write` with a temporary name and moves the file into place: never half a file.
+    """Calls `write` with a temporary path and moves the file into place: never half a file.
 
     Where several processes train, it takes all of them to read a model; the first one's file stays.
     """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f"{os.getpid()}_{path.name}")
     try:
-        with path_to_write(temporary) as target:
-            write(pathlib.Path(target))
-        if is_first_process():
-            temporary.replace(path)
+        with path_to_write(path) as target:
+            write(target)
     except OSError as error:
         raise SystemExit(f"{path} could not be written ({error}). What was there stays.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def make_folder(path):

@@ -8,11 +8,11 @@ import keras
 
 from speq_keras._checks import describe
 from speq_keras.entry import wrap
-from speq_keras.export.files import check_path
 from speq_keras.export.fold import IO_TYPES
 from speq_keras.export.inspect import inspect
 from speq_keras.export.runtimes import RUNTIMES
 from speq_keras.export.storage import STORAGES
+from speq_keras.files import check_path
 from speq_keras.model import SPEQModel
 from speq_keras.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from speq_keras._checks import check_bits, check_installed, check_number, describe
 from speq_keras.configs import QuantizeConfig
-from speq_keras.export.files import check_path, write_safely
+from speq_keras.files import check_path, write_safely
 from speq_keras.graph import read_graph
 from speq_keras.layers import QuantizedLayer
 from speq_keras.model import SPEQModel

@@ -13,6 +13,7 @@ from keras import ops
 from speq_keras._checks import check_number, describe
 from speq_keras.losses import DistillationLoss
 from speq_keras.model import SPEQModel
+from speq_keras.saving import SafeSaving
 
 _LOSSES = {
     "categorical_crossentropy": keras.losses.CategoricalCrossentropy,
@@ -20,7 +21,7 @@ _LOSSES = {
 }
 
 
-class CoTraining(keras.Model):
+class CoTraining(SafeSaving, keras.Model):
     """A quantized student and a float teacher under one optimizer; a subclass writes `mix`.
 
     Its outputs are those of both. The compiled loss is that of the task; metrics are the student's.

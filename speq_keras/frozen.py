@@ -4,6 +4,7 @@ import keras
 
 from speq_keras._checks import describe
 from speq_keras.quantizers import ActivationQuantizer
+from speq_keras.saving import SafeSaving
 
 
 class Part:
@@ -28,7 +29,7 @@ class Part:
             layer.trainable = value
 
 
-class FreezingModel(keras.Model):
+class FreezingModel(SafeSaving, keras.Model):
     """A model whose activation quantizers train only while the layers that they belong to do.
 
     A quantizer is a layer of its own. `layer.trainable = False` on the layer whose tensor it rounds

@@ -6,12 +6,14 @@ a process' own data outside of the training step is made equal here.
 """
 
 import contextlib
-import os
+import pathlib
 import tempfile
 
 import keras
 import numpy as np
 from keras import ops
+
+from speq_keras.files import replacing
 
 
 def process_count():
@@ -32,18 +34,20 @@ def is_first_process():
     return jax.process_index() == 0
 
 
-@contextlib.contextmanager
 def path_to_write(path):
-    """Gives the first process `path`, and the others one that is deleted again.
+    """Gives the first process what `files.replacing` gives, and the others a path to no purpose."""
+    return replacing(path) if is_first_process() else discarded(path)
+
+
+@contextlib.contextmanager
+def discarded(path):
+    """Gives a path with the name of `path`; what is written there is deleted again.
 
     The variables lie on the devices of all processes: it takes all of them to read one, so all have
     to go through the motions of writing.
     """
-    if is_first_process():
-        yield path
-        return
     with tempfile.TemporaryDirectory() as folder:
-        yield os.path.join(folder, os.path.basename(path))
+        yield pathlib.Path(folder) / (pathlib.Path(path).name or "folder")
 
 
 def from_first_process(values):

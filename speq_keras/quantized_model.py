@@ -14,7 +14,6 @@ from speq_keras._checks import check_bits, describe
 from speq_keras.frozen import FreezingModel
 from speq_keras.graph import deep_graphs
 from speq_keras.layers import weight_quantizers
-from speq_keras.processes import path_to_write
 from speq_keras.quantizers import ActivationQuantizer
 from speq_keras.settings import Settings
 
@@ -299,16 +298,6 @@ class QuantizedModel(FreezingModel):
         """All random state: the draw's and that of every layer. Keras saves none of it."""
         weights = {id(v) for v in self.weights}
         return [v for v in self.variables if id(v) not in weights and v.dtype != "float32"]
-
-    def save(self, filepath, *args, **kwargs):
-        """Saves the model; of several processes, which all have to call it, the first one does."""
-        with path_to_write(filepath) as path:
-            super().save(path, *args, **kwargs)
-
-    def save_weights(self, filepath, *args, **kwargs):
-        """Saves the weights; of several processes, which all call it, the first one does."""
-        with path_to_write(filepath) as path:
-            super().save_weights(path, *args, **kwargs)
 
     def save_own_variables(self, store):
         super().save_own_variables(store)

@@ -7,8 +7,8 @@ from keras import layers
 
 from speq_keras._checks import check_choice
 from speq_keras.columns import aligned
-from speq_keras.export.files import check_path, write_safely
 from speq_keras.export.verdict import Verdict, verdict_of
+from speq_keras.files import check_path
 from speq_keras.graph import read_graph
 from speq_keras.html import LAYER_WORDS, RANGE_WORDS, report_page
 from speq_keras.layers import QuantizedLayer
@@ -175,7 +175,7 @@ class Report:
         page = report_page(self)
         if path is not None:
             with path_to_write(path) as target:
-                write_safely(target, page.encode())
+                target.write_bytes(page.encode())
         return page
 
     def __str__(self):

@@ -585,6 +585,13 @@ BAD_ARGUMENTS = {
     "infinite": (lambda f: ActivationSnapshot(X / 0, f), ValueError, "Inputs must be finite"),
     "directory": (lambda f: ActivationSnapshot(X, 3), TypeError, "Received: directory=3"),
     "a file": (lambda f: ActivationSnapshot(X, __file__), ValueError, "This is a file"),
+    "below a file": (lambda f: ActivationSnapshot(X, f"{__file__}/a"), ValueError, "Create '.*py'"),
+    "a long name": (lambda f: ActivationSnapshot(X, "m" * 300), ValueError, "name is too long"),
+    "a name with NUL": (
+        lambda f: ActivationSnapshot(X, "m\0"),
+        ValueError,
+        "No file can have this",
+    ),
     "no names": (lambda f: ActivationSnapshot(X, f, layers=[]), TypeError, r"layers=\[\]"),
     "numbers": (lambda f: ActivationSnapshot(X, f, layers=[3]), TypeError, r"layers=\[3\]"),
     "every": (lambda f: ActivationSnapshot(X, f, every=0), ValueError, "`every` .*every=0"),

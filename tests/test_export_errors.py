@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -257,7 +258,7 @@ def test_without_strict_a_wrong_file_is_written_and_reported(model, path, flippe
 KILLED = """
 import os, signal, sys
 import keras, numpy as np, speq_keras
-from speq_keras.export import files
+from speq_keras import files
 
 def killed(*args):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -280,5 +281,5 @@ def test_an_export_that_is_killed_in_the_middle_leaves_the_old_file(path):
     )
     assert process.returncode == -signal.SIGKILL
     assert path.read_bytes() == OLD
-    for left in path.parent.glob(".m.tflite.*"):  # hidden, never under the final name
-        left.unlink()
+    for left in path.parent.glob(".speq_*"):  # hidden, never under the final name
+        shutil.rmtree(left)

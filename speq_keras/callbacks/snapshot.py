@@ -1,8 +1,6 @@
 """ActivationSnapshot: pictures of what the activation quantizers do, epoch by epoch."""
 
 import io
-import os
-import pathlib
 
 import keras
 import numpy as np
@@ -14,7 +12,7 @@ from speq_keras.callbacks import drawing
 from speq_keras.callbacks.observation import observe
 from speq_keras.callbacks.student import student_of
 from speq_keras.configs.quantize_config import matches
-from speq_keras.export.files import write_safely
+from speq_keras.files import check_folder, write_safely
 
 
 class ActivationSnapshot(keras.callbacks.Callback):
@@ -68,7 +66,7 @@ class ActivationSnapshot(keras.callbacks.Callback):
     def __init__(self, data, directory, *, layers=None, every=1, tensorboard=False):
         super().__init__()
         self.data = _check_batch(data)
-        self.directory = _check_directory(directory)
+        self.directory = check_folder(directory, name="directory")
         self.layers = _check_names(layers)
         self.every = check_count("every", every)
         self.tensorboard = bool(tensorboard)
@@ -147,16 +145,6 @@ def _check_batch(data):
         raise ValueError(f"{rule} Received: no examples. Pass at least one.")
     check_finite(data)
     return data
-
-
-def _check_directory(directory):
-    rule = "`directory` must be a folder, which may not exist yet."
-    if not isinstance(directory, str | os.PathLike):
-        raise TypeError(f"{rule} {describe(directory=directory)}")
-    directory = pathlib.Path(directory)
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"{rule} {describe(directory=str(directory))} This is a file.")
-    return directory
 
 
 def _check_names(layers):

@@ -7,7 +7,6 @@ import numpy as np
 
 from speq_keras._checks import check_choice, describe
 from speq_keras.export import simulate
-from speq_keras.export.files import check_path, write_safely
 from speq_keras.export.fold import IO_TYPES, fold
 from speq_keras.export.folding.steps import plain_dtype
 from speq_keras.export.inputs import as_network_inputs
@@ -20,11 +19,12 @@ from speq_keras.export.runtimes import (
     partitions,
     run_file,
 )
-from speq_keras.export.self_test import self_test_files
+from speq_keras.export.self_test import runner_path, self_test_files
 from speq_keras.export.session import prove
 from speq_keras.export.storage import STORAGES
 from speq_keras.export.trained import TrainedGraph, to_numpy
 from speq_keras.export.write import write
+from speq_keras.files import check_path, write_safely
 from speq_keras.processes import is_first_process, local_values
 
 MOST_EXAMPLES = 32  # in the proof
@@ -52,6 +52,7 @@ def export_tflite(
     path = check_path(path)
     if self_test is not None:
         self_test = check_path(self_test, name="self_test", suffix=".npz")
+        check_path(runner_path(self_test), name="self_test's runner", suffix=".py")
     check_choice("storage", storage, STORAGES)
     check_choice("io", io, IO_TYPES)
     _check_batch_size(batch_size)

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import re
 
 import numpy as np
 
@@ -24,8 +25,20 @@ def self_test_files(model_path, path, content, inputs):
     arrays.update({f"output_{i}": array for i, array in enumerate(outputs)})
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    runner = path.with_name(f"{path.stem}_runner.py")
+    program = _program(model=pathlib.Path(model_path).name, data=path.name)
+    return [(path, buffer.getvalue()), (runner_path(path), program.encode("utf-8"))]
+
+
+def runner_path(path):
+    """Returns the path of the program that compares, beside the .npz file at `path`."""
+    return path.with_name(f"{path.stem}_runner.py")
+
+
+def _program(model, data):
+    """Returns the source of the runner, in which the names of the two files are string literals."""
+    # `ascii` also writes the bytes of a name that is no text. All names in one pass: one of them
+    # may hold the other's place.
+    literals = {'"MODEL.tflite"': ascii(model), '"SELF_TEST.npz"': ascii(data)}
+    places = "|".join(re.escape(place) for place in literals)
     program = _RUNNER.read_text(encoding="utf-8")
-    program = program.replace("MODEL.tflite", pathlib.Path(model_path).name)
-    program = program.replace("SELF_TEST.npz", path.name)
-    return [(path, buffer.getvalue()), (runner, program.encode("utf-8"))]
+    return re.sub(places, lambda found: literals[found[0]], program)
