@@ -599,7 +599,7 @@ def greedy_picture(laboratory, on):
         **on, row="greedy", model="FiveLayerCNN", options=tables.options(draw="greedy")
     )
     images, labels = laboratory.first_images
-    count = 4 if FLAGS.scale == "short" else 20
+    count = 12 if FLAGS.scale == "short" else 20
     batches = [(images[i : i + 32], labels[i : i + 32]) for i in range(0, 32 * count, 32)]
     laboratory.observers = [figures.GreedyPicks(batches)]
     result = laboratory.run(cell)
