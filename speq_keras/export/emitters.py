@@ -256,7 +256,7 @@ def _cast(node, tensors, batch_size):
 
 def _mul(node, tensors, batch_size):
     version = version_of(node, tensors)
-    if version > 1:
+    if tensors[node.output].scale is not None:  # codes, and no whole numbers
         a, b, product = (float(tensors[name].scale) for name in (*node.inputs, node.output))
         version = 3 if a * b >= product else version
     return operation_of(node, "MUL", "MulOptions", version=version, **activation_of(node))

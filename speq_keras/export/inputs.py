@@ -23,6 +23,8 @@ def _array(rng, value, reader, seed):
     shape = (GENERATED_EXAMPLES, *value.shape[1:])
     if value.dtype == "int32":  # places in a table, or a mask
         is_table = reader is not None and reader.kind == "embedding"
+        if value.whole and not is_table:
+            return rng.integers(value.whole[0], value.whole[1] + 1, shape, dtype="int32")
         rows = len(reader.options["codes"]) if is_table else 2
         return rng.integers(0, rows, shape, dtype="int32")
     low, high = -3.0, 3.0  # nothing says what range a layer in float has
@@ -31,7 +33,8 @@ def _array(rng, value, reader, seed):
         low, high = grid.low * np.float64(grid.scale), grid.high * np.float64(grid.scale)
     kinds = [_KINDS[(seed * GENERATED_EXAMPLES + i) % len(_KINDS)] for i in range(shape[0])]
     shares = np.stack([np.broadcast_to(kind(rng, shape[1:]), shape[1:]) for kind in kinds])
-    return (low + np.clip(shares, 0, 1) * (high - low)).astype("float32")
+    values = low + np.clip(shares, 0, 1) * (high - low)
+    return (np.rint(values) if value.whole else values).astype("float32")
 
 
 # Each returns numbers from 0 to 1, shares of a range, in a shape that broadcasts to `shape`.
@@ -73,5 +76,7 @@ def as_network_inputs(folded, network, arrays):
         if tensor.dtype in CODES:
             codes = readers[id(value)].output.grid.round(array)
             array = (codes + tensor.zero_point).astype(tensor.dtype)
+        elif tensor.dtype == "float32":
+            array = np.asarray(array, "float32")  # of whole numbers, too
         converted.append(np.asarray(array))
     return converted

@@ -51,7 +51,7 @@ def compute(step, arrays, *, rounds=True):
     elif step.kind == "affine":
         weights = step.weights
         y = arrays[0] * weights.values + weights.rounded_bias
-    elif step.kind in ("quantize", "requantize", "dequantize"):
+    elif step.kind in ("quantize", "requantize", "dequantize", "cast"):
         y = arrays[0].astype("float64")
     elif step.output.dtype == "int32":
         return keras.ops.convert_to_numpy(call(step.nodes[0], arrays)).astype("int32")

@@ -10,13 +10,20 @@ from speq_keras.export.folding.pending import Pending
 from speq_keras.export.folding.steps import (
     CannotExport,
     FoldedNetwork,
+    Grid,
     Step,
     Value,
     plain_dtype,
 )
 from speq_keras.export.folding.weights import folded_weights
 from speq_keras.graph import Names
-from speq_keras.operations import Kind, kind_of
+from speq_keras.operations import Kind, kind_of, name_of
+
+# The codes of whole numbers of 8 bits.
+_BYTES = {
+    "uint8": Grid(np.float32(1), 0, 255),
+    "int8": Grid(np.float32(1), -128, 127),
+}
 
 
 class GridTies(Exception):
@@ -51,11 +58,38 @@ class Builder:
     # ---- steps ---------------------------------------------------------------------------------
 
     def input(self, tensor):
-        """Adds an input of the network and returns its `Value`."""
+        """Adds an input of the network and returns its `Value`.
+
+        Whole numbers of 8 bits that are reckoned with are codes already, with a scale of 1.
+        """
+        grid = _BYTES.get(tensor.dtype)
+        is_codes = grid is not None and self.is_arithmetic(tensor)
+        dtype = "float32" if is_codes else plain_dtype(tensor.dtype)
+        whole = () if grid is None else (grid.low, grid.high)
         name = self.names.unique(tensor.name)
-        value = Value(name, tensor.shape, None, dtype=plain_dtype(tensor.dtype))
+        value = Value(name, tensor.shape, None, dtype=dtype, whole=whole)
         self.folded.inputs.append(value)
-        return value
+        if not is_codes:
+            return value
+        codes = Value(self.names.unique(f"{tensor.name}_codes"), tensor.shape, grid)
+        return self.add(Step("quantize", [value], codes))
+
+    def is_arithmetic(self, tensor):
+        """Whether an input of whole numbers is only added, multiplied and the like."""
+        index = next(i for i, other in enumerate(self.graph.tensors) if other is tensor)
+        readers = [node for node in self.graph.nodes if index in node.inputs]
+        return bool(readers) and all(
+            self.makes_floats(node)
+            and (
+                kind_of(node.operation) in (Kind.AFFINE, Kind.ELEMENTWISE)
+                or name_of(node.operation) == "Cast"
+            )
+            for node in readers
+        )
+
+    def makes_floats(self, node):
+        """Whether what a node makes is float."""
+        return plain_dtype(self.graph.tensors[node.outputs[0]].dtype) == "float32"
 
     def add(self, step):
         """Appends a step and returns its output."""
@@ -256,6 +290,11 @@ class Builder:
             # The value itself is kept, so that its id stays its own.
             self.floats[id(value)] = (value, self.make_float(value))
         return self.floats[id(value)][1]
+
+    def cast(self, value):
+        """Returns whole numbers as floats."""
+        output = Value(self.names.unique(f"{value.name}_float"), value.shape, None)
+        return self.add(Step("cast", [value], output))
 
     def make_float(self, value):
         """Adds the steps that make floats of codes, or of what has no codes yet."""

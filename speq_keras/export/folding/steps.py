@@ -14,6 +14,7 @@ requantize    codes       x
 max_pool, reshape, transpose, pad, mirror_pad, slice, resize_nearest, concatenate
 codes       nothing: codes are copied, there is no rounding
 dequantize    codes       x, in float
+cast          int32       x, in float
 float         float       the operation itself
 embedding     int32       rows of the layer's table, which are codes already
 constant      -           the layer's table itself (PositionEmbedding)
@@ -101,7 +102,8 @@ def plain_dtype(dtype):
 class Value:
     """A tensor between steps: codes on a grid, or plain numbers (`grid` None).
 
-    `dtype` is that of plain numbers: "float32", or "int32" for whole numbers and masks.
+    `dtype` is that of plain numbers: "float32", or "int32" for whole numbers and masks. `whole`:
+    of an input of whole numbers of 8 bits, the smallest and the largest.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Value:
     grid: Grid | None
     layer: str = ""
     dtype: str = "float32"
+    whole: tuple = ()
 
     @property
     def is_whole(self):

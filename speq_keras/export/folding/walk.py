@@ -9,7 +9,7 @@ from speq_keras.export.folding.grids import fixed_grid
 from speq_keras.export.folding.options import check_options
 from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending
-from speq_keras.export.folding.steps import CannotExport, Problem, Value, plain_dtype
+from speq_keras.export.folding.steps import CannotExport, Problem, Value
 from speq_keras.export.folding.visits import VISITS, is_whole, table_rows
 from speq_keras.export.folding.weights import finish, is_table
 from speq_keras.export.storage import container_of
@@ -121,15 +121,23 @@ def _visit(builder, node, arguments):
     if kind is Kind.WEIGHTED and is_table(node.operation.layer):
         return table_rows(builder, node, arguments)
     if kind is Kind.FLOAT or any(_is_float(value, kind) for value in arguments):
-        return builder.in_float(node, [builder.as_float(value) for value in arguments])
+        values = [builder.as_float(value) for value in arguments]
+        if kind in (Kind.AFFINE, Kind.ELEMENTWISE) and builder.makes_floats(node):
+            values = [builder.cast(value) if is_whole(value) else value for value in values]
+        return builder.in_float(node, values)
     return VISITS[kind](builder, node, arguments)
 
 
 def _only_renames_type(builder, node, arguments):
-    """Whether a cast leaves whole numbers what they are; in a mask all but 0 is true."""
-    made = builder.graph.tensors[node.outputs[0]].dtype
-    is_cast = name_of(node.operation) == "Cast" and plain_dtype(made) == "int32"
-    return is_cast and is_whole(arguments[0])
+    """Whether a cast leaves numbers what they are: whole ones, or codes that become floats.
+
+    In a mask all but 0 is true.
+    """
+    if name_of(node.operation) != "Cast":
+        return False
+    (value,) = arguments
+    is_codes = isinstance(value, Value) and value.grid is not None
+    return is_codes if builder.makes_floats(node) else is_whole(value)
 
 
 def _is_float(value, kind):

@@ -34,6 +34,7 @@ ROWS = {
     "embedding": rows.embedding,
     "constant": rows.constant,
     "dequantize": islands.dequantize,
+    "cast": islands.cast,
     "float": islands.float_,
     "refused": lambda builder, step: builder.placeholder(step),
 }

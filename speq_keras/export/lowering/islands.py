@@ -41,6 +41,12 @@ _CARRIES = {
 }
 
 
+def cast(builder, step):
+    """Floats of whole numbers."""
+    x = builder.tensor(step.inputs[0])
+    builder.add("cast", [x.name], float_output(builder, step))
+
+
 def dequantize(builder, step):
     """Codes become floats."""
     x = builder.plain(step.inputs[0])
@@ -97,11 +103,11 @@ class _Island:
         names = [tensor.name for tensor in inputs]
         return self.builder.add(kind, names, output, options=options, layer=self.step.name)
 
-    def constant(self, what, values):
-        """Adds and returns a float32 constant, named after the step and `what` it is."""
-        values = np.asarray(values, "float32")
+    def constant(self, what, values, dtype="float32"):
+        """Adds and returns a constant, named after the step and `what` it is."""
+        values = np.asarray(values, dtype)
         tensor = Tensor(
-            name=f"{self.step.name}/{what}", shape=values.shape, dtype="float32", data=values
+            name=f"{self.step.name}/{what}", shape=values.shape, dtype=dtype, data=values
         )
         return self.builder.network.add_tensor(tensor)
 
@@ -238,8 +244,9 @@ def _operands(island):
     if len(operands) != 2:
         raise CannotExport(f"kernels take 2 tensors at a time, and it reads {len(operands)}")
     waiting = iter(island.builder.tensor(value) for value in island.step.inputs)
+    dtype = island.step.output.dtype
     return [
-        next(waiting) if isinstance(x, Ref) else island.constant("operand", np.atleast_1d(x))
+        next(waiting) if isinstance(x, Ref) else island.constant("operand", np.atleast_1d(x), dtype)
         for x in operands
     ]
 
