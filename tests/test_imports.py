@@ -74,6 +74,7 @@ def test_import_on_jax_brings_no_tensorflow():
 STAIRCASE = [
     "_version",
     "_checks",
+    "data",
     "columns",
     "processes",
     "ops",
