@@ -10,11 +10,11 @@ import importlib.util
 import math
 import numbers
 
+import keras
 import numpy as np
 
 WIDTH_RULE = "a whole number from 2 to 8, or None for floating point"
 _LONGEST_VALUE = 200  # letters of a value in a sentence
-_SEED_LIMIT = 2**32  # Keras holds a seed in 32 bits
 
 
 def describe(**received):
@@ -91,6 +91,32 @@ def check_name(name, value, *, optional=False):
     return value
 
 
+def check_axes(name, axes, *, rank=None):
+    """Returns `axes` as a tuple of ints after checking that they are different axes.
+
+    Args:
+        name: Of the argument.
+        axes: List or tuple of whole numbers.
+        rank: How many axes there are; None: not known yet.
+    """
+    rule = f"`{name}` must be a tuple of whole numbers, each one another axis"
+    whole = isinstance(axes, list | tuple) and all(
+        isinstance(axis, numbers.Integral) and not isinstance(axis, bool) for axis in axes
+    )
+    if not whole:
+        raise TypeError(f"{rule}. {describe(**{name: axes})}")
+    axes = tuple(int(axis) for axis in axes)
+    if rank is None:
+        is_bad = len(set(axes)) < len(axes)
+    else:
+        rule += f" of {rank}"
+        is_bad = any(not -rank <= axis < rank for axis in axes)
+        is_bad = is_bad or len({axis % rank for axis in axes}) < len(axes)
+    if is_bad:
+        raise ValueError(f"{rule}. {describe(**{name: axes})}")
+    return axes
+
+
 def check_count(name, value, *, high=math.inf, optional=False):
     """Returns `value` after checking that it is a whole number of at least 1 (or None)."""
     rule = (
@@ -107,13 +133,14 @@ def check_count(name, value, *, high=math.inf, optional=False):
 
 
 def check_seed(seed):
-    """Returns `seed` after checking that it is None or a whole number from 0 to 2^32 - 1."""
+    """Returns `seed` after checking that it is None or a whole number that Keras can hold."""
     if seed is None:
         return None
+    bits = 63 if keras.backend.backend() == "tensorflow" else 32
     is_whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-    if not is_whole or not 0 <= seed < _SEED_LIMIT:
+    if not is_whole or not 0 <= seed < 2**bits:
         raise ValueError(
-            f"`seed` must be None or a whole number from 0 to 2**32 - 1. {describe(seed=seed)}"
+            f"`seed` must be None or a whole number from 0 to 2**{bits} - 1. {describe(seed=seed)}"
         )
     return int(seed)
 

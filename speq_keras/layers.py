@@ -70,9 +70,20 @@ class QuantizedLayer(keras.layers.Wrapper):
             self.layer.build(input_shape)
         for attribute, quantizer in self.quantizers.items():
             variable = self.variable(attribute)
+            self._check_axes(attribute, variable, quantizer)
             if not quantizer.built:  # a loaded one is built already
                 quantizer.build(variable.shape)
                 quantizer.start_from(variable)
+
+    def _check_axes(self, attribute, variable, quantizer):
+        rank = len(variable.shape)
+        if any(not -rank <= axis < rank for axis in quantizer.channel_axes):
+            raise ValueError(
+                f"Layer '{self.layer.name}' ({type(self.layer).__name__}): `channel_axes` must be "
+                f"axes of its '{attribute}', which has {rank}. "
+                f"{describe(channel_axes=quantizer.channel_axes)} Give others in "
+                "`QuantizeConfig(channel_axes=...)`."
+            )
 
     def variable(self, attribute):
         """Returns the layer's variable that `attribute` names."""

@@ -26,6 +26,9 @@ _RANDOM_STATE = "random_state_"
 class QuantizedModel(FreezingModel):
     """Widths, ranges, reports, saving, float weights and export of a `SPEQModel`."""
 
+    # Classes of layers of one's own in the float model; `wrap` knows them, a loaded model does not.
+    float_classes = ()
+
     # Arguments are those of a Functional model, because `keras.models.clone_model` builds the clone
     # from (inputs, outputs, name) alone: so that it keeps its settings, they ride on a quantizer.
     # They are not spelled out, because Keras before 3.15 takes a class that spells them out, and

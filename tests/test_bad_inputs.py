@@ -286,12 +286,12 @@ CALLS = {
     "calibrate on nan": (
         lambda m: m.calibrate(np.full((4, 6), np.nan, "float32"), verbose=0),
         ValueError,
-        "Inputs must be finite. Received: a batch with NaN or infinity",
+        "`data` must be finite. Received: data with NaN or infinity. Clean the data first",
     ),
     "calibrate on infinity": (
         lambda m: m.calibrate([np.full((4, 6), np.inf, "float32")], verbose=0),
         ValueError,
-        "Inputs must be finite. Received: a batch with NaN or infinity",
+        "`data` must be finite. Received: data with NaN or infinity. Clean the data first",
     ),
     "calibrate on nothing": (
         lambda m: m.calibrate(np.zeros((0, 6), "float32"), verbose=0),
@@ -308,7 +308,11 @@ CALLS = {
         ValueError,
         "at least one batch",
     ),
-    "calibrate on a number": (lambda m: m.calibrate(3), TypeError, "Data must be arrays"),
+    "calibrate on a number": (
+        lambda m: m.calibrate(3),
+        TypeError,
+        r"`data` must be arrays, \(inputs, labels\), .* Received: data of type int\. Convert it",
+    ),
     "calibrate for no steps": (
         lambda m: m.calibrate(np.zeros((4, 6)), steps=0),
         ValueError,
@@ -329,22 +333,17 @@ CALLS = {
         ValueError,
         "image",
     ),
-    "calibrate on None": (lambda m: m.calibrate(None), TypeError, "Data must be arrays"),
-    "calibrate on a pair": (
-        lambda m: m.calibrate((np.zeros((4, 6)), np.zeros(4)), verbose=0),
-        TypeError,
-        "Data must not be a tuple of arrays. Received: a tuple of 2 arrays. Pass `x` of",
-    ),
-    "calibrate on a path": (lambda m: m.calibrate("x.npy"), TypeError, "Data must be arrays"),
+    "calibrate on None": (lambda m: m.calibrate(None), TypeError, "`data` must be arrays"),
+    "calibrate on a path": (lambda m: m.calibrate("x.npy"), TypeError, "`data` must be arrays"),
     "reestimate on nan": (
         lambda m: m.reestimate_batch_norm(np.full((4, 6), np.nan, "float32")),
         ValueError,
-        "Inputs must be finite",
+        "`data` must be finite",
     ),
     "reestimate on None": (
         lambda m: m.reestimate_batch_norm(None),
         TypeError,
-        "Data must be arrays",
+        "`data` must be arrays",
     ),
     "reestimate on nothing": (
         lambda m: m.reestimate_batch_norm([]),
@@ -378,14 +377,14 @@ def test_a_wrapped_model_refuses(case):
 
 
 def test_calibrate_refuses_a_wrong_shape():
-    with pytest.raises(ValueError, match=r"expected shape=\(None, 6\), found shape=\(4, 7\)"):
+    with pytest.raises(ValueError, match=r"shapes \[\(None, 6\)\], .*shapes=\[\(4, 7\)\]"):
         wrapped().calibrate(np.zeros((4, 7), "float32"), verbose=0)
 
 
 def test_calibrate_names_the_quantizer_that_saw_what_is_not_finite():
     model = float_model()
     model.get_layer("hidden").bias.assign(np.full(5, np.inf))
-    with pytest.raises(ValueError, match="Quantizer 'hidden_relu_quantizer' saw values that are n"):
+    with pytest.raises(ValueError, match="quantizer 'hidden_relu_quantizer' saw values that are n"):
         speq_keras.wrap(model, 2, 2).calibrate(np.ones((4, 6)), verbose=0)
 
 

@@ -97,6 +97,7 @@ STAIRCASE = [
     "settings",
     "html",
     "reporting",
+    "live_objects",
     "float_weights",
     "frozen",
     "quantized_model",
