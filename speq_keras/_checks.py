@@ -91,30 +91,17 @@ def check_name(name, value, *, optional=False):
     return value
 
 
-def check_axes(name, axes, *, rank=None):
-    """Returns `axes` as a tuple of ints after checking that they are different axes.
-
-    Args:
-        name: Of the argument.
-        axes: List or tuple of whole numbers.
-        rank: How many axes there are; None: not known yet.
-    """
-    rule = f"`{name}` must be a tuple of whole numbers, each one another axis"
-    whole = isinstance(axes, list | tuple) and all(
+def check_axes(name, axes):
+    """Returns `axes` as a tuple of ints after checking that they are different whole numbers."""
+    rule = f"`{name}` must be a tuple of whole numbers, each of them another axis"
+    is_whole = isinstance(axes, list | tuple) and all(
         isinstance(axis, numbers.Integral) and not isinstance(axis, bool) for axis in axes
     )
-    if not whole:
+    if not is_whole:
         raise TypeError(f"{rule}. {describe(**{name: axes})}")
-    axes = tuple(int(axis) for axis in axes)
-    if rank is None:
-        is_bad = len(set(axes)) < len(axes)
-    else:
-        rule += f" of {rank}"
-        is_bad = any(not -rank <= axis < rank for axis in axes)
-        is_bad = is_bad or len({axis % rank for axis in axes}) < len(axes)
-    if is_bad:
+    if len(set(axes)) < len(axes):
         raise ValueError(f"{rule}. {describe(**{name: axes})}")
-    return axes
+    return tuple(int(axis) for axis in axes)
 
 
 def check_count(name, value, *, high=math.inf, optional=False):

@@ -3,7 +3,7 @@
 import keras
 
 from speq_keras._checks import check_bits, check_bool, check_count, describe
-from speq_keras.data import check_data, check_numbers
+from speq_keras.data import check_data, check_numbers, inputs_of, read
 from speq_keras.model import SPEQModel
 
 
@@ -86,6 +86,10 @@ class LowerWidths(keras.callbacks.Callback):
             raise TypeError(
                 f"`LowerWidths` must be a callback of a SPEQModel. {describe(model=self.model)}"
             )
+        if self.calibration_data is not None:
+            # Arrays are checked now; batches are not touched before they are asked for.
+            inputs, steps = inputs_of(self.model), self.calibration_steps
+            read(self.calibration_data, inputs, name="calibration_data", steps=steps)
         last, epochs = max(self.widths), self.params["epochs"]
         if last >= epochs:
             raise ValueError(

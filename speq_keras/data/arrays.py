@@ -49,11 +49,11 @@ def to_array(value, name):
 
 
 def _converted(value):
-    tensorflow = sys.modules.get("tensorflow")
-    if isinstance(value, getattr(tensorflow, "RaggedTensor", ())):
+    tf = sys.modules.get("tensorflow")
+    if tf is not None and isinstance(value, tf.RaggedTensor):
         value = value.to_tensor()
-    elif isinstance(value, getattr(tensorflow, "SparseTensor", ())):
-        value = tensorflow.sparse.to_dense(value)
+    elif tf is not None and isinstance(value, tf.SparseTensor):
+        value = tf.sparse.to_dense(value)
     if isinstance(value, keras.Variable) or ops.is_tensor(value):
         return np.asarray(ops.convert_to_numpy(value))
     if hasattr(value, "toarray"):  # SciPy's sparse matrices
@@ -111,6 +111,8 @@ def class_numbers(labels, shape, *, name="data", output=None):
         ValueError: If they have another shape, or are not finite.
     """
     which = "" if output is None else f" of output '{output}'"
+    if isinstance(labels, list | tuple) and len(labels) == 1:  # of the only output
+        labels = labels[0]
     labels = np.zeros(0) if labels is None else to_array(labels, name)
     positions = tuple(shape[:-1])
     if labels.shape == tuple(shape) and shape[-1] > 1:

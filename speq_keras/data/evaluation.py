@@ -40,6 +40,7 @@ def evaluation_of(model, data, *, batch_size, steps=None):
         TypeError, ValueError: As `read` does, or if there are no labels or no examples.
     """
     check_count("batch_size", batch_size)
+    check_count("steps", steps, optional=True)
     if is_array(data) or isinstance(data, dict):
         raise TypeError(f"{_RULE} Received: data of type {type(data).__name__}. Add the targets.")
     check_data(data, steps=steps, again=True)
@@ -53,8 +54,13 @@ def evaluation_of(model, data, *, batch_size, steps=None):
         return {**parts, "batch_size": batch_size, "steps": steps}
     if isinstance(data, keras.utils.PyDataset) or is_dataset(data):
         return {"x": data, "steps": steps}
-    batches = [
-        (packed(model, batch.x), batch.y, batch.sample_weight)
-        for batch in read(data, inputs, labels=True, steps=steps)
-    ]
-    return {"x": _Batches([b if b[2] is not None else b[:2] for b in batches])}
+    batches = read(data, inputs, labels=True, steps=steps)
+    return {"x": _Batches([_as_batch(packed(model, b.x), b.y, b.sample_weight) for b in batches])}
+
+
+def _as_batch(*parts):
+    """Returns a batch as a `PyDataset` may have it: Keras takes tuples in it, and no lists."""
+    parts = [part[0] if isinstance(part, list) and len(part) == 1 else part for part in parts]
+    return tuple(
+        tuple(part) if isinstance(part, list) else part for part in parts if part is not None
+    )

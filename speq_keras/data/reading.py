@@ -107,16 +107,15 @@ def check_data(data, *, name="data", steps=None, again=False, steps_name="steps"
 
 
 def check_numbers(data, *, name="data"):
-    """Checks what arrays hold before the model is known, and returns the data, whatever it is.
+    """Checks what an array holds before the model is known, and returns the data, whatever it is.
 
     Raises:
-        TypeError: If they hold no numbers.
-        ValueError: If they are empty or not finite.
+        TypeError: If it holds no numbers.
+        ValueError: If it is empty or not finite.
     """
     x = data[0] if isinstance(data, tuple) and data else data  # of (x, y)
-    is_nested = type(x) in (list, tuple) and not is_array(x) and all(map(is_array, x))
-    parts = list(x.values()) if isinstance(x, dict) else list(x) if is_nested else [x]
-    for array in [to_array(part, name) for part in parts if is_array(part)]:
+    if is_array(x):
+        array = to_array(x, name)
         if not array.size:
             raise ValueError(
                 f"`{name}` must hold examples. Received: no examples. Pass at least one."
@@ -140,11 +139,13 @@ def peek(x, inputs, batch_size):
     Args:
         x: What `fit` takes as `x`.
         inputs: The `Inputs`.
-        batch_size: For arrays only; None: all of them.
+        batch_size: Of arrays; None: `x` is one batch.
 
     Raises:
         TypeError, ValueError: As `read` does, or if there is no batch.
     """
+    if batch_size is None:
+        return _not_empty(inputs.arrays(x, name="x")), x
     if hasattr(x, "__next__"):
         taken = list(itertools.islice(x, 1))
 
@@ -160,11 +161,15 @@ def peek(x, inputs, batch_size):
 
 def _first(data, inputs, batch_size=None):
     batch = next(read(data, inputs, name="x", batch_size=batch_size, steps=1), None)
-    if not batch:
+    return _not_empty(batch.x if batch else [])
+
+
+def _not_empty(arrays):
+    if not arrays or not len(arrays[0]):
         raise ValueError(
             "Training needs at least one batch. Received: an empty data set. Pass inputs."
         )
-    return batch.x
+    return arrays
 
 
 def is_dataset(data):
@@ -228,8 +233,8 @@ def _each(data, inputs, name, steps, labels):
         batches = iter(data)
     # Not one more than `steps` is taken: whoever goes on with an iterator finds the rest.
     for batch in itertools.islice(batches, steps):
-        parts = inputs.split(batch, name)
-        found = _checked(inputs.arrays(parts[0], name=name), *parts[1:], name, labels)
+        x, y, sample_weight = inputs.split(batch, name)
+        found = _checked(inputs.arrays(x, name=name), y, sample_weight, name, labels)
         if len(found):
             yield found
 

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from speq_keras import ops as speq_ops
-from speq_keras._checks import check_axes, check_bits, check_bool, check_number
+from speq_keras._checks import check_axes, check_bits, check_bool, check_name, check_number
 
 # Averages of up to 2,000 codes are halves or further from one than this, in steps.
 _HALF_UP = 2.0**-12
@@ -47,6 +47,7 @@ class Quantizer(keras.layers.Layer):
         **kwargs,
     ):
         kwargs.pop("dtype", None)
+        check_name("name", name, optional=True)
         super().__init__(name=name, trainable=trainable, dtype="float32", autocast=False, **kwargs)
         self._initial_bits = check_bits("bits", bits)
         self.has_target_width = check_bool("has_target_width", has_target_width)
