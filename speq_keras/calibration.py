@@ -12,6 +12,7 @@ from speq_keras.quantizers.histogram import Histogram
 
 # Enough for a least-squares range, and little enough to keep for a hundred quantizers.
 _VALUES_PER_BATCH = 65536
+_LARGEST = 1e18  # of an activation: variances and gradients square it
 
 
 def calibrate(model, batches, *, quantizers, training=False, progress=None):
@@ -67,14 +68,12 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
         )
     for quantizer in quantizers:
         values = from_first_process(np.concatenate(seen[id(quantizer)]))
-        # float32, in which the width of a range has to be finite as well.
-        with np.errstate(over="ignore", invalid="ignore"):
-            is_finite = np.isfinite(values.max() - values.min())
-        if not is_finite:
+        low, high = float(values.min()), float(values.max())
+        if not max(-low, high) < _LARGEST:
             raise ValueError(
-                "The float network must give finite values on the calibration data. Received: "
-                f"quantizer '{quantizer.name}' saw values that are not finite, or too far apart "
-                "for float32. Check its weights, and the size of the inputs."
+                "The float network must give finite values on the calibration data, below 1e18, so "
+                f"that float32 holds their squares. Received: quantizer '{quantizer.name}' saw "
+                f"{low:.3g} ... {high:.3g}. Check its weights, and the size of the inputs."
             )
         quantizer.calibrate(Histogram(values))
 

@@ -12,7 +12,7 @@ from speq_keras.callbacks import drawing
 from speq_keras.callbacks.observation import observe
 from speq_keras.callbacks.student import student_of
 from speq_keras.configs.quantize_config import matches
-from speq_keras.data import check_data, check_numbers, inputs_of, packed, read
+from speq_keras.data import check_data, check_numbers, first_batch, inputs_of, packed
 from speq_keras.export.files import write_safely
 
 
@@ -106,8 +106,8 @@ class ActivationSnapshot(keras.callbacks.Callback):
         student = self._student()
         inputs = inputs_of(student)
         if self._first is None:
-            self._first = next(read(self.data, inputs, steps=1), None)
-        if not self._first:
+            self._first = first_batch(self.data, inputs)
+        if self._first is None:
             raise ValueError(
                 "`data` of an ActivationSnapshot must hold examples. Received: no examples. Pass "
                 "at least one."

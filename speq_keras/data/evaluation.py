@@ -5,7 +5,7 @@ import keras
 from speq_keras._checks import check_count
 from speq_keras.data.arrays import is_array
 from speq_keras.data.inputs import inputs_of, packed
-from speq_keras.data.reading import check_data, is_dataset, read
+from speq_keras.data.reading import check_data, first_batch, is_dataset, read
 
 _RULE = (
     "`data` must be `(inputs, targets)`, or a tf.data.Dataset, a PyDataset or a list of such "
@@ -45,8 +45,8 @@ def evaluation_of(model, data, *, batch_size, steps=None):
         raise TypeError(f"{_RULE} Received: data of type {type(data).__name__}. Add the targets.")
     check_data(data, steps=steps, again=True)
     inputs = inputs_of(model)
-    first = next(read(data, inputs, labels=True, steps=1), None)
-    if not first or first.y is None:
+    first = first_batch(data, inputs, labels=True)
+    if first is None or first.y is None:
         what = "inputs without targets" if first else "no examples"
         raise ValueError(f"{_RULE} Received: {what}.")
     if isinstance(data, tuple):

@@ -72,6 +72,19 @@ def read(data, inputs, *, name="data", batch_size=None, steps=None, labels=False
     return _parts_of(whole, inputs, name, batch_size, steps, labels)
 
 
+def first_batch(data, inputs, **arguments):
+    """Returns the first `Batch` of data, with or without an end, that has examples; or None.
+
+    Args:
+        data: See `read`.
+        inputs: See `read`.
+        arguments: Those of `read`.
+    """
+    steps = 1 if _is_data(data) and is_endless(data) else None
+    batch = next(read(data, inputs, steps=steps, **arguments), None)
+    return batch if batch else None  # one without examples is false
+
+
 def check_data(data, *, name="data", steps=None, again=False, steps_name="steps"):
     """Checks what can be said of data before the model is known, and returns it.
 
@@ -160,7 +173,7 @@ def peek(x, inputs, batch_size):
 
 
 def _first(data, inputs, batch_size=None):
-    batch = next(read(data, inputs, name="x", batch_size=batch_size, steps=1), None)
+    batch = first_batch(data, inputs, name="x", batch_size=batch_size)
     return _not_empty(batch.x if batch else [])
 
 
