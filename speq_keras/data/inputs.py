@@ -104,8 +104,8 @@ def inputs_of(model, dtypes=None):
 
     Example:
         >>> import keras
-        >>> model = keras.Sequential([keras.Input((3,), name="x"), keras.layers.Dense(2)])
-        >>> inputs_of(model).shapes
+        >>> x = keras.Input((3,), name="x")
+        >>> inputs_of(keras.Model(x, keras.layers.Dense(2)(x))).shapes
         ((3,),)
     """
     tensors = model.inputs
