@@ -10,12 +10,23 @@ import importlib.util
 import math
 import numbers
 
+import keras
+import numpy as np
+
 WIDTH_RULE = "a whole number from 2 to 8, or None for floating point"
+_LONGEST_VALUE = 200  # letters of a value in a sentence
 
 
 def describe(**received):
     """Returns the `Received: name=value.` part of an error sentence."""
-    return "Received: " + ", ".join(f"{name}={value!r}" for name, value in received.items()) + "."
+    return "Received: " + ", ".join(f"{name}={_shown(x)}" for name, x in received.items()) + "."
+
+
+def _shown(value):
+    text = " ".join(repr(value).split())
+    if len(text) <= _LONGEST_VALUE:
+        return text
+    return f"{text[:_LONGEST_VALUE]}... of type {type(value).__name__}"
 
 
 def check_bits(name, bits, *, optional=True):
@@ -52,7 +63,8 @@ def check_number(name, value, *, low=-math.inf, high=math.inf, low_open=False, h
 def check_choice(name, value, choices):
     """Returns `value` after checking that it is one of `choices`; names a near miss."""
     choices = list(choices)
-    if value in choices:
+    # An array is equal to no choice: NumPy would compare its elements.
+    if isinstance(value, tuple(map(type, choices))) and value in choices:
         return value
     known = ", ".join(repr(choice) for choice in choices)
     near = difflib.get_close_matches(str(value), [c for c in choices if isinstance(c, str)], n=1)
@@ -60,25 +72,62 @@ def check_choice(name, value, choices):
     raise ValueError(f"`{name}` must be one of {known}. {describe(**{name: value})}{hint}")
 
 
-def check_count(name, value, *, optional=False):
+def check_bool(name, value):
+    """Returns `value` as a bool after checking that it is True or False, and not like them."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True or False. {describe(**{name: value})}")
+    return bool(value)
+
+
+def check_name(name, value, *, optional=False):
+    """Returns `value` after checking that it can be a name in Keras: a text without "/"."""
+    if value is None and optional:
+        return None
+    rule = f'`{name}` must be a text without "/"' + (", or None" if optional else "")
+    if not isinstance(value, str):
+        raise TypeError(f"{rule}. {describe(**{name: value})}")
+    if not value or "/" in value:
+        raise ValueError(f"{rule}. {describe(**{name: value})}")
+    return value
+
+
+def check_axes(name, axes):
+    """Returns `axes` as a tuple of ints after checking that they are different whole numbers."""
+    rule = f"`{name}` must be a tuple of whole numbers, each of them another axis"
+    is_whole = isinstance(axes, list | tuple) and all(
+        isinstance(axis, numbers.Integral) and not isinstance(axis, bool) for axis in axes
+    )
+    if not is_whole:
+        raise TypeError(f"{rule}. {describe(**{name: axes})}")
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{rule}. {describe(**{name: axes})}")
+    return tuple(int(axis) for axis in axes)
+
+
+def check_count(name, value, *, high=math.inf, optional=False):
     """Returns `value` after checking that it is a whole number of at least 1 (or None)."""
-    rule = "a whole number of at least 1" + (", or None" if optional else "")
+    rule = (
+        "a whole number of at least 1" if high == math.inf else f"a whole number from 1 to {high}"
+    )
+    rule += ", or None" if optional else ""
     if value is None and optional:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"`{name}` must be {rule}. {describe(**{name: value})}")
-    if value < 1:
+    if not 1 <= value <= high:
         raise ValueError(f"`{name}` must be {rule}. {describe(**{name: value})}")
     return int(value)
 
 
 def check_seed(seed):
-    """Returns `seed` after checking that it is None or a whole number that is not negative."""
+    """Returns `seed` after checking that it is None or a whole number that Keras can hold."""
     if seed is None:
         return None
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+    bits = 63 if keras.backend.backend() == "tensorflow" else 32
+    is_whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not is_whole or not 0 <= seed < 2**bits:
         raise ValueError(
-            f"`seed` must be None or a whole number that is not negative. {describe(seed=seed)}"
+            f"`seed` must be None or a whole number from 0 to 2**{bits} - 1. {describe(seed=seed)}"
         )
     return int(seed)
 

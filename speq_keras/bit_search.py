@@ -7,6 +7,7 @@ import numpy as np
 
 from speq_keras._checks import check_bits, check_installed, check_number, describe
 from speq_keras.configs import QuantizeConfig
+from speq_keras.data import evaluation_of
 from speq_keras.files import check_path, write_safely
 from speq_keras.graph import read_graph
 from speq_keras.layers import QuantizedLayer
@@ -111,7 +112,16 @@ class BitSearch:
         write_safely(path, content.getvalue())
 
 
-def search_bits(model, data, *, size_bytes=None, bit_ops=None, widths=(2, 3, 4, 8), batch_size=32):
+def search_bits(
+    model,
+    data,
+    *,
+    size_bytes=None,
+    bit_ops=None,
+    widths=(2, 3, 4, 8),
+    batch_size=32,
+    steps=None,
+):
     """Chooses the width of every layer's weights: the least loss within a budget.
 
     Layer by layer, the loss is measured with that layer's weights at each width, while all others
@@ -127,12 +137,14 @@ def search_bits(model, data, *, size_bytes=None, bit_ops=None, widths=(2, 3, 4, 
         model: A calibrated and compiled `SPEQModel`, before quantized training: weights that were
             trained for one width say little about another. Trained ranges of weights (`lsq`) are
             measured as they are, at every width.
-        data: `(inputs, targets)`, `(inputs, targets, sample_weight)`, a `tf.data.Dataset` or a
-            `PyDataset`: the same examples each time that it is gone through.
+        data: `(inputs, targets)`, `(inputs, targets, sample_weight)`, a `tf.data.Dataset`, a
+            `PyDataset` or a list of such batches: the same examples each time that it is gone
+            through, so that a generator will not do.
         size_bytes: Budget of `plan().totals["bytes"]`, positive.
         bit_ops: Budget of `plan().totals["bitops"]`, positive; one of the two is given.
         widths: Widths to try in bits, 2 to 8, at least two.
         batch_size: Examples per batch, for arrays.
+        steps: Batches per measurement; None takes all, and data without end needs it.
 
     Returns:
         A `BitSearch`: prints as a table; `configs`, `chosen`, `cost`, `plot(path)`.
@@ -140,8 +152,8 @@ def search_bits(model, data, *, size_bytes=None, bit_ops=None, widths=(2, 3, 4, 
     Raises:
         TypeError: If `model` is no `SPEQModel`, or an argument has the wrong type.
         RuntimeError: If the model is not compiled or not calibrated.
-        ValueError: If there is not exactly one budget, it is too small, or there is nothing to
-            choose.
+        ValueError: If there is not exactly one budget, it is too small, there is nothing to
+            choose, or the data do not fit the model or have no end.
 
     Example:
         >>> import keras, speq_keras
@@ -163,7 +175,7 @@ def search_bits(model, data, *, size_bytes=None, bit_ops=None, widths=(2, 3, 4, 
     budget_name, budget = _check_budget(size_bytes, bit_ops)
     widths = _check_widths(widths)
     _check_model(model)
-    _check_data(data)
+    arguments = evaluation_of(model, data, batch_size=batch_size, steps=steps)
     units = _units(model)
     bits_before = [(q, q.bits) for q in (*_searched(units), *model.target_quantizers)]
     try:
@@ -177,7 +189,7 @@ def search_bits(model, data, *, size_bytes=None, bit_ops=None, widths=(2, 3, 4, 
             )
         if model.target_quantizers:
             model.set_bits(activations=None)
-        loss, changes = _changes(model, units, widths, data, batch_size)
+        loss, changes = _changes(model, units, widths, arguments)
     finally:
         for quantizer, bits in bits_before:
             quantizer.bits = bits
@@ -307,29 +319,25 @@ def _costs(model, units, widths, budget_name):
     return costs, total - sum(row[0] for row in costs.values())
 
 
-def _changes(model, units, widths, data, batch_size):
+def _changes(model, units, widths, arguments):
     """Returns (loss with all layers at the widest width, {layer: change of it per width})."""
     *narrow, widest = widths
     for layers in units.values():
         _set_width(layers, widest)
-    loss = _loss(model, data, batch_size)
+    loss = _loss(model, arguments)
     changes = {}
     for name, layers in units.items():
         row = []
         for bits in narrow:
             _set_width(layers, bits)
-            row.append(_loss(model, data, batch_size) - loss)
+            row.append(_loss(model, arguments) - loss)
         _set_width(layers, widest)
         changes[name] = [*row, 0.0]
     return loss, changes
 
 
-def _loss(model, data, batch_size):
-    arguments = {"verbose": 0, "return_dict": True}
-    if isinstance(data, tuple):
-        arguments.update(zip(("x", "y", "sample_weight"), data, strict=False))
-        return float(model.evaluate(batch_size=batch_size, **arguments)["loss"])
-    return float(model.evaluate(data, **arguments)["loss"])
+def _loss(model, arguments):
+    return float(model.evaluate(**arguments, verbose=0, return_dict=True)["loss"])
 
 
 def _check_budget(size_bytes, bit_ops):
@@ -363,12 +371,3 @@ def _check_model(model):
         raise RuntimeError("The model must be compiled, with a loss. Call `model.compile` first.")
     if not model.is_calibrated:
         raise RuntimeError("The model must be calibrated. Call `model.calibrate` first.")
-
-
-def _check_data(data):
-    is_data = any(hasattr(data, name) for name in ("__len__", "__iter__"))
-    if not is_data or any(hasattr(data, name) for name in ("__next__", "shape")):
-        raise TypeError(
-            "`data` must be `(inputs, targets)`, a tf.data.Dataset or a PyDataset, which can be "
-            f"gone through many times. {describe(data=type(data).__name__)}"
-        )

@@ -5,8 +5,9 @@ import json
 
 import keras
 
-from speq_keras._checks import brief, describe
+from speq_keras._checks import brief, check_bool, check_name, describe
 from speq_keras.graph import check_has_config, is_functional, plain_functional
+from speq_keras.live_objects import own_classes
 from speq_keras.losses import AUTO
 from speq_keras.model import SPEQModel
 from speq_keras.settings import Settings, speq_weight_from, teacher_precision_from
@@ -105,6 +106,7 @@ def wrap(
     Reference: Boo et al., "Stochastic Precision Ensemble" (AAAI 2021), Eq. 1-5.
     """
     _check_model(model)
+    check_name("name", name, optional=True)
     rules = Rules(
         w_bits=w_bits,
         a_bits=a_bits,
@@ -132,11 +134,7 @@ def wrap(
         )
     if teacher is not None:
         check_teacher(model, teacher)
-    if not isinstance(fused_batch_norm, bool):
-        raise TypeError(
-            "`fused_batch_norm` must be True or False. "
-            f"{describe(fused_batch_norm=fused_batch_norm)}"
-        )
+    check_bool("fused_batch_norm", fused_batch_norm)
     graph = quantize_graph(model, rules, fuses_batch_norm=fused_batch_norm)
     return assemble(model, graph, settings, name=name or model.name, teacher=teacher)
 
@@ -153,6 +151,7 @@ def assemble(model, graph, settings, *, name, teacher=None):
     """
     settings = dataclasses.replace(settings.with_graph(graph), float_config=_config_of(model))
     wrapped = SPEQModel(graph.inputs, graph.outputs, name=name, settings=settings)
+    wrapped.float_classes = tuple(own_classes(model))
     graph.copy_weights(wrapped.layers)
     if teacher is not None:
         wrapped.teacher = teacher

@@ -6,10 +6,11 @@ import os
 import keras
 from keras import ops
 
-from speq_keras._checks import describe
+from speq_keras._checks import brief, describe
 from speq_keras.composite import Expander
 from speq_keras.graph import read_graph, weights_changed
 from speq_keras.layers import QuantizedLayer
+from speq_keras.live_objects import with_live_objects
 from speq_keras.operations import build_fused_layers
 
 
@@ -35,13 +36,7 @@ def load(wrapped, source):
             "`source` must be a Keras model or a path to a .keras or .weights.h5 file. "
             f"{describe(source=source)}"
         )
-    if isinstance(source, keras.Model):
-        model = source
-    elif str(source).endswith(".keras"):
-        model = keras.saving.load_model(source)
-    else:
-        model = _bare_model(wrapped)
-        model.load_weights(source)
+    model = source if isinstance(source, keras.Model) else _model_of_file(wrapped, source)
     if isinstance(model, type(wrapped)):
         model = model.float_model()
     for mine, theirs in _pairs(wrapped, model):
@@ -55,6 +50,24 @@ def load(wrapped, source):
     weights_changed(wrapped.layers)
 
 
+def _model_of_file(wrapped, path):
+    rule = "`source` must be a .keras or .weights.h5 file of the float model"
+    received = describe(source=str(path))
+    if not str(path).endswith((".keras", ".weights.h5")) or not os.path.isfile(path):
+        raise ValueError(f"{rule}. {received} There is no such file.")
+    try:
+        if str(path).endswith(".keras"):
+            return keras.saving.load_model(path, compile=False)
+        model = _bare_model(wrapped)
+        model.load_weights(path)
+    except Exception as error:  # from a damaged file, one of another model, or a foreign layer
+        raise ValueError(
+            f"{rule}. {received} Keras cannot read it ({_cause(error)}). Load it yourself, and "
+            "pass the model."
+        ) from error
+    return model
+
+
 def _bare_model(wrapped):
     """Returns the float model with weights of its own."""
     config = wrapped.settings.float_config
@@ -63,9 +76,24 @@ def _bare_model(wrapped):
             "The float model is known to models made by `speq_keras.wrap`, and this one was "
             "made in another way."
         )
-    model = keras.saving.deserialize_keras_object(json.loads(config))
+    config, objects = with_live_objects(json.loads(config), wrapped.layers, wrapped.float_classes)
+    try:
+        model = keras.saving.deserialize_keras_object(config, custom_objects=objects)
+    except Exception as error:  # from a `from_config` of other people
+        raise ValueError(
+            "The float model must be reproducible from its config, which lacks what only this "
+            f"process knew. {describe(model=wrapped.name, error=_cause(error))} Register functions "
+            "and classes of your own with keras.saving.register_keras_serializable, and wrap again."
+        ) from error
     build_fused_layers(read_graph(model))
     return model
+
+
+def _cause(error):
+    """Returns in a few words what Keras wraps into several errors, the whole config in each."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return brief(error)
 
 
 def _pairs(wrapped, float_model):

@@ -5,7 +5,7 @@ import inspect
 import keras
 import numpy as np
 
-from speq_keras._checks import describe
+from speq_keras._checks import check_name, describe
 from speq_keras.quantizers import WeightQuantizer
 
 
@@ -43,6 +43,7 @@ class QuantizedLayer(keras.layers.Wrapper):
                 "`quantizers` must be a dict from names of the layer's variables to "
                 f"WeightQuantizer objects. {describe(quantizers=quantizers)}"
             )
+        check_name("name", name, optional=True)
         kwargs.pop("dtype", None)
         super().__init__(
             layer,
@@ -70,9 +71,21 @@ class QuantizedLayer(keras.layers.Wrapper):
             self.layer.build(input_shape)
         for attribute, quantizer in self.quantizers.items():
             variable = self.variable(attribute)
+            self._check_axes(attribute, variable, quantizer)
             if not quantizer.built:  # a loaded one is built already
                 quantizer.build(variable.shape)
                 quantizer.start_from(variable)
+
+    def _check_axes(self, attribute, variable, quantizer):
+        rank = len(variable.shape)
+        # The last axis is that of layers without any: a scalar has one scale.
+        if any(not -max(rank, 1) <= axis < max(rank, 1) for axis in quantizer.channel_axes):
+            raise ValueError(
+                f"Layer '{self.layer.name}' ({type(self.layer).__name__}): `channel_axes` must be "
+                f"axes of its '{attribute}', which has {rank}. "
+                f"{describe(channel_axes=quantizer.channel_axes)} Give others in "
+                "`QuantizeConfig(channel_axes=...)`."
+            )
 
     def variable(self, attribute):
         """Returns the layer's variable that `attribute` names."""

@@ -21,7 +21,7 @@ Quantized Deep Neural Networks" (AAAI 2021).
 import keras
 from keras import ops
 
-from speq_keras._checks import check_choice, check_number
+from speq_keras._checks import check_choice, check_number, describe
 
 METHODS = ("cosine", "dot", "kl")
 # Where there is something to distil the method below, else none.
@@ -78,7 +78,8 @@ def distillation_loss(teacher_logits, student_logits, *, method, temperature, he
         A float32 tensor of shape (...): one loss per example and position.
 
     Raises:
-        ValueError: If `method` or `head` is unknown or `temperature` is not positive.
+        ValueError: If `method` or `head` is unknown, `temperature` is not positive, or the shapes
+            differ.
 
     Example:
         >>> z = ops.convert_to_tensor([[2.0, 0.0, 0.0]])
@@ -89,6 +90,7 @@ def distillation_loss(teacher_logits, student_logits, *, method, temperature, he
     check_choice("method", method, METHODS)
     check_choice("head", head, HEADS)
     temperature = check_number("temperature", temperature, low=0, low_open=True)
+    _check_shapes(teacher_logits, student_logits)
     loss = _DISTANCES[method](
         _log_distributions(teacher_logits, temperature, head),
         _log_distributions(student_logits, temperature, head),
@@ -96,6 +98,18 @@ def distillation_loss(teacher_logits, student_logits, *, method, temperature, he
     if head == "sigmoid":
         loss = ops.mean(loss, axis=-1)
     return loss * temperature**2
+
+
+def _check_shapes(teacher_logits, student_logits):
+    if not all(hasattr(logits, "shape") for logits in (teacher_logits, student_logits)):
+        return
+    shapes = [tuple(logits.shape) for logits in (teacher_logits, student_logits)]
+    pairs = zip(*shapes, strict=False)
+    if len(shapes[0]) != len(shapes[1]) or any(a != b and None not in (a, b) for a, b in pairs):
+        raise ValueError(
+            "`teacher_logits` and `student_logits` must have the same shape. "
+            f"{describe(shapes=shapes)}"
+        )
 
 
 class DistillationLoss(keras.losses.Loss):
@@ -148,4 +162,9 @@ def combine(task_loss, self_distillation_loss, external_teacher_loss=None, speq_
     speq = task_loss + self_distillation_loss
     if external_teacher_loss is None:
         return speq
+    if speq_weight is None:
+        raise TypeError(
+            "`speq_weight` must be a number where there is an external teacher. "
+            f"{describe(speq_weight=speq_weight)} Pass λ of Eq. 4, such as 0.5."
+        )
     return speq_weight * speq + (1.0 - speq_weight) * external_teacher_loss

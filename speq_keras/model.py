@@ -5,8 +5,9 @@ import warnings
 
 import keras
 
-from speq_keras import calibration, training
+from speq_keras import training
 from speq_keras.damping import check_damping
+from speq_keras.data import inputs_of, packed, peek
 from speq_keras.quantized_model import QuantizedModel
 from speq_keras.training.heads import check_teacher
 from speq_keras.training.plan import make_plan, method_of
@@ -219,9 +220,9 @@ class SPEQModel(QuantizedModel):
             "The activation ranges are not calibrated. They are set from the first batch now; "
             "`model.calibrate` with a few batches gives better ones."
         )
-        first, x = (x, x) if batch_size is None else calibration.peek(x, batch_size)
+        first, x = peek(x, inputs_of(self), batch_size)
         # Training comes next, so the ranges are those under the batch's own statistics.
-        self._calibrate([first], uncalibrated, training=True, verbose=0, steps=1)
+        self._calibrate([packed(self, first)], uncalibrated, training=True, verbose=0, steps=1)
         return x
 
     def train_step(self, *args):

@@ -72,6 +72,8 @@ def register(cls):
         >>> keras.saving.get_registered_name(Wide)
         'speq_keras>Wide'
     """
+    if not (isinstance(cls, type) and issubclass(cls, TeacherPrecision)):
+        raise TypeError(f"`cls` must be a subclass of TeacherPrecision. {describe(cls=cls)}")
     return keras.saving.register_keras_serializable(package="speq_keras")(cls)
 
 

@@ -2,7 +2,8 @@
 
 import keras
 
-from speq_keras._checks import check_bits, describe
+from speq_keras._checks import check_bits, check_bool, check_count, describe
+from speq_keras.data import check_data, check_numbers, inputs_of, read
 from speq_keras.model import SPEQModel
 
 
@@ -22,7 +23,8 @@ class LowerWidths(keras.callbacks.Callback):
             and widths fall.
         weights, activations: Whether the width of that side is lowered.
         calibration_data: Inputs for `SPEQModel.calibrate`, as in training (batch statistics), or
-            None.
+            None. What can be read once only, such as a generator, will not do.
+        calibration_steps: How many batches of them; None takes all, and data without end needs it.
 
     Raises:
         TypeError: If an argument has the wrong type, or the model in training is no `SPEQModel`.
@@ -42,9 +44,21 @@ class LowerWidths(keras.callbacks.Callback):
         2
     """
 
-    def __init__(self, widths, *, weights=True, activations=True, calibration_data=None):
+    def __init__(
+        self,
+        widths,
+        *,
+        weights=True,
+        activations=True,
+        calibration_data=None,
+        calibration_steps=None,
+    ):
         super().__init__()
         self.widths = _check_widths(widths)
+        weights, activations = (
+            check_bool("weights", weights),
+            check_bool("activations", activations),
+        )
         if not (weights or activations):
             raise ValueError(
                 "At least one of `weights` and `activations` must be True. "
@@ -55,11 +69,16 @@ class LowerWidths(keras.callbacks.Callback):
             for side, is_lowered in (("weights", weights), ("activations", activations))
             if is_lowered
         ]
-        if hasattr(calibration_data, "__next__"):
-            raise TypeError(
-                "`calibration_data` must be arrays or batches that can be gone through many times. "
-                f"{describe(calibration_data=calibration_data)} Pass a list of batches."
+        self.calibration_steps = check_count("calibration_steps", calibration_steps, optional=True)
+        if calibration_data is not None:
+            check_data(
+                calibration_data,
+                name="calibration_data",
+                steps=calibration_steps,
+                again=True,
+                steps_name="calibration_steps",
             )
+            check_numbers(calibration_data, name="calibration_data")
         self.calibration_data = calibration_data
 
     def on_train_begin(self, logs=None):
@@ -67,6 +86,10 @@ class LowerWidths(keras.callbacks.Callback):
             raise TypeError(
                 f"`LowerWidths` must be a callback of a SPEQModel. {describe(model=self.model)}"
             )
+        if self.calibration_data is not None:
+            # Arrays are checked now; batches are not touched before they are asked for.
+            inputs, steps = inputs_of(self.model), self.calibration_steps
+            read(self.calibration_data, inputs, name="calibration_data", steps=steps)
         last, epochs = max(self.widths), self.params["epochs"]
         if last >= epochs:
             raise ValueError(
@@ -81,7 +104,9 @@ class LowerWidths(keras.callbacks.Callback):
             return
         self.model.set_bits(**dict.fromkeys(self.sides, bits))
         if self.calibration_data is not None and "activations" in self.sides:
-            self.model.calibrate(self.calibration_data, training=True, verbose=0)
+            self.model.calibrate(
+                self.calibration_data, steps=self.calibration_steps, training=True, verbose=0
+            )
 
     def _quantizers(self, side):
         if side == "activations":

@@ -10,7 +10,8 @@ import numpy as np
 from keras import ops
 
 from speq_keras import batch_norm, calibration, float_weights, reporting
-from speq_keras._checks import check_bits, describe
+from speq_keras._checks import check_bits, check_bool, check_choice, check_count, describe
+from speq_keras.data import input_batches
 from speq_keras.frozen import FreezingModel
 from speq_keras.graph import deep_graphs
 from speq_keras.layers import weight_quantizers
@@ -23,6 +24,9 @@ _RANDOM_STATE = "random_state_"
 
 class QuantizedModel(FreezingModel):
     """Widths, ranges, reports, saving, float weights and export of a `SPEQModel`."""
+
+    # Classes of layers of one's own in the float model; `wrap` knows them, a loaded model does not.
+    float_classes = ()
 
     # Arguments are those of a Functional model, because `keras.models.clone_model` builds the clone
     # from (inputs, outputs, name) alone: so that it keeps its settings, they ride on a quantizer.
@@ -107,7 +111,7 @@ class QuantizedModel(FreezingModel):
 
         Raises:
             TypeError, ValueError: If a width is not allowed.
-            ValueError: If no quantizer of that kind has the target width.
+            ValueError: If there is none, or no quantizer of that kind has the target width.
 
         Example:
             >>> import speq_keras
@@ -123,6 +127,11 @@ class QuantizedModel(FreezingModel):
             ("activations", activations, self.target_quantizers),
         ]
         sides = [side for side in sides if side[1] is not _UNCHANGED]
+        if not sides:
+            raise ValueError(
+                "At least one of `weights` and `activations` must be given. Received: neither. "
+                "Pass a width from 2 to 8, or None for floating point."
+            )
         for name, bits, quantizers in sides:
             check_bits(name, bits)
             if not quantizers:
@@ -153,11 +162,15 @@ class QuantizedModel(FreezingModel):
         ranges are set again, also those that were trained.
 
         Args:
-            data: Inputs as arrays (or a dict of them), a `tf.data.Dataset`, a `PyDataset`, or an
-                iterable of batches `x`, `(x, y)` or `(x, y, sample_weight)`. A list is a list of
-                batches, or has an array for each of several inputs.
+            data: What `fit` takes: arrays, a list or dict of them for several inputs, a
+                `tf.data.Dataset`, a `PyDataset`, a generator, a list or another iterable of batches
+                `x`, `(x, y)` or `(x, y, sample_weight)`. Such a tuple of arrays will do, too; only
+                `x` is read. A list is a list of batches, or has an array for each of several
+                inputs.
             batch_size: Examples per batch, for arrays.
-            steps: Number of batches; None takes all.
+            steps: Number of batches; None takes all, and data without end (`repeat()`, a
+                `PyDataset` whose `num_batches` is None) needs it. Of a generator no batch more than
+                that is taken; None reads one to its end.
             training: Whether the network runs as in training: BatchNormalization uses the batches'
                 statistics, and dropout drops. For a network whose moving statistics mean nothing
                 yet, and for one with much dropout, which makes activations larger in training than
@@ -166,8 +179,9 @@ class QuantizedModel(FreezingModel):
             verbose: 0 shows no progress bar.
 
         Raises:
-            TypeError: If `data` is no data.
-            ValueError: If there is no batch, or inputs or activations are not finite.
+            TypeError: If `data` is no data, or an argument has the wrong type.
+            ValueError: If there is no batch or no end, if inputs do not fit the model, or if they
+                or the activations are not finite.
 
         Example:
             >>> import speq_keras
@@ -178,13 +192,11 @@ class QuantizedModel(FreezingModel):
             >>> model.is_calibrated
             True
         """
-        self._calibrate(
-            calibration.input_batches(data, batch_size, steps, inputs=len(self.inputs)),
-            self.activation_quantizers,
-            training,
-            verbose,
-            steps,
-        )
+        training = check_bool("training", training)
+        check_choice("verbose", verbose, ("auto", 0, 1, 2))
+        check_count("batch_size", batch_size)
+        batches = input_batches(self, data, batch_size=batch_size, steps=steps)
+        self._calibrate(batches, self.activation_quantizers, training, verbose, steps)
 
     def _calibrate(self, batches, quantizers, training, verbose, steps):
         progress = None
@@ -210,6 +222,9 @@ class QuantizedModel(FreezingModel):
         Returns:
             The number of layers that were set.
 
+        Raises:
+            TypeError, ValueError: As `calibrate`.
+
         Example:
             >>> import speq_keras
             >>> norms = [keras.layers.Dense(4), keras.layers.BatchNormalization()]
@@ -220,7 +235,8 @@ class QuantizedModel(FreezingModel):
             >>> model.reestimate_batch_norm(x)
             1
         """
-        batches = calibration.input_batches(data, batch_size, steps, inputs=len(self.inputs))
+        check_count("batch_size", batch_size)
+        batches = input_batches(self, data, batch_size=batch_size, steps=steps)
         return batch_norm.reestimate(self, batches)
 
     def settle(self, *, storage="int8"):
@@ -382,6 +398,7 @@ class QuantizedModel(FreezingModel):
         batch_size=1,
         softmax=True,
         data=None,
+        steps=None,
         self_test=None,
         runtimes=(),
         strict=True,
@@ -400,10 +417,13 @@ class QuantizedModel(FreezingModel):
             io: Type of inputs and outputs. "float32", or "int8" or "uint8" for microcontrollers.
             batch_size: The file's batch size; most files can be resized at run time.
             softmax: False leaves out a softmax or sigmoid at the end: the outputs are logits.
-            data: For the proof: inputs, `(inputs, labels)`, or batches of them. With labels the
-                report has the accuracy of training graph, folded network and file. None: random
+            data: For the proof: data of any kind that `calibrate` takes, of which 32 examples are
+                used. With labels, `(inputs, labels)` or batches of them, the report has the
+                accuracy of training graph, folded network and file on all of it. None: random
                 inputs that fill the trained input range, drawn until nearly all channels show more
                 than one code.
+            steps: Number of batches of `data`; None takes all, and data without end needs it. Of a
+                generator without labels only the 32 examples are read, of one with labels all.
             self_test: Path of an .npz file with inputs and expected outputs, for the same proof on
                 the device; the program that runs it is written beside it.
             runtimes: Other runtimes to run the file on, for the report: "builtin" and "reference"
@@ -443,6 +463,7 @@ class QuantizedModel(FreezingModel):
             batch_size=batch_size,
             softmax=softmax,
             data=data,
+            steps=steps,
             self_test=self_test,
             runtimes=runtimes,
             strict=strict,

@@ -1,17 +1,26 @@
 """Bad input gets one clear sentence: what is allowed, what came, what to do."""
 
+import itertools
+import re
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import speq_keras
-from speq_keras import QuantizeConfig, configs, precision, quantizers
+from speq_keras import QuantizeConfig, configs, losses, precision, quantizers
+from speq_keras.callbacks import ActivationSnapshot, PrecisionReport
 
 layers = keras.layers
 
 
+X = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
+Y = np.arange(8) % 4
+
+
 def float_model(units=4, activation="softmax"):
-    inputs = keras.Input((6,))
+    inputs = keras.Input((6,), name="x")
     x = layers.Dense(5, activation="relu", name="first")(inputs)
     x = layers.Dense(5, activation="relu", name="hidden")(x)
     return keras.Model(inputs, layers.Dense(units, activation=activation, name="last")(x))
@@ -139,6 +148,7 @@ WRAP = {
     ),
     "seed 1.5": ({"seed": 1.5}, ValueError, "`seed` must be None or a whole number"),
     "seed True": ({"seed": True}, ValueError, "`seed` must be None or a whole number"),
+    "seed beyond": ({"seed": 2**80}, ValueError, r"from 0 to 2\*\*63 - 1. Received: seed=1208"),
     "seed": ({"seed": -1}, ValueError, "`seed` must be None or a whole number"),
     "skip": (
         {"skip": "conv*"},
@@ -185,6 +195,19 @@ WRAP = {
         ValueError,
         "`a_bits` of a QuantizeConfig must be left out",
     ),
+    "name": ({"name": 3}, TypeError, '`name` must be a text without "/", or None.*name=3'),
+    "name of a path": ({"name": "a/b"}, ValueError, '`name` must be a text without "/"'),
+    "fused_batch_norm": (
+        {"fused_batch_norm": "no"},
+        TypeError,
+        "`fused_batch_norm` must be True or False. Received: fused_batch_norm='no'",
+    ),
+    "axes that a kernel has not": (
+        {"configs": {"hidden": QuantizeConfig(channel_axes=(9,))}},
+        ValueError,
+        r"Layer 'hidden' \(Dense\): `channel_axes` must be axes of its 'kernel', which has 2. "
+        r"Received: channel_axes=\(9,\)",
+    ),
     "everything skipped": ({"skip": "*"}, ValueError, "At least one layer must have a quantize"),
 }
 
@@ -194,6 +217,13 @@ def test_wrap_refuses(case):
     arguments, error, sentence = WRAP[case]
     with pytest.raises(error, match=sentence):
         speq_keras.wrap(float_model(), **arguments)
+
+
+def test_wrap_refuses_a_model_of_boundary_layers_that_are_all_float():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, layers.Dense(2)(inputs))
+    with pytest.raises(ValueError, match="At least one layer must be .* boundary_bits=None. Pass"):
+        speq_keras.wrap(model, 8, None, boundary_bits=None, distillation=None)
 
 
 MODELS = {
@@ -286,12 +316,12 @@ CALLS = {
     "calibrate on nan": (
         lambda m: m.calibrate(np.full((4, 6), np.nan, "float32"), verbose=0),
         ValueError,
-        "Inputs must be finite. Received: a batch with NaN or infinity",
+        "`data` must be finite. Received: data with NaN or infinity. Clean the data first",
     ),
     "calibrate on infinity": (
         lambda m: m.calibrate([np.full((4, 6), np.inf, "float32")], verbose=0),
         ValueError,
-        "Inputs must be finite. Received: a batch with NaN or infinity",
+        "`data` must be finite. Received: data with NaN or infinity. Clean the data first",
     ),
     "calibrate on nothing": (
         lambda m: m.calibrate(np.zeros((0, 6), "float32"), verbose=0),
@@ -308,7 +338,11 @@ CALLS = {
         ValueError,
         "at least one batch",
     ),
-    "calibrate on a number": (lambda m: m.calibrate(3), TypeError, "Data must be arrays"),
+    "calibrate on a number": (
+        lambda m: m.calibrate(3),
+        TypeError,
+        r"`data` must be arrays, \(inputs, labels\), .* Received: data of type int\. Convert it",
+    ),
     "calibrate for no steps": (
         lambda m: m.calibrate(np.zeros((4, 6)), steps=0),
         ValueError,
@@ -329,22 +363,17 @@ CALLS = {
         ValueError,
         "image",
     ),
-    "calibrate on None": (lambda m: m.calibrate(None), TypeError, "Data must be arrays"),
-    "calibrate on a pair": (
-        lambda m: m.calibrate((np.zeros((4, 6)), np.zeros(4)), verbose=0),
-        TypeError,
-        "Data must not be a tuple of arrays. Received: a tuple of 2 arrays. Pass `x` of",
-    ),
-    "calibrate on a path": (lambda m: m.calibrate("x.npy"), TypeError, "Data must be arrays"),
+    "calibrate on None": (lambda m: m.calibrate(None), TypeError, "`data` must be arrays"),
+    "calibrate on a path": (lambda m: m.calibrate("x.npy"), TypeError, "`data` must be arrays"),
     "reestimate on nan": (
         lambda m: m.reestimate_batch_norm(np.full((4, 6), np.nan, "float32")),
         ValueError,
-        "Inputs must be finite",
+        "`data` must be finite",
     ),
     "reestimate on None": (
         lambda m: m.reestimate_batch_norm(None),
         TypeError,
-        "Data must be arrays",
+        "`data` must be arrays",
     ),
     "reestimate on nothing": (
         lambda m: m.reestimate_batch_norm([]),
@@ -362,6 +391,57 @@ CALLS = {
         ValueError,
         "Did you mean 'hidden'",
     ),
+    "set_bits of nothing": (lambda m: m.set_bits(), ValueError, "At least one of .* neither"),
+    "calibrate in some training": (
+        lambda m: m.calibrate(X, training="yes", verbose=0),
+        TypeError,
+        "`training` must be True or False. Received: training='yes'",
+    ),
+    "calibrate loudly": (
+        lambda m: m.calibrate(X, verbose="loud"),
+        ValueError,
+        "`verbose` must be one of 'auto', 0, 1, 2. Received: verbose='loud'",
+    ),
+    "calibrate on batches of None": (
+        lambda m: m.calibrate(X, batch_size=None),
+        TypeError,
+        "`batch_size` must be a whole number",
+    ),
+    "calibrate where float32 has no range": (
+        lambda m: m.calibrate(np.float32([[-3e38] * 6, [3e38] * 6]), verbose=0),
+        ValueError,
+        r"below 1e18, .* Received: quantizer 'x_quantizer' saw -3e\+38 ... 3e\+38. Check",
+    ),
+    "calibrate where float32 has no squares": (
+        lambda m: m.calibrate(np.full((4, 6), 3e38, "float32"), verbose=0),
+        ValueError,
+        r"below 1e18, .* Received: quantizer 'x_quantizer' saw 3e\+38 ... 3e\+38. Check",
+    ),
+    "reestimate for no steps": (
+        lambda m: m.reestimate_batch_norm(X, steps=0),
+        ValueError,
+        "`steps` must be a whole number of at least 1, or None. Received: steps=0",
+    ),
+    "set distillation to a list": (
+        lambda m: setattr(m, "distillation", ["kl"]),
+        ValueError,
+        "`distillation` must be one of",
+    ),
+    "settle for an array": (
+        lambda m: m.settle(storage=np.array(["int8", "int4"])),
+        ValueError,
+        "`storage` must be one of",
+    ),
+    "float weights of no file": (
+        lambda m: m.load_float_weights("no.keras"),
+        ValueError,
+        "`source` must be a .keras or .weights.h5 file .* Received: source='no.keras'",
+    ),
+    "float weights of another file": (
+        lambda m: m.load_float_weights(__file__),
+        ValueError,
+        "`source` must be a .keras or .weights.h5 file",
+    ),
     "float weights of another model": (
         lambda m: m.load_float_weights(no_weights()),
         ValueError,
@@ -378,14 +458,14 @@ def test_a_wrapped_model_refuses(case):
 
 
 def test_calibrate_refuses_a_wrong_shape():
-    with pytest.raises(ValueError, match=r"expected shape=\(None, 6\), found shape=\(4, 7\)"):
+    with pytest.raises(ValueError, match=r"shapes \[\(None, 6\)\], .*shapes=\[\(4, 7\)\]"):
         wrapped().calibrate(np.zeros((4, 7), "float32"), verbose=0)
 
 
 def test_calibrate_names_the_quantizer_that_saw_what_is_not_finite():
     model = float_model()
     model.get_layer("hidden").bias.assign(np.full(5, np.inf))
-    with pytest.raises(ValueError, match="Quantizer 'hidden_relu_quantizer' saw values that are n"):
+    with pytest.raises(ValueError, match="Received: quantizer 'hidden_relu_quantizer' saw inf ..."):
         speq_keras.wrap(model, 2, 2).calibrate(np.ones((4, 6)), verbose=0)
 
 
@@ -532,6 +612,68 @@ BLOCKS = {
         TypeError,
         "`config` must be a QuantizeConfig",
     ),
+    "channels per what": (
+        lambda: quantizers.SAWB(per_channel=3),
+        TypeError,
+        "`per_channel` must be True or False. Received: per_channel=3",
+    ),
+    "channels by text": (lambda: quantizers.MinMax(per_channel="yes"), TypeError, "='yes'"),
+    "a sign": (lambda: quantizers.LSQPlus(signed="x"), TypeError, "`signed` must be True or"),
+    "no negative inputs": (
+        lambda: quantizers.PACT(nonnegative_input=1),
+        TypeError,
+        "`nonnegative_input` must be True or False",
+    ),
+    "a target width": (
+        lambda: quantizers.PACT(has_target_width=None),
+        TypeError,
+        "`has_target_width` must be True or False",
+    ),
+    "axes": (lambda: quantizers.SAWB(channel_axes=3), TypeError, "`channel_axes` must be a tuple"),
+    "axes of text": (
+        lambda: QuantizeConfig(channel_axes=("a",)),
+        TypeError,
+        "`channel_axes` must be a tuple of whole numbers",
+    ),
+    "the same axes": (
+        lambda: quantizers.SAWB(channel_axes=(1, 1)),
+        ValueError,
+        "each of them another axis. Received: channel_axes=",
+    ),
+    "axes of a layer": (
+        lambda: speq_keras.QuantizedLayer(
+            layers.Dense(2), {"kernel": quantizers.MinMax(per_channel=True, channel_axes=(5,))}
+        )(np.zeros((1, 3))),
+        ValueError,
+        r"must be axes of its 'kernel', which has 2. Received: channel_axes=\(5,\)",
+    ),
+    "quantizer name": (lambda: quantizers.PACT(name=3), TypeError, "`name` must be a text"),
+    "layer name": (
+        lambda: speq_keras.QuantizedLayer(layers.Dense(2), {}, name="a/b"),
+        ValueError,
+        "`name` must be a text",
+    ),
+    "register a number": (
+        lambda: quantizers.register_quantizer(3, quantizers.SAWB),
+        TypeError,
+        '`name` must be a text without "/". Received: name=3',
+    ),
+    "register a precision": (lambda: precision.register(3), TypeError, "TeacherPrecision.*cls=3"),
+    "logits of two shapes": (
+        lambda: losses.distillation_loss(X, X[:, :3], method="kl", temperature=1.0),
+        ValueError,
+        "must have the same shape. Received: shapes=",
+    ),
+    "a teacher without its share": (
+        lambda: losses.combine(1.0, 1.0, 1.0),
+        TypeError,
+        "`speq_weight` must be a number",
+    ),
+    "a long value": (
+        lambda: QuantizeConfig(channel_axes=list("abc" * 1000)),
+        TypeError,
+        r"Received: channel_axes=\('a', 'b', .{150,220}\.\.\. of type tuple\.$",
+    ),
     "mix the wrong way round": (
         lambda: precision.UniformMix(8, 2),
         ValueError,
@@ -545,3 +687,258 @@ def test_is_refused(case):
     make, error, sentence = BLOCKS[case]
     with pytest.raises(error, match=sentence):
         make()
+
+
+# ---- data ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ready():
+    model = speq_keras.wrap(float_model(), 2, 2)
+    model.calibrate(X, verbose=0)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    return model
+
+
+class NoLength(keras.utils.PyDataset):
+    def __getitem__(self, index):
+        return X, Y
+
+
+def generate():
+    yield X, Y
+
+
+KIND = " must be arrays, .* Received: {name} of type "
+NUMBERS = "` must hold arrays of (real )?numbers. Received: {name} "
+FINITE = "` must be finite"
+SHAPES = r"` must have inputs of the shapes \[\(None, 6\)\], examples first. Received: shapes="
+ARRAYS = "` must have 1 arrays for the inputs"
+# What no function takes as data, and the sentence after the name of the argument.
+DATA = {
+    "None": (lambda: None, KIND),
+    "a number": (lambda: 3, KIND),
+    "text": (lambda: "images", KIND),
+    "bytes": (lambda: b"images", KIND),
+    "a class": (lambda: NoLength, KIND),
+    "a function": (lambda: generate, KIND + "function. Pass what the function returns"),
+    "a model": (float_model, KIND),
+    "an empty dict": (lambda: {}, " must be arrays, .* without a single array"),
+    "a NumPy number": (lambda: np.float32(3), "` must be arrays with the examples on the first"),
+    "an array of text": (lambda: np.array([["a"] * 6] * 4), NUMBERS),
+    "a tensor of text": (lambda: tf.constant([["a"] * 6] * 4), NUMBERS),
+    "a dict of text": (lambda: {"x": np.array([["a"] * 6] * 4)}, NUMBERS),
+    "objects": (lambda: np.array([[None] * 6] * 4), NUMBERS),
+    "dates": (lambda: np.array(["2020-01-01"] * 4, "datetime64[D]"), NUMBERS),
+    "fields": (lambda: np.zeros(4, [("a", "f4")]), NUMBERS),
+    "complex numbers": (lambda: np.zeros((4, 6), "complex64"), NUMBERS),
+    "a symbolic tensor": (lambda: keras.Input((6,)), NUMBERS),
+    "lists of unequal length": (lambda: [[1.0, 2.0], [1.0]], NUMBERS),
+    "batches of text": (lambda: [np.array([["a"] * 6])], NUMBERS),
+    "tf.data of text": (
+        lambda: tf.data.Dataset.from_tensor_slices(np.array([["a"] * 6] * 4)).batch(2),
+        NUMBERS,
+    ),
+    "a list of None": (lambda: [None], NUMBERS),
+    "NaN": (lambda: np.full((4, 6), np.nan, "float32"), FINITE),
+    "infinity": (lambda: np.full((4, 6), -np.inf), FINITE),
+    "NaN in a later batch": (lambda: [(X, Y), (X * np.nan, Y)], FINITE),
+    "beyond float32": (lambda: np.full((4, 6), 1e300), FINITE + " in float32"),
+    "another shape": (lambda: np.zeros((4, 7)), SHAPES),
+    "no batch axis": (lambda: np.zeros(6), SHAPES),
+    "another rank": (lambda: np.zeros((4, 6, 2)), SHAPES),
+    "another name": (lambda: {"image": X}, r"` must have the inputs \['x'\]. Received: keys="),
+    "too many inputs": (lambda: [((X, X), Y)], ARRAYS),
+    "too many parts": (lambda: (X, Y, Y, Y), "` must be x, .* Received: a tuple of 4"),
+    "a PyDataset of no length": (NoLength, "A PyDataset must say how many batches it has"),
+}
+
+
+def readers(model):
+    """Returns {name: (function of data, the argument's name)}."""
+    folded = speq_keras.fold(model)
+    return {
+        "calibrate": (lambda data: model.calibrate(data, verbose=0), "data"),
+        "reestimate_batch_norm": (model.reestimate_batch_norm, "data"),
+        "predict": (folded.predict, "inputs"),
+        "predict_float": (folded.predict_float, "inputs"),
+        "evaluate": (folded.evaluate, "x"),
+    }
+
+
+@pytest.mark.parametrize("case", DATA)
+@pytest.mark.parametrize(
+    "reader", ["calibrate", "reestimate_batch_norm", "predict", "predict_float", "evaluate"]
+)
+def test_data_are_refused(ready, reader, case):
+    call, name = readers(ready)[reader]
+    make, sentence = DATA[case]
+    before = ready.get_weights()
+    with pytest.raises((TypeError, ValueError), match=sentence.format(name=name)) as info:
+        call(make())
+    assert f"`{name}`" in str(info.value) or "PyDataset" in str(info.value)
+    assert re.search(r"Received: .*\.", str(info.value))
+    for was, now in zip(before, ready.get_weights(), strict=True):
+        np.testing.assert_array_equal(was, now)
+
+
+@pytest.mark.parametrize("case", [case for case in DATA if case != "None"])
+def test_export_refuses_data(ready, tmp_path, case):
+    make, sentence = DATA[case]
+    with pytest.raises((TypeError, ValueError), match=sentence.format(name="data")):
+        ready.export_tflite(tmp_path / "m.tflite", data=make())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("case", [case for case in DATA if "later" not in case])
+def test_a_snapshot_refuses_data(ready, tmp_path, case):
+    make, sentence = DATA[case]
+
+    def begin():
+        snapshot = ActivationSnapshot(make(), tmp_path)
+        snapshot.set_model(ready)
+        snapshot.on_train_begin()
+
+    with pytest.raises((TypeError, ValueError), match=sentence.format(name="data")):
+        begin()
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_functions_that_need_labels_refuse_data(ready, case):
+    make, _ = DATA[case]
+    for call in (
+        lambda data: PrecisionReport(data).measure(ready),
+        lambda data: speq_keras.search_bits(ready, data, size_bytes=1000),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"(`data`|PyDataset) must .*Received: "):
+            call(make())
+
+
+@pytest.mark.parametrize("case", ["a number", "NaN", "beyond float32", "text", "an empty dict"])
+def test_lowering_widths_refuses_data(case):
+    def begin():
+        callback = speq_keras.LowerWidths({0: 8, 1: 2}, calibration_data=DATA[case][0]())
+        callback.set_params({"epochs": 2})
+        callback.set_model(wrapped())
+        callback.on_train_begin()
+
+    with pytest.raises((TypeError, ValueError), match="`calibration_data` must .*Received: "):
+        begin()
+
+
+@pytest.mark.parametrize("case", ["a number", "an array of text", "NaN", "another shape"])
+@pytest.mark.filterwarnings("ignore:The activation ranges are not calibrated")
+def test_training_on_an_uncalibrated_model_refuses_inputs(case):
+    model = wrapped()
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    for call in (model.fit, model.train_on_batch):
+        with pytest.raises((TypeError, ValueError), match="`x` must .*Received: "):
+            call(DATA[case][0](), Y)
+    assert not model.is_calibrated
+
+
+def test_inputs_of_unequal_length_are_refused():
+    a, b = keras.Input((6,), name="a"), keras.Input((2,), name="b")
+    x = layers.Dense(3)(layers.Concatenate()([a, b]))
+    model = speq_keras.wrap(keras.Model([a, b], layers.Dense(2)(x)), 3, 3, distillation=None)
+    sentence = "`data` must have as many examples for each input. Received: examples={'a': 8, 'b':"
+    for data in ([X, X[:3, :2]], [[X, X[:3, :2]]]):
+        with pytest.raises(ValueError, match=sentence):
+            model.calibrate(data, verbose=0)
+
+
+# Labels that do not fit outputs of 4 classes.
+LABELS = {
+    "too few": (Y[:3], "for as many examples as inputs. Received: 8 examples and labels of"),
+    "a number": (3, "for as many examples as inputs|hold arrays of numbers"),
+    "of rank 3": (np.zeros((8, 2, 2)), r"must be class numbers of shape \(8,\), or one-hot"),
+    "of other classes": (np.eye(5)[Y], r"must be class numbers .* one-hot of shape \(8, 4\)"),
+    "text": (np.array(["a"] * 8), "must hold arrays of real numbers. Received: .* of type str"),
+    "objects": ([None] * 8, "must hold arrays of real numbers|labels"),
+    "NaN": (np.full(8, np.nan), "must be finite. Received: labels with NaN"),
+    "by name": ({"a": Y, "b": Y}, "must hold arrays of real numbers"),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_labels_are_refused(ready, tmp_path, case):
+    labels, sentence = LABELS[case]
+    folded = speq_keras.fold(ready)
+    for call in (
+        lambda: folded.evaluate(X, labels),
+        lambda: folded.evaluate((X, labels)),
+        lambda: ready.export_tflite(tmp_path / "m.tflite", data=(X, labels)),
+        lambda: ready.export_tflite(tmp_path / "m.tflite", data=[(X, labels)]),
+    ):
+        with pytest.raises((TypeError, ValueError), match=sentence):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("case", ["too few", "text", "a number"])
+def test_labels_are_refused_where_they_are_compared(ready, case):
+    labels, sentence = LABELS[case]
+    for call in (
+        lambda: PrecisionReport((X, labels)).measure(ready),
+        lambda: speq_keras.search_bits(ready, (X, labels), size_bytes=1000),
+    ):
+        with pytest.raises((TypeError, ValueError), match=sentence):
+            call()
+
+
+def test_labels_in_some_batches_are_refused(ready, tmp_path):
+    with pytest.raises(ValueError, match="`data` must have labels in all batches, or in none"):
+        ready.export_tflite(tmp_path / "m.tflite", data=[(X, Y)] * 5 + [X])
+    assert not list(tmp_path.iterdir())
+
+
+# Other arguments of the functions that read data.
+ARGUMENTS = {
+    "report batch_size": (lambda: PrecisionReport((X, Y), batch_size="a"), "`batch_size` must be"),
+    "report steps": (lambda: PrecisionReport((X, Y), steps=0), "`steps` must be"),
+    "report verbose": (lambda: PrecisionReport((X, Y), verbose="loud"), "`verbose` must be one of"),
+    "report seed": (lambda: PrecisionReport((X, Y), seed=2**80), "`seed` must be"),
+    "snapshot tensorboard": (
+        lambda: ActivationSnapshot(X, "folder", tensorboard="no"),
+        "`tensorboard` must be True or False",
+    ),
+    "snapshot directory": (lambda: ActivationSnapshot(X, "a\0b"), "`directory` must be a folder"),
+    "lower weights": (
+        lambda: speq_keras.LowerWidths({0: 8, 1: 2}, weights="no"),
+        "`weights` must be True or False",
+    ),
+    "lower steps": (
+        lambda: speq_keras.LowerWidths({0: 8, 1: 2}, calibration_steps=0),
+        "`calibration_steps` must be",
+    ),
+    "lower once": (
+        lambda: speq_keras.LowerWidths({0: 8, 1: 2}, calibration_data=itertools.cycle([X])),
+        "`calibration_data` must be .* which can be gone through many times",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_an_argument_is_refused(case):
+    make, sentence = ARGUMENTS[case]
+    with pytest.raises((TypeError, ValueError), match=f"{sentence}.* Received: "):
+        make()
+
+
+@pytest.mark.parametrize("name", ["batch_size", "steps"])
+def test_a_search_refuses_counts_that_are_none(ready, name):
+    with pytest.raises(ValueError, match=f"`{name}` must be .* Received: {name}=0"):
+        speq_keras.search_bits(ready, (X, Y), size_bytes=1000, **{name: 0})
+
+
+@pytest.mark.parametrize("value", [None, 0, "no", np.array([True, False])])
+@pytest.mark.parametrize("name", ["softmax", "strict"])
+def test_export_takes_true_and_false_only(ready, tmp_path, name, value):
+    with pytest.raises(TypeError, match=f"`{name}` must be True or False. Received: {name}="):
+        ready.export_tflite(tmp_path / "m.tflite", **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_fold_takes_true_and_false_only(ready):
+    with pytest.raises(TypeError, match="`softmax` must be True or False. Received: softmax='no'"):
+        speq_keras.fold(ready, softmax="no")

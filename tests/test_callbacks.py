@@ -579,10 +579,9 @@ def test_both_look_at_the_student_of_a_co_training(tmp_path):
 
 X, Y = data()
 BAD_ARGUMENTS = {
-    "tuple": (lambda f: ActivationSnapshot((X, Y), f), TypeError, "data of type tuple"),
     "text": (lambda f: ActivationSnapshot("images", f), TypeError, "data of type str"),
     "no examples": (lambda f: ActivationSnapshot(X[:0], f), ValueError, "no examples. Pass at"),
-    "infinite": (lambda f: ActivationSnapshot(X / 0, f), ValueError, "Inputs must be finite"),
+    "infinite": (lambda f: ActivationSnapshot(X / 0, f), ValueError, "`data` must be finite"),
     "directory": (lambda f: ActivationSnapshot(X, 3), TypeError, "Received: directory=3"),
     "a file": (lambda f: ActivationSnapshot(X, __file__), ValueError, "This is a file"),
     "below a file": (lambda f: ActivationSnapshot(X, f"{__file__}/a"), ValueError, "Create '.*py'"),
@@ -598,7 +597,11 @@ BAD_ARGUMENTS = {
     "inputs alone": (lambda f: PrecisionReport(X), TypeError, "data of type ndarray"),
     "a dict": (lambda f: PrecisionReport({"x": X}), TypeError, "data of type dict"),
     "four parts": (lambda f: PrecisionReport((X, Y, Y, Y)), TypeError, "a tuple of 4"),
-    "iterator": (lambda f: PrecisionReport(iter([(X, Y)])), TypeError, "an iterator, which ends"),
+    "iterator": (
+        lambda f: PrecisionReport(iter([(X, Y)])),
+        TypeError,
+        "It ends after the first time",
+    ),
     "batch size": (lambda f: PrecisionReport((X, Y), batch_size=0), ValueError, "batch_size=0"),
     "draws": (lambda f: PrecisionReport((X, Y), draws=0), ValueError, "draws=0"),
     "seed": (lambda f: PrecisionReport((X, Y), seed=None), ValueError, "seed=None"),
@@ -669,7 +672,7 @@ def test_labels_that_do_not_fit_are_refused(model):
 
 
 def test_a_batch_without_labels_is_refused(model):
-    with pytest.raises(TypeError, match="A batch must be .* Received: ndarray"):
+    with pytest.raises(TypeError, match="`data` must be .* Received: a batch without labels"):
         PrecisionReport([X]).measure(model)
 
 

@@ -178,10 +178,10 @@ def test_a_numpy_seed_becomes_a_python_int():
     assert type(check_seed(np.int64(7))) is int
 
 
-@pytest.mark.parametrize("seed", [-1, True, 1.5, "3"])
+@pytest.mark.parametrize("seed", [-1, True, 1.5, "3", 2**63])
 def test_any_other_seed_is_refused(seed):
     sentence = (
-        f"`seed` must be None or a whole number that is not negative. Received: seed={seed!r}."
+        f"`seed` must be None or a whole number from 0 to 2**63 - 1. Received: seed={seed!r}."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         check_seed(seed)

@@ -66,16 +66,22 @@ ARGUMENTS = {
     "unknown storage": ({"storage": "int3"}, "`storage` must be .*int8.*storage='int3'"),
     "storage of another type": ({"storage": 8}, "`storage` must be .*storage=8"),
     "unknown io": ({"io": "float16"}, "`io` must be .*uint8.*io='float16'"),
-    "batch size zero": ({"batch_size": 0}, "whole number from 1.*batch_size=0"),
-    "batch size a float": ({"batch_size": 2.0}, "whole number from 1.*batch_size=2.0"),
-    "batch size a bool": ({"batch_size": True}, "whole number from 1.*batch_size=True"),
+    "batch size zero": ({"batch_size": 0}, "whole number from 1 to 2147483647.*batch_size=0"),
+    "batch size beyond int32": ({"batch_size": 2**31}, "from 1 to 2147483647.*=2147483648"),
+    "batch size beyond 2 GiB": ({"batch_size": 2**30}, "whole number from 1 to .*=1073741824"),
     "no data": ({"data": []}, "`data` must"),
     "data without examples": ({"data": examples(0)}, "at least one example"),
     "data sets without batches": ({"data": iter(())}, "at least one example"),
-    "data of another shape": ({"data": examples(2, (6, 5, 3))}, r"shapes \[\(6, 6, 3\)\].*6, 5, 3"),
-    "data without a batch axis": ({"data": examples()[0]}, r"batch first.*\[\(6, 3\)\]"),
+    "data of another shape": (
+        {"data": examples(2, (6, 5, 3))},
+        r"shapes \[\(None, 6, 6, 3\)\].*6, 5, 3",
+    ),
+    "data without a batch axis": (
+        {"data": examples()[0]},
+        r"examples first.*\[\(6, 6, 3\)\].*x\[None\]",
+    ),
     "data that is not finite": ({"data": np.full((2, *SHAPE), np.nan, "float32")}, "finite"),
-    "two inputs for one": ({"data": [examples(), examples()]}, r"shapes \[\(6, 6, 3\)\]"),
+    "two inputs for one": ({"data": [[examples()] * 4]}, "x, .* Received: a list of 4"),
     "an unknown runtime": ({"runtimes": ["gpu"]}, "`runtimes` must be one of 'default', .*'gpu'"),
     "self test of another type": ({"self_test": "t.json"}, "`self_test` must be .*ends in .npz"),
     "self test in a missing folder": ({"self_test": "no_folder/t.npz"}, "Create 'no_folder' first"),
@@ -87,6 +93,13 @@ def test_an_argument_that_is_not_allowed_is_named(model, path, name):
     arguments, sentence = ARGUMENTS[name]
     with pytest.raises(ValueError, match=f"(?s){sentence}"):
         model.export_tflite(path, **arguments)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "softmax", "strict", "runtimes"])
+@pytest.mark.parametrize("value", [2.5, None, "no"])
+def test_an_argument_of_another_type_is_named(model, path, name, value):
+    with pytest.raises(TypeError, match=f"`{name}` must be .* Received: {name}="):
+        model.export_tflite(path, **{name: value})
 
 
 def test_runtimes_are_a_list(model, path):

@@ -74,6 +74,7 @@ def test_import_on_jax_brings_no_tensorflow():
 STAIRCASE = [
     "_version",
     "_checks",
+    "data",
     "columns",
     "files",
     "processes",
@@ -98,6 +99,7 @@ STAIRCASE = [
     "settings",
     "html",
     "reporting",
+    "live_objects",
     "float_weights",
     "frozen",
     "quantized_model",
@@ -185,6 +187,7 @@ def test_tensorflow_is_imported_where_it_is_the_backend_only():
         "callbacks/snapshot.py": True,  # for TensorBoard's events, on every backend
         "fused_batch_norm.py": True,
         "ops.py": True,
+        "quantizers/lsq_plus.py": True,
         "training/tensorflow.py": False,
         "export/runner.py": True,  # a program for the device, which the package never imports
         "tfmot/importing.py": False,

@@ -871,6 +871,16 @@ class TestCalibration:
         assert squared_error(x, *quantizer.grid()) < CALIBRATION_TOLERANCE * least
 
 
+@pytest.mark.parametrize("value", [3e38, -1e20, 1e14, 7.0, 1e-6])
+def test_a_constant_has_a_histogram_of_one_value(value):
+    histogram = Histogram(np.full(10, value, "float32"))
+    assert (histogram.counts.tolist(), histogram.centers.tolist()) == ([10.0], [np.float32(value)])
+    scale, error = histogram.best_scale(-7, 7)
+    # The value is a code of its best scale, up to the last bits of float64.
+    assert error <= 10 * (1e-15 * value) ** 2
+    assert np.round(abs(np.float32(value)) / scale) == 7
+
+
 def test_a_histogram_counts_values_at_the_middles_of_its_bins():
     histogram = Histogram(np.float32([0.0, 1.0, 1.2, 4.0]), bins=4)
     assert histogram.centers.tolist() == [0.5, 1.5, 2.5, 3.5]

@@ -4,12 +4,25 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from speq_keras._checks import check_count, check_seed, describe
+from speq_keras._checks import check_choice, check_count, check_seed, describe
 from speq_keras.callbacks.student import student_of
+from speq_keras.data import (
+    check_data,
+    check_numbers,
+    class_numbers,
+    inputs_of,
+    is_array,
+    packed,
+    read,
+)
 from speq_keras.precision import TeacherPrecision
 from speq_keras.processes import from_first_process, is_first_process, local_values, process_count
 from speq_keras.training.heads import find_heads, values_per_output
 
+_RULE = (
+    "`data` must be (inputs, labels) or (inputs, labels, sample_weight), or a data set or list of "
+    "such batches."
+)
 FIGURES = ("student_accuracy", "teacher_accuracy", "agreement", "distance")
 
 
@@ -41,8 +54,10 @@ class PrecisionReport(keras.callbacks.Callback):
     Args:
         data: What the network does not train on: `(inputs, labels)` or `(inputs, labels,
             sample_weight)` as arrays, a `tf.data.Dataset` or a `PyDataset` of such batches, or a
-            list of them. Labels are class numbers or one-hot.
+            list of them; not a generator, which ends with the first epoch. Labels are class numbers
+            or one-hot.
         batch_size: Examples per batch, for arrays.
+        steps: Batches per epoch; None takes all, and data without end needs it.
         teacher_precision: How the teacher's widths are drawn; None: as in training.
             `precision.Fixed(8)` reads it at 8 bits everywhere.
         draws: Teachers per batch; the figures are means over them.
@@ -74,10 +89,21 @@ class PrecisionReport(keras.callbacks.Callback):
         ['agreement', 'distance', 'student_accuracy', 'teacher_accuracy']
     """
 
-    def __init__(self, data, *, batch_size=32, teacher_precision=None, draws=1, seed=0, verbose=0):
+    def __init__(
+        self,
+        data,
+        *,
+        batch_size=32,
+        steps=None,
+        teacher_precision=None,
+        draws=1,
+        seed=0,
+        verbose=0,
+    ):
         super().__init__()
-        self.data = _check_data(data)
         self.batch_size = check_count("batch_size", batch_size)
+        self.steps = check_count("steps", steps, optional=True)
+        self.data = _check_data(data, steps)
         if not isinstance(teacher_precision, TeacherPrecision | None):
             raise TypeError(
                 "`teacher_precision` must be a TeacherPrecision, such as precision.Fixed(8), or "
@@ -91,7 +117,7 @@ class PrecisionReport(keras.callbacks.Callback):
                 f"{describe(seed=seed)} Leave it out, or pass 0."
             )
         self.seed = check_seed(seed)
-        self.verbose = verbose
+        self.verbose = check_choice("verbose", verbose, (0, 1))
 
     def on_train_begin(self, logs=None):
         self._read(self.model)
@@ -117,9 +143,10 @@ class PrecisionReport(keras.callbacks.Callback):
         student, heads, rule = self._read(model)
         random = keras.random.SeedGenerator(self.seed, name="precision_report")
         sums = {head.name: np.zeros(len(FIGURES) + 1) for head in heads}
-        for x, y, sample_weight in _batches(self.data, self.batch_size):
-            labels = values_per_output(student, y)
-            weights = values_per_output(student, sample_weight)
+        for batch in self._batches(student):
+            labels = values_per_output(student, batch.y)
+            weights = values_per_output(student, batch.sample_weight)
+            x = packed(student, batch.x)
             mine = _predict(student, x)
             for _ in range(self.draws):
                 theirs = _predict(student, x, _draw(student, rule, random))
@@ -146,6 +173,19 @@ class PrecisionReport(keras.callbacks.Callback):
                 for figure, mean in zip(FIGURES, means, strict=True)
             }
         return figures
+
+    def _batches(self, student):
+        batches = read(
+            self.data,
+            inputs_of(student),
+            batch_size=self.batch_size,
+            steps=self.steps,
+            labels=True,
+        )
+        for batch in batches:
+            if batch.y is None:
+                raise TypeError(f"{_RULE} Received: a batch without labels.")
+            yield batch
 
     def _read(self, model):
         """Returns (student, heads, teacher precision), after checking that there is a teacher."""
@@ -236,17 +276,10 @@ def _decisions(head, probabilities):
 
 def _truth(head, labels, shape):
     """Returns the labels in the form of `_decisions`."""
-    labels = np.asarray(ops.convert_to_numpy(labels)) if labels is not None else np.zeros(0)
-    if head.kind == "softmax" and labels.shape == shape:
-        return labels.argmax(axis=-1)
-    expected = shape if head.kind == "sigmoid" else shape[:-1]
-    if labels.size != np.prod(expected):
-        raise ValueError(
-            f"The labels of output '{head.name}' must be class numbers of shape {expected} or have "
-            f"the shape of the output, {shape}. Received: labels of shape {labels.shape}."
-        )
-    labels = labels.reshape(expected)
-    return labels > 0.5 if head.kind == "sigmoid" else labels
+    if head.kind == "softmax":
+        return class_numbers(labels, shape, output=head.name)
+    # Every entry is a label of its own: two classes, of which the number is 0 or 1.
+    return class_numbers(labels, (*shape, 2), output=head.name) > 0.5
 
 
 def _weights(weights, shape):
@@ -261,44 +294,9 @@ def _weights(weights, shape):
     )
 
 
-def _check_data(data):
-    rule = (
-        "`data` must be (inputs, labels) or (inputs, labels, sample_weight), or a data set or list "
-        "of such batches."
-    )
-    is_data = any(hasattr(data, name) for name in ("__iter__", "__getitem__"))
-    if isinstance(data, str | bytes | dict) or hasattr(data, "shape") or not is_data:
-        raise TypeError(f"{rule} Received: data of type {type(data).__name__}.")
-    if hasattr(data, "__next__"):
-        raise TypeError(
-            f"{rule} Received: an iterator, which ends with the first epoch. Pass what can be read "
-            "again: a list of its batches."
-        )
-    if isinstance(data, tuple):
-        _check_batch(data)
-    return data
-
-
-def _check_batch(batch):
-    if not isinstance(batch, tuple) or len(batch) not in (2, 3):
-        what = f"a tuple of {len(batch)}" if isinstance(batch, tuple) else type(batch).__name__
-        raise TypeError(
-            "A batch must be (inputs, labels) or (inputs, labels, sample_weight). "
-            f"Received: {what}."
-        )
-    return batch if len(batch) == 3 else (*batch, None)
-
-
-def _batches(data, batch_size):
-    """Yields (inputs, labels, sample weights or None)."""
-    if isinstance(data, tuple):
-        whole = _check_batch(data)
-        count = len(tree.flatten(whole[0])[0])
-        for start in range(0, count, batch_size):
-            yield tree.map_structure(
-                lambda part, s=start: None if part is None else part[s : s + batch_size], whole
-            )
-        return
-    in_order = isinstance(data, keras.utils.PyDataset)
-    for batch in map(data.__getitem__, range(len(data))) if in_order else data:
-        yield _check_batch(batch)
+def _check_data(data, steps):
+    if is_array(data) or isinstance(data, dict):
+        raise TypeError(f"{_RULE} Received: data of type {type(data).__name__}.")
+    if isinstance(data, tuple) and len(data) not in (2, 3):
+        raise TypeError(f"{_RULE} Received: a tuple of {len(data)}.")
+    return check_numbers(check_data(data, steps=steps, again=True))

@@ -4,14 +4,13 @@ import io
 
 import keras
 import numpy as np
-from keras import tree
 
-from speq_keras._checks import check_count, check_installed, describe
-from speq_keras.calibration import check_finite
+from speq_keras._checks import check_bool, check_count, check_installed, describe
 from speq_keras.callbacks import drawing
 from speq_keras.callbacks.observation import observe
 from speq_keras.callbacks.student import student_of
 from speq_keras.configs.quantize_config import matches
+from speq_keras.data import check_data, check_numbers, first_batch, inputs_of, packed
 from speq_keras.files import check_folder, write_safely
 
 
@@ -30,7 +29,9 @@ class ActivationSnapshot(keras.callbacks.Callback):
     one writes.
 
     Args:
-        data: A batch of inputs, as the model takes them: an array, or a list or dict of arrays.
+        data: A batch of inputs, as the model takes them: an array, or a list or dict of arrays, all
+            of which are one batch. Of whatever else `SPEQModel.calibrate` takes, the first batch,
+            which is read once.
         directory: Folder of the pictures, made if need be.
         layers: Name or names of activation quantizers, shell patterns ("block1*"); None: all.
         every: Epochs between two pictures.
@@ -65,11 +66,12 @@ class ActivationSnapshot(keras.callbacks.Callback):
 
     def __init__(self, data, directory, *, layers=None, every=1, tensorboard=False):
         super().__init__()
-        self.data = _check_batch(data)
+        self.data = check_numbers(check_data(data, steps=1))
+        self._first = None
         self.directory = check_folder(directory, name="directory")
         self.layers = _check_names(layers)
         self.every = check_count("every", every)
-        self.tensorboard = bool(tensorboard)
+        self.tensorboard = check_bool("tensorboard", tensorboard)
         check_installed("matplotlib", "`ActivationSnapshot` draws with Matplotlib")
         if tensorboard:
             check_installed("tensorflow", "`tensorboard`=True writes with TensorFlow")
@@ -77,11 +79,12 @@ class ActivationSnapshot(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.chosen()
+        self._batch()
 
     def on_epoch_end(self, epoch, logs=None):
         if (epoch + 1) % self.every:
             return
-        observations = observe(self._student(), self.data, self.chosen())
+        observations = observe(self._student(), self._batch(), self.chosen())
         if observations is None:  # not the first process
             return
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -96,6 +99,18 @@ class ActivationSnapshot(keras.callbacks.Callback):
 
     def _student(self):
         return student_of(self.model, type(self).__name__)
+
+    def _batch(self):
+        student = self._student()
+        inputs = inputs_of(student)
+        if self._first is None:
+            self._first = first_batch(self.data, inputs)
+        if self._first is None:
+            raise ValueError(
+                "`data` of an ActivationSnapshot must hold examples. Received: no examples. Pass "
+                "at least one."
+            )
+        return packed(student, inputs.arrays(self._first.x))
 
     def chosen(self):
         """Returns the quantizers to look at."""
@@ -134,17 +149,6 @@ class ActivationSnapshot(keras.callbacks.Callback):
                     buckets = np.stack([codes - 0.5, codes + 0.5, seen.counts], axis=-1)
                     tf.summary.write(f"codes/{seen.name}", buckets, metadata=metadata)
         self._writer.flush()
-
-
-def _check_batch(data):
-    rule = "`data` must be a batch of inputs: an array, or a list or dict of arrays."
-    arrays = tree.flatten(data)
-    if isinstance(data, tuple) or not all(hasattr(array, "shape") for array in arrays):
-        raise TypeError(f"{rule} Received: data of type {type(data).__name__}.")
-    if not arrays or not all(array.shape and array.shape[0] for array in arrays):
-        raise ValueError(f"{rule} Received: no examples. Pass at least one.")
-    check_finite(data)
-    return data
 
 
 def _check_names(layers):

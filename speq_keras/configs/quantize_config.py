@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 
-from speq_keras._checks import check_bits, describe
+from speq_keras._checks import check_axes, check_bits, describe
 from speq_keras.quantizers import (
     ActivationQuantizer,
     WeightQuantizer,
@@ -50,6 +50,8 @@ class QuantizeConfig:
                 raise TypeError(f"`{name}` must be a tuple or None. {describe(**{name: value})}")
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
+        if self.channel_axes is not None:
+            check_axes("channel_axes", self.channel_axes)
         for name in self.weights or ():
             if not isinstance(name, str):
                 raise TypeError(

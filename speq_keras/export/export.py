@@ -1,13 +1,15 @@
 """`export_tflite`: fold, lower, write, prove; and only then move the file into place."""
 
+import itertools
 import time
 
 import keras
 import numpy as np
 
-from speq_keras._checks import check_choice, describe
+from speq_keras._checks import check_bool, check_choice, check_count, describe
+from speq_keras.data import class_numbers, inputs_of, packed, read
 from speq_keras.export import simulate
-from speq_keras.export.fold import IO_TYPES, fold
+from speq_keras.export.fold import IO_TYPES, check_model, fold
 from speq_keras.export.folding.steps import plain_dtype
 from speq_keras.export.inputs import as_network_inputs
 from speq_keras.export.network import CODES, in_float
@@ -40,6 +42,7 @@ def export_tflite(
     batch_size,
     softmax,
     data,
+    steps,
     self_test,
     runtimes,
     strict,
@@ -55,11 +58,13 @@ def export_tflite(
         check_path(runner_path(self_test), name="self_test's runner", suffix=".py")
     check_choice("storage", storage, STORAGES)
     check_choice("io", io, IO_TYPES)
-    _check_batch_size(batch_size)
+    check_count("batch_size", batch_size, high=2**31 - 1)
+    softmax, strict = check_bool("softmax", softmax), check_bool("strict", strict)
     _check_runtimes(runtimes)
+    check_model(model)
+    examples, labelled = _examples(data, model, steps)
     folded = fold(model, storage=storage, io=io, softmax=softmax)
-    steps, network = folded.steps, folded.network
-    examples, labelled = _examples(data, model)
+    network = folded.network
     content = write(network, batch_size=batch_size)
     proof, examples, outputs = prove(
         model, folded, content, examples, batch_size=batch_size, softmax=softmax
@@ -70,7 +75,7 @@ def export_tflite(
             f"{describe(path=str(path))} Nothing was written. This is a defect of the export or "
             "of the runtime: please report it; `strict=False` writes the file all the same."
         )
-    inputs = as_network_inputs(steps, network, examples)
+    inputs = as_network_inputs(folded.steps, network, examples)
     report = ExportReport(
         path=str(path),
         storage=storage,
@@ -81,7 +86,7 @@ def export_tflite(
         agreement=_agreement(model, folded, examples, outputs, softmax),
         accuracy=_accuracy(model, folded, content, labelled) if labelled else None,
         elsewhere=deviations(content, inputs, runtimes),
-        weights=tuple(_weight_rows(steps)),
+        weights=tuple(_weight_rows(folded.steps)),
         notes=tuple(network.notes),
         seconds=time.monotonic() - start,
     )
@@ -94,19 +99,11 @@ def export_tflite(
     return report
 
 
-def _check_batch_size(batch_size):
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(
-            "`batch_size` must be a whole number from 1; most runtimes can resize it later. "
-            + describe(batch_size=batch_size)
-        )
-
-
 def _check_runtimes(runtimes):
-    if isinstance(runtimes, str):
+    if not isinstance(runtimes, list | tuple | set):
         raise TypeError(
             f"`runtimes` must be a list of names. {describe(runtimes=runtimes)} "
-            f"Pass runtimes=[{runtimes!r}]."
+            + (f"Pass runtimes=[{runtimes!r}]." if isinstance(runtimes, str) else "() is none.")
         )
     for runtime in runtimes:
         check_choice("runtimes", runtime, RUNTIMES)
@@ -115,57 +112,45 @@ def _check_runtimes(runtimes):
             raise RuntimeError(reason)
 
 
-def _examples(data, model):
-    """Returns the inputs for the proof, and labelled batches [(inputs, labels), ...]; or Nones."""
+def _examples(data, model, steps):
+    """Returns the inputs for the proof, and all labelled batches for the accuracy; or Nones.
+
+    No more is read here than the proof needs: the other batches come when they are asked for, and
+    not at all where no accuracy is measured.
+    """
     if data is None:
+        check_count("steps", steps, optional=True)
         return None, None
-    batches, labelled = [], True
-    for batch in _batches(data):
-        if isinstance(batch, tuple) and len(batch) > 1:
-            batches.append((_arrays(batch[0], model), np.asarray(batch[1])))
-        else:
-            labelled = False
-            batches.append((_arrays(batch[0] if isinstance(batch, tuple) else batch, model), None))
-    if not batches or not len(batches[0][0][0]):
+    inputs = inputs_of(model, [plain_dtype(tensor.dtype) for tensor in model.inputs])
+    batches = read(data, inputs, steps=steps, labels=True)
+    first: list = []
+    for batch in batches:
+        first.append(batch)
+        if sum(map(len, first)) >= MOST_EXAMPLES:
+            break
+    if not any(map(len, first)):
         raise ValueError(
             "`data` must hold at least one example. Received: none. Pass (inputs, labels), inputs, "
             "or a data set of such batches."
         )
-    parts = [np.concatenate(part)[:MOST_EXAMPLES] for part in zip(*(b[0] for b in batches[:8]))]  # noqa: B905
-    if not labelled or len(model.outputs) != 1:
-        return parts, None
-    return parts, batches
+    parts = zip(*(batch.x for batch in first), strict=True)
+    examples = [np.concatenate(part)[:MOST_EXAMPLES] for part in parts]
+    classes = [tensor.shape[-1] for tensor in model.outputs if len(tensor.shape) > 1]
+    if all(batch.y is None for batch in first) or len(model.outputs) > 1 or classes in ([], [1]):
+        return examples, None
+    for batch in first:
+        _class_numbers(batch, model)  # whatever is wrong with them is said before any work
+    return examples, itertools.chain(first, batches)
 
 
-def _batches(data):
-    is_pair = isinstance(data, tuple) and all(hasattr(part, "shape") for part in data)
-    if is_pair or hasattr(data, "shape") or isinstance(data, dict | list):
-        return [data]
-    return data
-
-
-def _arrays(inputs, model):
-    """Returns inputs in the order of the model's, after a check of their shapes."""
-    if isinstance(inputs, dict):
-        names = [tensor.name for tensor in model.inputs]
-        # Keras sorts the inputs of a model that was made with a dict, whose keys are no names then.
-        keys = names if set(names) == set(inputs) else sorted(inputs)
-        inputs = [inputs[key] for key in keys]
-    arrays = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
-    arrays = [np.asarray(keras.ops.convert_to_numpy(x)) for x in arrays]
-    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
-    received = [array.shape[1:] for array in arrays]
-    if received != shapes:
+def _class_numbers(batch, model):
+    """Returns the labels of a batch as class numbers of the model's only output."""
+    if batch.y is None:
         raise ValueError(
-            f"`data` must have inputs of the shapes {shapes}, batch first. "
-            + describe(shapes=received)
+            "`data` must have labels in all batches, or in none. Received: batches with and "
+            "without. Pass (inputs, labels), or inputs alone."
         )
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError("`data` must be finite. Received: NaN or infinity. Clean the data first.")
-    return [
-        array.astype(plain_dtype(tensor.dtype))
-        for array, tensor in zip(arrays, model.inputs, strict=True)
-    ]
+    return class_numbers(batch.y, (len(batch), *model.outputs[0].shape[1:]))
 
 
 def _agreement(model, folded, arrays, outputs, softmax):
@@ -190,19 +175,19 @@ def _agreement(model, folded, arrays, outputs, softmax):
 def _accuracy(model, folded, content, batches):
     """Returns the accuracy of training graph, integer simulation and file, on all batches."""
     right, count, apart = np.zeros(3), 0, 0
-    for arrays, labels in batches:
+    for batch in batches:
+        arrays = batch.x
         inputs = as_network_inputs(folded.steps, folded.network, arrays)
         outputs = (
             _predict(model, arrays)[0],
             simulate.simulate(folded.network, inputs)[0],
             run_file(content, inputs)[0],
         )
-        labels = labels.argmax(axis=-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels
-        labels = labels.reshape(-1)
-        hits = np.array([np.argmax(output, axis=-1) == labels for output in outputs])
+        labels = _class_numbers(batch, model)
+        hits = np.array([(np.argmax(y, axis=-1) == labels).ravel() for y in outputs])
         right += hits.sum(axis=1)
         apart += int(np.sum(hits[0] != hits[2]))
-        count += len(labels)
+        count += labels.size
     trained, in_python, file = (float(share) for share in right / count)
     return Accuracy(examples=count, trained=trained, folded=in_python, file=file, apart=apart)
 
@@ -216,7 +201,7 @@ def _predict(model, arrays):
     for start in range(0, len(arrays[0]), BATCH_SIZE):
         batch = [array[start : start + BATCH_SIZE] for array in arrays]
         with keras.StatelessScope(local_values(model.variables)):
-            outputs = model(keras.tree.pack_sequence_as(model.input, batch), training=False)
+            outputs = model(packed(model, batch), training=False)
         parts.append([to_numpy(output) for output in keras.tree.flatten(outputs)])
     return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 

@@ -5,8 +5,9 @@ import dataclasses
 import keras
 import numpy as np
 
-from speq_keras._checks import check_choice, describe
+from speq_keras._checks import check_bool, check_choice, describe
 from speq_keras._version import __version__
+from speq_keras.data import Inputs, inputs_of, read
 from speq_keras.export import simulate
 from speq_keras.export.folding import FoldedNetwork, fold_graph, store
 from speq_keras.export.lowering import lower
@@ -29,6 +30,7 @@ class FoldedModel:
         network: The `IntegerNetwork`: one node for every operation of the file.
         storage: See `fold`.
         graph: The trained model's own `Graph`, as it was read.
+        keys: Those of the dict that the trained model takes, in the order of its inputs, or ().
 
     `print(folded)` shows one line per step.
     """
@@ -37,33 +39,54 @@ class FoldedModel:
     network: IntegerNetwork
     storage: str
     graph: Graph | None = None
+    keys: tuple = ()
 
-    def predict(self, inputs):
+    def predict(self, inputs, *, steps=None):
         """Returns what the exported file computes on LiteRT's default runtime, bit for bit.
 
         Args:
-            inputs: Array, list of arrays, or an iterable of batches; float32 unless folded with
-                another `io`.
+            inputs: As the data of `SPEQModel.calibrate`; float32 unless folded with another `io`,
+                whose codes are taken as they are.
+            steps: Number of batches; None takes all, and data without end needs it.
 
         Returns:
             An array, or a list of arrays where the model has several outputs.
+
+        Raises:
+            TypeError, ValueError: If the inputs are none, do not fit, or are not finite.
         """
-        return simulate.predict(self.network, inputs)
+        return simulate.predict(self.network, inputs, steps=steps, keys=self.keys)
 
-    def predict_float(self, inputs):
-        """Returns what the folded network, its biases rounded, computes in float arithmetic."""
-        arrays = inputs if isinstance(inputs, list | tuple) else [inputs]
-        outputs = run_steps(self.steps, list(arrays))
-        return outputs[0] if len(outputs) == 1 else outputs
+    def predict_float(self, inputs, *, steps=None):
+        """Returns what the folded network, its biases rounded, computes in float arithmetic.
 
-    def evaluate(self, x, y=None):
+        Args:
+            inputs: As in `predict`; real values whatever the `io`.
+            steps: As in `predict`.
+        """
+        values = self.steps.inputs
+        expected = Inputs(
+            names=tuple(self.network.input_names),
+            shapes=tuple(tuple(value.shape)[1:] for value in values),
+            dtypes=tuple(value.dtype for value in values),
+            keys=self.keys,
+        )
+        batches = read(inputs, expected, name="inputs", steps=steps)
+        return simulate.joined([run_steps(self.steps, batch.x) for batch in batches])
+
+    def evaluate(self, x, y=None, *, steps=None):
         """Returns the top-1 accuracy of `predict`, 0 to 1.
 
         Args:
-            x: Inputs, or a data set of (inputs, labels) batches.
-            y: Labels, as numbers or one-hot; None where `x` is a data set.
+            x: Inputs; without `y`, data of any kind with labels: `(inputs, labels)`, or a data set
+                of such batches.
+            y: Labels, as numbers or one-hot; None where `x` has them.
+            steps: As in `predict`.
+
+        Raises:
+            TypeError, ValueError: As `predict`, or if labels are missing or do not fit.
         """
-        return simulate.evaluate(self.network, x, y)
+        return simulate.evaluate(self.network, x, y, steps=steps, keys=self.keys)
 
     @property
     def notes(self):
@@ -118,7 +141,8 @@ def fold(model, *, storage="int8", io="float32", softmax=True):
     """
     check_choice("storage", storage, STORAGES)
     check_choice("io", io, IO_TYPES)
-    _check_model(model)
+    softmax = check_bool("softmax", softmax)
+    check_model(model)
     graph = read_graph(model)
     steps = fold_graph(model, graph)
     store(steps, storage)
@@ -126,7 +150,7 @@ def fold(model, *, storage="int8", io="float32", softmax=True):
         _drop_last_tables(steps)
     network = lower(steps, io=io)
     network.metadata.update(metadata_of(model, storage))
-    return FoldedModel(steps, network, storage, graph)
+    return FoldedModel(steps, network, storage, graph, inputs_of(model).keys)
 
 
 def metadata_of(model, storage):
@@ -144,7 +168,8 @@ def _widths(quantizers):
     return " ".join(str(bits) for bits in sorted({q.bits for q in quantizers} - {None}))
 
 
-def _check_model(model):
+def check_model(model):
+    """Raises an error if a model cannot be folded, for reasons that cost no time to see."""
     if not isinstance(model, keras.Model) or not hasattr(model, "activation_quantizers"):
         raise TypeError(
             "`model` must be a SPEQModel. "

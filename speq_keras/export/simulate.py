@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from speq_keras._checks import describe
+from speq_keras.data import Inputs, class_numbers, read
 from speq_keras.export.arithmetic import compute
 from speq_keras.export.network import CODES
 
@@ -44,46 +45,73 @@ def simulate(network, inputs, *, keep=()):
     return (outputs, {name: results[name] for name in names}) if keep else outputs
 
 
-def predict(network, x):
+def predict(network, x, *, steps=None, keys=()):
     """Returns the outputs for `x`: one array, or a list where the network has several outputs.
 
     Args:
         network: `network.IntegerNetwork`.
-        x: As the `inputs` of `simulate`, or an iterable of batches of them.
+        x: Data of any kind, see `data`.
+        steps: Number of batches; None: all.
+        keys: Those of the dict that the trained model takes, in the order of the inputs.
     """
-    if isinstance(x, np.ndarray | list | tuple | dict):
-        outputs = simulate(network, x)
-    else:
-        batches = [simulate(network, batch) for batch in _batches(x)]
-        outputs = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    batches = read(x, _inputs_of(network, keys), name="inputs", steps=steps)
+    return joined([simulate(network, batch.x) for batch in batches])
+
+
+def joined(batches):
+    """Returns the outputs of all batches, each a list: one array, or a list of several.
+
+    Raises:
+        ValueError: If there is no batch.
+    """
+    if not batches:
+        raise ValueError(
+            "`inputs` must hold at least one batch. Received: an empty data set. Pass inputs."
+        )
+    outputs = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-def evaluate(network, x, y=None):
+def evaluate(network, x, y=None, *, steps=None, keys=()):
     """Returns the top-1 accuracy of the network's first output, between 0 and 1.
 
     Args:
         network: `network.IntegerNetwork`.
-        x: As the `inputs` of `simulate`, with `y`; or without `y` an iterable of (x, y) batches: a
-            `tf.data.Dataset`, a `PyDataset`, a generator. What comes behind y, sample weights, is
-            not read.
+        x: Inputs, with `y`; or without `y` data of any kind that has labels, see `data`. Sample
+            weights are not read.
         y: Classes as whole numbers, or one-hot.
+        steps: Number of batches; None: all.
+        keys: See `predict`.
 
     Raises:
-        ValueError: If there is not a single example.
+        ValueError: If there is not a single example, or labels are missing or do not fit.
     """
-    batches = [(x, y)] if y is not None else _batches(x)
+    data = x if y is None else (x, y)
     right = number = 0
-    for batch in batches:
-        labels = np.asarray(batch[1])
-        predicted = np.asarray(simulate(network, batch[0])[0]).argmax(axis=-1)
-        if labels.ndim > predicted.ndim:
-            labels = labels.argmax(axis=-1) if labels.shape[-1] > 1 else labels[..., 0]
-        right += int((predicted == labels).sum())
-        number += predicted.size
+    for batch in read(data, _inputs_of(network, keys), name="x", steps=steps, labels=True):
+        if batch.y is None:
+            raise ValueError(
+                "`x` must hold (inputs, labels) where `y` is not given. Received: inputs without "
+                "labels."
+            )
+        outputs = np.asarray(simulate(network, batch.x)[0])
+        labels = class_numbers(batch.y, outputs.shape, name="x" if y is None else "y")
+        right += int((outputs.argmax(axis=-1) == labels).sum())
+        number += labels.size
     if not number:
-        raise ValueError(f"`x` must hold at least one example. {describe(x=x)}")
+        raise ValueError("`x` must hold at least one example. Received: none. Pass some.")
     return right / number
+
+
+def _inputs_of(network, keys):
+    tensors = [network.tensors[name] for name in network.inputs]
+    return Inputs(
+        names=tuple(network.input_names),
+        shapes=tuple(tuple(tensor.shape)[1:] for tensor in tensors),
+        # Codes are not converted: what is no code is an error.
+        dtypes=tuple(None if tensor.dtype in CODES else tensor.dtype for tensor in tensors),
+        keys=tuple(keys),
+    )
 
 
 def _run(network, batch, kept):
@@ -122,13 +150,6 @@ def _batch_size(network):
         default=1,
     )
     return max(1, BATCH_BYTES // (4 * largest))
-
-
-def _batches(x):
-    """Yields the batches of an iterable, of a `PyDataset` too, which does not end by itself."""
-    if hasattr(x, "num_batches") and hasattr(x, "__getitem__"):
-        return (x[index] for index in range(x.num_batches))
-    return iter(x)
 
 
 def _check_inputs(network, inputs):

@@ -1,5 +1,7 @@
 """The integer network as the bytes of a TFLite file."""
 
+import math
+
 import numpy as np
 
 from speq_keras._checks import check_count, describe
@@ -35,6 +37,8 @@ RUNTIMES = {
     ("TRANSPOSE_CONV", 4): (2, 13, 0),
 }
 
+_LARGEST_BYTES = 2**31 - 1  # of a tensor
+
 
 def write(network, *, batch_size=1, extra_outputs=()):
     """Lays an integer network down as a TFLite flatbuffer; equal networks give equal bytes.
@@ -52,10 +56,10 @@ def write(network, *, batch_size=1, extra_outputs=()):
         The file as bytes.
 
     Raises:
-        ValueError: If a node's kind has no emitter, a tensor is unknown, or a constant's codes do
-            not fit its type.
+        ValueError: If a node's kind has no emitter, a tensor is unknown, a constant's codes do not
+            fit its type, or the tensors of so large a batch do not fit a file.
     """
-    check_count("batch_size", batch_size)
+    check_batch_size(network, batch_size)
     for node in network.nodes:
         if node.kind not in EMITTERS:
             raise ValueError(
@@ -70,6 +74,20 @@ def write(network, *, batch_size=1, extra_outputs=()):
                 "`network.tensors` holds all names."
             )
     return _File(network, batch_size).bytes(outputs)
+
+
+def check_batch_size(network, batch_size):
+    """Checks that all tensors of a batch stay below 2 GiB, which runtimes do not go beyond."""
+    check_count("batch_size", batch_size)
+    largest = max(
+        (
+            math.prod(size or 1 for size in tensor.shape)
+            for tensor in network.tensors.values()
+            if None in tensor.shape
+        ),
+        default=1,
+    )
+    check_count("batch_size", batch_size, high=max(1, _LARGEST_BYTES // (4 * largest)))
 
 
 def tensor_bytes(tensor):

@@ -14,7 +14,7 @@ An object says more than a name: `wrap(model, weight_quantizer=SAWB(per_channel=
 
 import keras
 
-from speq_keras._checks import check_choice, describe
+from speq_keras._checks import check_choice, check_name, describe
 from speq_keras.quantizers.base import ActivationQuantizer, Quantizer, WeightQuantizer
 from speq_keras.quantizers.dorefa import DoReFa, DoReFaActivation
 from speq_keras.quantizers.fixed import FixedRange
@@ -51,7 +51,7 @@ def register_quantizer(name, cls):
         cls: A subclass of `WeightQuantizer` or `ActivationQuantizer`.
 
     Raises:
-        TypeError: If `cls` is no quantizer class.
+        TypeError: If `cls` is no quantizer class, or `name` no text.
         ValueError: If the name is taken.
 
     Example:
@@ -61,6 +61,7 @@ def register_quantizer(name, cls):
         >>> get_weight_quantizer("ternary_example").per_channel
         False
     """
+    check_name("name", name)
     for base, registry in _KINDS.items():
         if isinstance(cls, type) and issubclass(cls, base):
             if name in registry:

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from speq_keras import ops as speq_ops
-from speq_keras._checks import check_bits, check_number
+from speq_keras._checks import check_axes, check_bits, check_bool, check_name, check_number
 
 # Averages of up to 2,000 codes are halves or further from one than this, in steps.
 _HALF_UP = 2.0**-12
@@ -47,9 +47,10 @@ class Quantizer(keras.layers.Layer):
         **kwargs,
     ):
         kwargs.pop("dtype", None)
+        check_name("name", name, optional=True)
         super().__init__(name=name, trainable=trainable, dtype="float32", autocast=False, **kwargs)
         self._initial_bits = check_bits("bits", bits)
-        self.has_target_width = bool(has_target_width)
+        self.has_target_width = check_bool("has_target_width", has_target_width)
         # `SPEQModel` keeps its settings on one of its quantizers; see there.
         self.model_settings = model_settings
         self.width = None
@@ -117,8 +118,8 @@ class WeightQuantizer(Quantizer):
 
     def __init__(self, *, per_channel=False, channel_axes=(-1,), **kwargs):
         super().__init__(**kwargs)
-        self.per_channel = bool(per_channel)
-        self.channel_axes = tuple(channel_axes)
+        self.per_channel = check_bool("per_channel", per_channel)
+        self.channel_axes = check_axes("channel_axes", channel_axes)
 
     def reduced_axes(self, rank):
         """Returns the axes over which one scale is shared, for a weight of this rank."""
@@ -181,8 +182,8 @@ class ActivationQuantizer(Quantizer):
 
     def __init__(self, *, signed=False, nonnegative_input=False, weight_decay=0.0, **kwargs):
         super().__init__(**kwargs)
-        self.signed = bool(signed)
-        self.nonnegative_input = bool(nonnegative_input)
+        self.signed = check_bool("signed", signed)
+        self.nonnegative_input = check_bool("nonnegative_input", nonnegative_input)
         self.weight_decay = check_number("weight_decay", weight_decay, low=0)
         self.supports_masking = True
         self.observer = None

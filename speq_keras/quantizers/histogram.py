@@ -18,6 +18,9 @@ class Histogram:
         # In float64: between almost equal values, float32 has no room for the edges of the bins.
         values = np.asarray(values, "float32").astype("float64").ravel()
         self.low, self.high = float(values.min()), float(values.max())
+        if self.low == self.high:  # NumPy would put bins around it, which large values have not
+            self.counts, self.centers = np.array([float(values.size)]), values[:1]
+            return
         counts, edges = np.histogram(values, bins=bins, range=(self.low, self.high))
         self.counts = counts.astype("float64")
         self.centers = (edges[:-1] + edges[1:]) / 2

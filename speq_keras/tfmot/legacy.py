@@ -9,8 +9,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from speq_keras._checks import check_choice, check_number, describe
-from speq_keras.calibration import input_batches, sample
+from speq_keras._checks import (
+    check_bool,
+    check_choice,
+    check_count,
+    check_number,
+    check_seed,
+    describe,
+)
+from speq_keras.calibration import sample
+from speq_keras.data import inputs_of, read
 from speq_keras.losses import METHODS, DistillationLoss
 from speq_keras.precision import Bernoulli, TeacherPrecision
 from speq_keras.quantizers.histogram import Histogram
@@ -75,14 +83,14 @@ class LegacySPEQModel(tf_keras.Model):
         self.network = network
         self.distillation = check_choice("distillation", distillation, (*METHODS, None))
         self.temperature = check_number("temperature", temperature, low=0, low_open=True)
-        self.teacher_precision = teacher_precision or Bernoulli()
+        self.teacher_precision = Bernoulli() if teacher_precision is None else teacher_precision
         if not isinstance(self.teacher_precision, TeacherPrecision):
             raise TypeError(
                 "`teacher_precision` must be a TeacherPrecision. "
                 f"{describe(teacher_precision=teacher_precision)}"
             )
-        self.from_logits = bool(from_logits)
-        self.draw_seed = keras.random.SeedGenerator(seed)
+        self.from_logits = check_bool("from_logits", from_logits)
+        self.draw_seed = keras.random.SeedGenerator(check_seed(seed))
         self.distillation_loss_tracker = tf_keras.metrics.Mean(name="distillation_loss")
         self.head = Head("output", 0, "softmax", None, not self.from_logits)
         if self.distillation is not None and not self.drawn_tensors():
@@ -120,7 +128,12 @@ class LegacySPEQModel(tf_keras.Model):
             data: As in `SPEQModel.calibrate`.
             batch_size: Examples per batch, for arrays.
             steps: Number of batches; None takes all.
+
+        Raises:
+            TypeError, ValueError: As `SPEQModel.calibrate`.
         """
+        check_count("batch_size", batch_size)
+        batches = read(data, inputs_of(self.network), batch_size=batch_size, steps=steps)
         seen = {id(tensor.quantizer): [] for tensor in self.tensors()}
 
         def observe(quantizer, x):
@@ -136,8 +149,9 @@ class LegacySPEQModel(tf_keras.Model):
         for tensor in self.tensors():
             tensor.quantizer.observer = observe
         try:
-            for x in input_batches(data, batch_size, steps):
-                self.network(tf.convert_to_tensor(x), training=True)
+            for batch in batches:
+                arrays = [tf.convert_to_tensor(x) for x in batch.x]
+                self.network(arrays if len(arrays) > 1 else arrays[0], training=True)
         finally:
             _assign(state, before)
             for tensor in self.tensors():

@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras import ops
 
 from speq_keras import ops as speq_ops
-from speq_keras._checks import check_choice, describe
+from speq_keras._checks import check_bool, check_choice, describe
 from speq_keras.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
 from speq_keras.quantizers.base import register
 from speq_keras.tfmot.importing import tfmot
@@ -49,7 +49,10 @@ class _FollowedRange(Quantizer):
     ):
         super().__init__(**kwargs)
         self.rule = check_choice("rule", rule, _START)
-        self.symmetric, self.narrow_range = bool(symmetric), bool(narrow_range)
+        self.symmetric, self.narrow_range = (
+            check_bool("symmetric", symmetric),
+            check_bool("narrow_range", narrow_range),
+        )
         self.low = -_START[rule] if low is None else float(low)
         self.high = _START[rule] if high is None else float(high)
 

@@ -206,6 +206,8 @@ def decide(graph, rules):
                 attribute: _weight_quantizer(config, rules, w_bits, w_target, node.name, attribute)
                 for attribute in config.weights
             }
+    if not (weights or outputs or any(demands.values())):
+        raise ValueError(_all_in_float(graph, rules))
     return Decisions(kinds, demands, weights, reasons, outputs)
 
 
@@ -320,6 +322,15 @@ def _no_weights(key):
         "and of which it is known what its weights are. "
         f"Received: configs={getattr(key, '__name__', key)!r}. Name them in "
         "`QuantizeConfig(weights=...)`."
+    )
+
+
+def _all_in_float(graph, rules):
+    received = describe(model=graph.name, boundary_bits=rules.boundary_bits)
+    return (
+        "At least one layer must be quantized, and the widths of all layers of this model are None:"
+        f" of the first and the last one that is `boundary_bits`. {received} Pass boundary_bits=8, "
+        "or give a layer a width in `configs`."
     )
 
 
