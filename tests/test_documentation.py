@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     "README.md",
-    *(f"examples/{name}.md" for name in ("README", "results", "limits", "migration")),
+    *(f"examples/{name}.md" for name in ("README", "results", "limits", "migration", "freezing")),
 ]
 
 
@@ -38,6 +38,15 @@ def test_the_python_code_of_the_migration_page_runs():
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(compile(block, "migration.md", "exec"), names)
     assert names["model"].plan().row("wide").w_bits == 8
+
+
+def test_the_python_code_of_the_page_on_freezing_runs():
+    page = (ROOT / "examples" / "freezing.md").read_text(encoding="utf-8")
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "freezing.md", "exec"), names)
+    assert names["model"].part("base").trainable
+    assert names["model"].get_layer("base.conv").trainable
 
 
 def test_the_readme_has_at_most_twelve_lines_of_code():

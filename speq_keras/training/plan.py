@@ -4,6 +4,7 @@ import dataclasses
 
 import keras
 
+from speq_keras._checks import describe
 from speq_keras.graph import deep_graphs
 from speq_keras.losses import AUTO, AUTO_METHOD
 from speq_keras.precision import Bernoulli
@@ -126,6 +127,12 @@ def _why_none(model, has_logits):
             "Training is plain, without distillation: no output is a softmax or sigmoid, or has a "
             "cross-entropy with from_logits=True."
         )
+    if not model.target_quantizers:
+        return (
+            "Training is plain, without distillation: no activation quantizer has the target "
+            f"width. {describe(distillation=model.distillation)} The first and last layers have a "
+            "fixed one."
+        )
     return (
         "Training is plain, without distillation: teacher and student have the same widths. "
         f"{_widths_received(model)}"
@@ -133,7 +140,7 @@ def _why_none(model, has_logits):
 
 
 def _widths_received(model):
-    widths = sorted({str(q.bits) for q in model.target_quantizers}) or ["none"]
+    widths = sorted({str(q.bits) for q in model.target_quantizers})
     return (
         f"Received: activations of {', '.join(widths)} bits, "
         f"teacher_precision={model.teacher_precision!r}."
