@@ -575,3 +575,21 @@ def test_the_failure_names_the_layers():
         "after dilated, batch_normalization"
         in proof_of("convolutional", folding=folding).first_failure()
     )
+
+
+def test_padding_in_float_between_two_widths_is_no_failure(tmp_path):
+    """Its own 8-bit quantizer stands between the zeros and the quantizer of the narrow reader."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 7, 2))
+    y = layers.Dense(3, name="first")(inputs)
+    y = layers.ZeroPadding2D(((0, 1), (2, 1)), name="padding")(y)
+    y = layers.Dense(4, name="narrow", bias_initializer="random_normal")(y)
+    network = keras.Model(inputs, layers.Dense(2, name="last")(y))
+    model = speq_keras.wrap(network, 2, 2, distillation=None, skip=["padding"])
+    x = np.random.default_rng(0).random((16, 6, 7, 2)).astype("float32")
+    model.calibrate(x, verbose=0)
+    names = [layer.name for layer in model.layers]
+    assert {"first_quantizer", "padding_quantizer", "padding_requantizer"} <= set(names)
+    assert model.export_tflite(tmp_path / "m.tflite", data=x).proof.holds
+    assert not model.settle().left
+    assert model.export_tflite(tmp_path / "m.tflite", data=x).proof.holds

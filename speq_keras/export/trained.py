@@ -169,14 +169,16 @@ class TrainedGraph:
         """Returns decoded codes in the shape of the trained tensor, or None.
 
         A file may round before the zeros around a tensor are added, which then are the reader's
-        own: the nodes of the trained graph that add them are called on the codes' values.
+        own: the nodes of the trained graph that add them are called on the codes' values. Quantizers
+        between them have nothing to do: zero is zero on all grids, and the codes are final.
         """
         waiting = []
         while tuple(values.shape[1:]) != tuple(self.graph.tensors[index].shape[1:]):
             node = self.makers.get(index)
             if node is None or len(node.inputs) != 1:
                 return None
-            waiting.insert(0, node)
+            if not isinstance(node.operation, ActivationQuantizer):
+                waiting.insert(0, node)
             (index,) = node.inputs
         for node in waiting:
             (values,) = call(node, {node.inputs[0]: values})
