@@ -39,7 +39,6 @@ CASES = (
     *(("swish", bits, "lsq_plus") for bits in (3, 4)),
     ("swish", 4, "pact"),
     *(("dense", bits, "pact") for bits in (3, 4)),
-    ("efficientnet", 3, "lsq_plus"),
 )
 
 FLAGS = flags.FLAGS

@@ -169,8 +169,8 @@ class TrainedGraph:
         """Returns decoded codes in the shape of the trained tensor, or None.
 
         A file may round before the zeros around a tensor are added, which then are the reader's
-        own: the nodes of the trained graph that add them are called on the codes. Quantizers between
-        them have nothing to do: zero is zero on all grids, and the codes are final.
+        own: the nodes of the trained graph that add them are called on the codes. Quantizers
+        between them have nothing to do: zero is zero on all grids, and the codes are final.
         """
         waiting = []
         while tuple(values.shape[1:]) != tuple(self.graph.tensors[index].shape[1:]):
