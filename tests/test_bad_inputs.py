@@ -77,7 +77,11 @@ WRAP = {
     "boundary_bits text": ({"boundary_bits": "8"}, TypeError, f"`boundary_bits` {WIDTH}"),
     "boundary_bits 16": ({"boundary_bits": 16}, ValueError, f"`boundary_bits` {WIDTH}"),
     "no width": ({"w_bits": None, "a_bits": None}, ValueError, "must not both be None"),
-    "float activations": ({"a_bits": None}, ValueError, "Pass distillation=None"),
+    "float activations": (
+        {"a_bits": None, "distillation": "cosine"},
+        ValueError,
+        "Pass distillation=None",
+    ),
     "teacher_bits 1": ({"teacher_bits": 1}, ValueError, "`teacher_bits` must be a whole number"),
     "teacher_bits 2.5": ({"teacher_bits": 2.5}, TypeError, "`teacher_bits` must be a whole number"),
     "probability nan": ({"quantization_probability": float("nan")}, ValueError, r"in \[0, 1\]"),
@@ -96,7 +100,7 @@ WRAP = {
     "distillation": (
         {"distillation": "cosin"},
         ValueError,
-        "must be one of 'cosine', 'dot', 'kl', None.*'cosin'.*Did you mean 'cosine'",
+        "must be one of 'auto', 'cosine', 'dot', 'kl', None.*'cosin'.*Did you mean 'cosine'",
     ),
     "weight_quantizer": (
         {"weight_quantizer": "swab"},
@@ -528,7 +532,7 @@ def test_a_width_that_is_refused_changes_nothing():
 
 
 def test_training_without_logits_names_the_way_out():
-    model = speq_keras.wrap(float_model(activation="tanh"), 2, 2)
+    model = speq_keras.wrap(float_model(activation="tanh"), 2, 2, distillation="cosine")
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match="Pass distillation=None"):
         model.fit(np.zeros((4, 6)), np.zeros((4, 4)), verbose=0)

@@ -43,7 +43,7 @@ class OwnWeight(Block):
         self.factor = self.add_weight(shape=(SIZE,), initializer="ones", name="factor")
 
     def call(self, x):
-        return super().call(x) * self.factor
+        return super().call(x) * ops.exp(self.factor)
 
 
 @keras.saving.register_keras_serializable(package="tests")

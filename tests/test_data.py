@@ -303,6 +303,7 @@ def test_a_snapshot_is_of_the_arrays_or_of_the_first_batch(one, source, tmp_path
 
 
 @pytest.mark.parametrize("source", ["dict", "tf.data with labels", "PyDataset", "list of arrays"])
+@pytest.mark.filterwarnings("ignore:Training is plain, without distillation")
 def test_widths_are_lowered_with_the_ranges_of_arrays(source):
     found = []
     for data in (A if source == "dict" else slices(A), SOURCES[source]()):

@@ -186,7 +186,7 @@ def data():
 
 
 def wrapped(network, data, fused=True, steps=0, **arguments):
-    model = speq_keras.wrap(network, 8, 8, fused_batch_norm=fused, seed=0, **arguments)
+    model = speq_keras.wrap(network, 8, 4, fused_batch_norm=fused, seed=0, **arguments)
     model.calibrate(data[0], verbose=0)
     model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
     for _ in range(steps):

@@ -9,6 +9,9 @@ from fresh_process import result_of
 from speq_keras import LowerWidths
 from speq_keras.training import tensorflow as training_step
 
+# Where the widths begin at 8 bits.
+pytestmark = pytest.mark.filterwarnings("ignore:Training is plain, without distillation")
+
 
 def inner_widths(model):
     """Returns (bits of the weights of "second", bits of the activations that it reads)."""
@@ -84,13 +87,14 @@ def test_an_initial_epoch_has_the_width_of_that_epoch():
     ]
 
 
-def test_lowering_costs_no_trace(monkeypatch):
+@pytest.mark.parametrize(("first", "traces"), [(7, 1), (8, 2)])
+def test_lowering_costs_no_trace_but_where_distillation_begins(first, traces, monkeypatch):
     seen, original = [], training_step.train_step
     monkeypatch.setattr(
         training_step, "train_step", lambda *args: seen.append(1) or original(*args)
     )
-    fit(compiled(quantized_model(), jit_compile=False), LowerWidths({0: 8, 1: 4, 2: 3}))
-    assert len(seen) == 1
+    fit(compiled(quantized_model(), jit_compile=False), LowerWidths({0: first, 1: 4, 2: 3}))
+    assert len(seen) == traces
 
 
 @pytest.mark.parametrize("calibration_data", [None, data()[0]])

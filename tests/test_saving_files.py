@@ -517,10 +517,11 @@ def test_a_name_that_no_file_can_have_is_refused_before_any_work(
     if bad == "path too long":
         (folder / "a").mkdir()
     path = WAYS[way][1].replace("m", name, 1)
-    received = f"`filepath` must be a file in a folder that exists. Received: filepath={path!r}. "
+    shown = repr(path) if len(path) < 200 else repr(path)[:200]  # and what type it is
+    received = f"`filepath` must be a file in a folder that exists. Received: filepath={shown}"
     with (
         no_work(monkeypatch),
-        pytest.raises(ValueError, match=f"^{re.escape(received + sentence)}"),
+        pytest.raises(ValueError, match=f"^{re.escape(received)}.*{re.escape(sentence)}$"),
     ):
         write(model, way, path)
 

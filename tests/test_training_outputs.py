@@ -269,7 +269,7 @@ def test_softmax_over_another_axis_is_no_softmax_head():
     x = layers.Dense(8, "relu", name="first")(inputs)
     x = layers.Dense(8, "relu", name="second")(x)
     x = layers.Softmax(axis=1)(layers.Dense(3, name="last")(x))
-    model = quantized_model(keras.Model(inputs, x), calibrate=False)
+    model = quantized_model(keras.Model(inputs, x), calibrate=False, distillation="cosine")
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match="distillation=None"):
         model.training_plan()

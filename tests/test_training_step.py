@@ -433,8 +433,10 @@ def test_teacher_uses_the_statistics_of_the_batch():
 
 def test_student_and_teacher_see_the_same_dropout_mask():
     x, y = data()
-    # A teacher at the student's own widths differs from it by the mask alone.
-    model = quantized_model(float_model(dropout=0.5), teacher_precision=precision.Fixed(2))
+    # A teacher at the student's own widths, which u = 1 is, differs from it by the mask alone.
+    model = quantized_model(
+        float_model(dropout=0.5), distillation="cosine", quantization_probability=1.0
+    )
     logs = compiled(model).train_on_batch(x, y, return_dict=True)
     assert logs["distillation_loss"] == pytest.approx(0, abs=1e-6)
 

@@ -1258,6 +1258,14 @@ class Registered(Scaled):
     pass
 
 
+@keras.saving.register_keras_serializable(package="test_wrapping")
+class Bent(Scaled):
+    """Reads its weight in a way of which there is no kernel."""
+
+    def call(self, inputs):
+        return inputs * ops.exp(self.scale)
+
+
 class WithoutConfig(layers.Layer):
     def __init__(self, function, **kwargs):
         super().__init__(**kwargs)
@@ -1279,14 +1287,14 @@ def custom(layer):
 
 
 def test_a_layer_without_a_config_passes_through_in_float():
-    model = wrapped(custom(Scaled(name="own")))
-    assert type(model.get_layer("own")) is Scaled
+    model = wrapped(custom(Bent(name="own")))
+    assert type(model.get_layer("own")) is Bent
 
 
 def test_the_plan_says_why_a_layer_is_float():
-    model = wrapped(custom(Scaled(name="own")))
-    why = "no quantize config for Scaled; stays whole: it has weights of its own (scale)"
-    assert model.plan().float_layers == {"own": why}
+    model = wrapped(custom(Bent(name="own")))
+    why = "no quantize config for Bent; stays whole: it has weights of its own (scale), and no "
+    assert model.plan().float_layers == {"own": f"{why}kernel of Exp reads weights"}
 
 
 def test_a_config_with_weights_quantizes_a_layer_of_ones_own():
@@ -1313,9 +1321,11 @@ def test_a_registered_function_of_the_layer_holds_for_every_model():
     assert weights_in(wrapped(custom(ByFunction(name="own"))))["own.scale"].startswith("MinMax 5")
 
 
-def test_a_subclass_of_a_registered_class_has_no_config():
+def test_a_subclass_of_a_registered_class_has_no_config_and_is_taken_apart():
     model = wrapped(custom(RenamedDense(4, name="own")))
-    assert "own" in model.plan().float_layers
+    assert not model.plan().float_layers
+    assert type(model.get_layer("own.kernel").layer) is layers.Dense
+    assert weights_in(model)["own.kernel.kernel"] == "SAWB 2*"
 
 
 def test_the_activation_of_a_subclass_that_computes_like_its_base_is_taken_out():

@@ -51,6 +51,8 @@ def compute(step, arrays, *, rounds=True):
     elif step.kind == "affine":
         weights = step.weights
         y = arrays[0] * weights.values + weights.rounded_bias
+    elif step.kind == "constant":
+        y = step.options["codes"][None] * np.float64(step.output.grid.scale)
     elif step.kind in ("quantize", "requantize", "dequantize", "cast"):
         y = arrays[0].astype("float64")
     elif step.output.dtype == "int32":
