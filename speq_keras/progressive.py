@@ -12,8 +12,8 @@ class LowerWidths(keras.callbacks.Callback):
 
     Wrap and calibrate the model with the last width. The widths are those of `SPEQModel.set_bits`,
     and nothing is traced again but where distillation begins: at 8 bits the teacher has no other
-    widths. A run that is resumed (`initial_epoch`, `BackupAndRestore`) goes on with the width of its
-    epoch.
+    widths. A run that is resumed (`initial_epoch`, `BackupAndRestore`) goes on with the width of
+    its epoch.
 
     Ranges belong to a width: the least-squares clipping level of 8 bits is far above that of 2. By
     default they stay, so that the wide epochs train the network inside the range of the last width;
