@@ -47,7 +47,7 @@ class SPEQModel(QuantizedModel):
         # In a namespace, where Keras does not track them: an external teacher's weights are not
         # ours, and the training network shares all its layers with the model.
         self._untracked = types.SimpleNamespace(
-            teacher=None, plan=None, loss_weights=None, said=set()
+            teacher=None, plan=None, next=None, loss_weights=None, said=set()
         )
 
     # ---- settings ------------------------------------------------------------------------------
@@ -127,19 +127,37 @@ class SPEQModel(QuantizedModel):
         self.train_function = None
 
     def _widths_changed(self):
-        function = self.train_function
-        if function is None or self._untracked.plan is None:
+        function, plan = self.train_function, self._untracked.plan
+        if function is None or plan is None:
             return
+        # Found out here: within `fit` on JAX, variables cannot be read when the next step begins.
+        self._untracked.next = self._plan_for_widths(plan)
 
         def decide_and_train(*args):
             # In place of the compiled step until the next one: widths that were changed for an
             # evaluation are back by then, and nothing is traced again.
             self.train_function = function
-            if self._is_plan_outdated():
+            plan, sentences, error = self._untracked.next
+            if error is not None:
+                raise error
+            for sentence in sentences:
+                self._say_once(sentence)
+            if plan is not self._untracked.plan:
+                self._untracked.plan = plan
                 self.make_train_function(force=True)
             return self.train_function(*args)
 
         self.train_function = decide_and_train
+
+    def _plan_for_widths(self, plan):
+        """Returns `(plan, sentences, error)` for training at the widths as they are now."""
+        try:
+            if method_of(self, plan.has_logits)[0] == plan.method:
+                return plan, (), None
+            sentences: list = []
+            return make_plan(self, warn=sentences.append), sentences, None
+        except ValueError as error:
+            return plan, (), error
 
     def _is_plan_outdated(self):
         """Whether another method than planned trains at the widths as they are now; forgets it."""
