@@ -57,13 +57,14 @@ class Builder:
 
     # ---- steps ---------------------------------------------------------------------------------
 
-    def input(self, tensor):
+    def input(self, index):
         """Adds an input of the network and returns its `Value`.
 
         Whole numbers of 8 bits that are reckoned with are codes already, with a scale of 1.
         """
+        tensor = self.graph.tensors[index]
         grid = _BYTES.get(tensor.dtype)
-        is_codes = grid is not None and self.is_arithmetic(tensor)
+        is_codes = grid is not None and self.is_arithmetic(index)
         dtype = "float32" if is_codes else plain_dtype(tensor.dtype)
         whole = () if grid is None else (grid.low, grid.high)
         name = self.names.unique(tensor.name)
@@ -74,10 +75,9 @@ class Builder:
         codes = Value(self.names.unique(f"{tensor.name}_codes"), tensor.shape, grid)
         return self.add(Step("quantize", [value], codes))
 
-    def is_arithmetic(self, tensor):
+    def is_arithmetic(self, index):
         """Whether an input of whole numbers is only added, multiplied and the like."""
-        index = next(i for i, other in enumerate(self.graph.tensors) if other is tensor)
-        readers = [node for node in self.graph.nodes if index in node.inputs]
+        readers = self.graph.readers()[index]
         return bool(readers) and all(
             self.makes_floats(node)
             and (

@@ -72,7 +72,7 @@ def stored_copy(folded, storage):
 def _walk(builder):
     """Visits all nodes of the builder's graph and returns its network."""
     graph, folded = builder.graph, builder.folded
-    values = {index: builder.input(graph.tensors[index]) for index in graph.input_indices}
+    values = {index: builder.input(index) for index in graph.input_indices}
     problems = folded.problems
     for node in graph.nodes:
         arguments = [values[index] for index in node.inputs]
