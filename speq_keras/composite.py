@@ -24,7 +24,7 @@ from speq_keras.composite_check import STAND_IN, difference
 from speq_keras.configs import registered_config
 from speq_keras.graph import Graph, read_graph
 from speq_keras.layers import Constant, QuantizedLayer
-from speq_keras.operations import Kind, kind_of, name_of, row_of
+from speq_keras.operations import ARITHMETIC, Kind, kind_of, name_of, row_of
 from speq_keras.ops import einsum_axes
 from speq_keras.own_weights import Weight
 from speq_keras.quantizers import Quantizer
@@ -32,7 +32,7 @@ from speq_keras.quantizers import Quantizer
 # Of Keras' own layers, only these are taken apart: recurrent layers and their like loop over time.
 _KERAS_COMPOSITES = (layers.MultiHeadAttention, layers.GroupQueryAttention)
 # What may read a weight that a layer holds itself: of these there are kernels.
-_READS_WEIGHTS = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Matmul")
+_READS_WEIGHTS = (*ARITHMETIC, "Matmul")
 # Where the modules of keras.applications are: ConvNeXt's has a LayerScale.
 _APPLICATIONS = keras.applications.ConvNeXtTiny.__module__.rsplit(".", 1)[0]
 

@@ -36,6 +36,7 @@ from speq_keras.operations.identity import (
 )
 from speq_keras.operations.kinds import (
     AFFINE_FOLDS_INTO,
+    ARITHMETIC,
     RELU_FOLDS_INTO,
     RELU_FUNCTIONS,
     TABLE_FUNCTIONS,
@@ -57,6 +58,7 @@ from speq_keras.operations.rows import (
 
 __all__ = [
     "AFFINE_FOLDS_INTO",
+    "ARITHMETIC",
     "OTHER",
     "RELU_FOLDS_INTO",
     "RELU_FUNCTIONS",

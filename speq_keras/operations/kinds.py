@@ -9,6 +9,14 @@ from speq_keras.operations.identity import name_of, row_of
 from speq_keras.operations.rows import Kind
 from speq_keras.quantizers import ActivationQuantizer
 
+# What a tensor and a constant or a weight may be the operands of: {Keras' name: what it does}.
+ARITHMETIC = {
+    "Add": "add",
+    "Subtract": "subtract",
+    "Multiply": "multiply",
+    "Divide": "divide",
+    "TrueDivide": "divide",
+}
 RELU_FUNCTIONS = {"relu", "relu6"}
 TABLE_FUNCTIONS = {
     *("sigmoid", "tanh", "softmax", "gelu", "gelu_approximate", "elu", "selu"),

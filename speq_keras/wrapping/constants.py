@@ -4,9 +4,7 @@ import keras
 import numpy as np
 
 from speq_keras.graph import Ref, output_specs
-from speq_keras.operations import name_of
-
-_NAMES = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")
+from speq_keras.operations import ARITHMETIC, name_of
 
 
 def as_rescaling(graph, operation, args, kwargs):
@@ -23,7 +21,7 @@ def as_rescaling(graph, operation, args, kwargs):
     """
     name = name_of(operation)
     operands = [*args, *kwargs.values()]
-    if isinstance(operation, keras.layers.Layer) or name not in _NAMES or len(operands) != 2:
+    if isinstance(operation, keras.layers.Layer) or name not in ARITHMETIC or len(operands) != 2:
         return None
     refs = [x for x in operands if isinstance(x, Ref)]
     constants = [x for x in operands if not isinstance(x, Ref)]

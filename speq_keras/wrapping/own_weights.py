@@ -6,16 +6,8 @@ from typing import Any
 from keras import layers
 
 from speq_keras.graph import Ref
-from speq_keras.operations import name_of
+from speq_keras.operations import ARITHMETIC, name_of
 from speq_keras.own_weights import ChannelOperation, Weight
-
-_OPERATIONS = {
-    "Add": "add",
-    "Subtract": "subtract",
-    "Multiply": "multiply",
-    "Divide": "divide",
-    "TrueDivide": "divide",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +99,6 @@ def _reader(graph, weight, node):
         return Reader(weight, "matmul", False, ref) if is_dense else None
     divides_by_tensor = weight_first and name in ("Divide", "TrueDivide")
     is_per_channel = all(size == 1 for size in shape[:-1]) and made.shape == tensor.shape
-    if name not in _OPERATIONS or divides_by_tensor or not is_per_channel:
+    if name not in ARITHMETIC or divides_by_tensor or not is_per_channel:
         return None
-    return Reader(weight, _OPERATIONS[name], weight_first, ref)
+    return Reader(weight, ARITHMETIC[name], weight_first, ref)
