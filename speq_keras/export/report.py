@@ -3,11 +3,17 @@
 import dataclasses
 import functools
 import gzip
+import json
 import pathlib
 
 from speq_keras.columns import aligned
+from speq_keras.export.pictures import NODE_DATA, export_page, node_data
 from speq_keras.export.proof import FLAT_SHARE, Proof
 from speq_keras.export.runtimes import Partitions
+from speq_keras.files import check_path
+from speq_keras.processes import path_to_write
+
+WHY = "why not narrower"  # a column of words, the last one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +22,10 @@ class WeightRow:
 
     Attributes:
         name: The layer's name.
+        tensor: The tensor's name in the file.
         type: "int8", "int4" or "int2".
+        bits: The width that was trained.
+        used: How many different codes there are.
         largest: Largest magnitude of the trained codes.
         multiplier: What they were multiplied by to fill the container (the largest of the layer).
         bytes: Size of the packed codes.
@@ -24,7 +33,10 @@ class WeightRow:
     """
 
     name: str
+    tensor: str
     type: str
+    bits: int
+    used: int
     largest: int
     multiplier: int
     bytes: int
@@ -73,7 +85,9 @@ class Agreement:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """The result of `export_tflite`; prints as a table, `to_dict()` gives plain values.
+    """The result of `export_tflite`; prints as a table.
+
+    `to_dict()` gives plain values, `to_html()` a web page, `to_model_explorer()` pictures of nodes.
 
     Attributes:
         path: Where the file is.
@@ -121,23 +135,135 @@ class ExportReport:
             ]
         return plain
 
+    def to_html(self, path=None):
+        """Returns the report as a web page that needs nothing beside itself.
+
+        Bars show widths (of 8 bits), how many of the codes of a grid are in use, the largest
+        distance from what the trained network rounds (of the largest that a right code can have),
+        and bytes as shares of the largest layer's.
+
+        Args:
+            path: File to write the page to, ".html", or None. It is written whole or not at all; of
+                several processes the first one writes.
+
+        Returns:
+            The page as text.
+
+        Raises:
+            TypeError, ValueError: If no file can be written to `path`.
+        """
+        if path is not None:
+            path = check_path(path, suffix=".html")
+        text = export_page(self)
+        if path is not None:
+            with path_to_write(path) as target:
+                target.write_bytes(text.encode())
+        return text
+
+    def to_model_explorer(self, path):
+        """Writes numbers for the nodes of the file, which Google's Model Explorer shows in colours.
+
+        Model Explorer shows one number per node and file of node data, so there are three files:
+
+            x.json        largest distance from what the trained network rounds, in steps
+            x_codes.json  how many different codes occurred; of weights, how many there are
+            x_bits.json   the width in bits
+
+        `pip install ai-edge-model-explorer` has the program:
+
+            model-explorer m.tflite --node_data_paths=x.json,x_codes.json,x_bits.json
+
+        Args:
+            path: The first file, ".json". Of several processes the first one writes.
+
+        Returns:
+            The three paths, a list.
+
+        Raises:
+            TypeError, ValueError: If no file can be written there.
+        """
+        path = check_path(path, suffix=".json")
+        paths = {suffix: path.with_name(f"{path.stem}{suffix}.json") for suffix in NODE_DATA}
+        for beside in paths.values():
+            check_path(beside, suffix=".json")
+        with path_to_write(path) as target:
+            for suffix, data in node_data(self).items():
+                place = target.with_name(paths[suffix].name)
+                place.write_bytes(json.dumps(data, indent=1, allow_nan=False).encode())
+        return list(paths.values())
+
     def __str__(self):
-        proof, parts = self.proof, self.partitions
-        others = ", ".join(f"{count} {name}" for name, count in sorted(parts.others.items()))
         lines = [
             f"{self.path}: {self.bytes / 1e3:,.1f} kB, storage {self.storage}, "
             f"inputs and outputs {self.io}",
-            f"  {sum(parts.delegated.values())} operations in {parts.partitions} XNNPACK "
-            f"partition(s), {parts.num_others} outside{': ' + others if others else ''}",
-            *(f"  {line}" for line in _proof_lines(proof)),
-            f"  {_agreement_line(self.agreement, proof)}",
+            *(f"  {line}" for line in self.sentences()),
         ]
+        if self.accuracy is not None and self.accuracy.differs:
+            lines.insert(0, lines.pop(lines.index(f"  {_accuracy_line(self.accuracy)}")))
+        tables = [aligned(self.weight_cells(), (0, 1, 7)), aligned(self.code_cells(), (0, 1))]
+        return "\n".join([*lines, "", *tables[0], "", *tables[1]])
+
+    def sentences(self):
+        """Yields what the tables do not say."""
+        parts = self.partitions
+        others = ", ".join(f"{count} {name}" for name, count in sorted(parts.others.items()))
+        yield (
+            f"{sum(parts.delegated.values())} operations in {parts.partitions} XNNPACK "
+            f"partition(s), {parts.num_others} outside{': ' + others if others else ''}"
+        )
+        yield from _proof_lines(self.proof)
+        yield _agreement_line(self.agreement, self.proof)
         if self.accuracy is not None:
-            line = _accuracy_line(self.accuracy)
-            lines.insert(0 if self.accuracy.differs else len(lines), f"  {line}".rstrip())
-        lines += [f"  {_sentence(row)}" for row in self.elsewhere]
-        lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join([*lines, "", *_weight_table(self.weights), "", *_code_table(proof)])
+            yield _accuracy_line(self.accuracy)
+        yield from map(_sentence, self.elsewhere)
+        yield from (f"note: {note}" for note in self.notes)
+
+    def remarks(self):
+        """Yields those of the sentences that are no figures: what to look after."""
+        if self.accuracy is not None and self.accuracy.differs:
+            yield _accuracy_line(self.accuracy)
+        if not self.proof.holds or self.proof.flat_share > FLAT_SHARE:
+            yield from _proof_lines(self.proof)
+        yield from map(_sentence, self.elsewhere)
+        yield from self.notes
+
+    def weight_cells(self):
+        """Returns the table of the weights as text, with its header."""
+        cells = [("weights", "type", "bits", "used", "largest", "times", "bytes", WHY)]
+        cells += [
+            (
+                row.name,
+                row.type,
+                str(row.bits),
+                str(row.used),
+                f"±{row.largest}",
+                str(row.multiplier),
+                f"{row.bytes:,}",
+                row.why,
+            )
+            for row in self.weights
+        ]
+        return cells
+
+    def code_cells(self):
+        """Returns the table of the tensors as text, with its header."""
+        cells = [
+            tuple("codes,made by,bits,grid,used,most frequent,flat channels,deviation".split(","))
+        ]
+        cells += [
+            (
+                row.name,
+                row.kind,
+                str(row.bits),
+                str(row.codes),
+                str(row.used),
+                f"{row.largest_share:.0%}",
+                f"{row.flat_channels} of {row.channels}" if row.channels else "",
+                "" if row.deviation is None else f"{row.deviation:.4f}",
+            )
+            for row in self.proof.tensors
+        ]
+        return cells
 
 
 def _proof_lines(proof):
@@ -188,21 +314,3 @@ def _sentence(row):
         f"{row.runtime} kernels, which round twice: {row.differing:.2%} of the output values are "
         f"others than on the default runtime, by up to {row.largest:.3g}{agreement}"
     )
-
-
-def _weight_table(rows):
-    cells = [("weights", "type", "codes", "times", "bytes", "why not narrower")]
-    cells += [
-        (r.name, r.type, f"±{r.largest}", str(r.multiplier), f"{r.bytes:,}", r.why) for r in rows
-    ]
-    return aligned(cells, left=(0, 1, 5))
-
-
-def _code_table(proof):
-    cells = [("codes", "made by", "grid", "used", "most frequent", "flat channels", "distance")]
-    for row in proof.tensors:
-        distance = "" if row.deviation is None else f"{row.deviation:.4f}"
-        share = f"{row.largest_share:.0%}"
-        flat = f"{row.flat_channels} of {row.channels}" if row.channels else ""
-        cells.append((row.name, row.kind, str(row.codes), str(row.used), share, flat, distance))
-    return aligned(cells, left=(0, 1))
