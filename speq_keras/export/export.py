@@ -58,7 +58,7 @@ def export_tflite(
         check_path(runner_path(self_test), name="self_test's runner", suffix=".py")
     check_choice("storage", storage, STORAGES)
     check_choice("io", io, IO_TYPES)
-    check_count("batch_size", batch_size, high=2**31 - 1)
+    check_count("batch_size", batch_size, high=2**31 - 1, optional=True)
     softmax, strict = check_bool("softmax", softmax), check_bool("strict", strict)
     _check_runtimes(runtimes)
     check_model(model)

@@ -112,6 +112,7 @@ class ExportReport:
         plain = dataclasses.asdict(self)
         for name in ("elsewhere", "weights", "notes"):
             plain[name] = list(plain[name])
+        plain["proof"]["runtimes"] = list(self.proof.runtimes)
         for name in ("holds", "mismatches", "outside", "deviation", "flat_share"):
             plain["proof"][name] = getattr(self.proof, name)
         for part in ("tensors", "outputs"):
@@ -140,6 +141,12 @@ class ExportReport:
         return "\n".join([*lines, "", *_weight_table(self.weights), "", *_code_table(proof)])
 
 
+_WAYS = {
+    ("default", "compiled"): "in LiteRT's interpreter and in its CompiledModel",
+    ("default",): "in LiteRT's interpreter alone: no process can be started for its CompiledModel",
+}
+
+
 def _proof_lines(proof):
     """Returns what the proof found, and how much it saw."""
     kind = "random examples" if proof.generated else "examples"
@@ -151,7 +158,7 @@ def _proof_lines(proof):
     )
     yield (
         f"{proof.compared:,} codes of {len(proof.tensors)} tensors: {proof.mismatches} differ from "
-        "the simulation"
+        f"the simulation, run {_WAYS[proof.runtimes]}"
     )
     if proof.flat_share > FLAT_SHARE:
         yield (
@@ -184,8 +191,9 @@ def _accuracy_line(accuracy):
 
 def _sentence(row):
     agreement = "" if row.agreement is None else f", top-1 agreement {row.agreement:.1%}"
+    twice = "" if row.runtime in ("default", "compiled") else " kernels, which round twice"
     return (
-        f"{row.runtime} kernels, which round twice: {row.differing:.2%} of the output values are "
+        f"{row.runtime}{twice}: {row.differing:.2%} of the output values are "
         f"others than on the default runtime, by up to {row.largest:.3g}{agreement}"
     )
 
