@@ -412,8 +412,9 @@ class QuantizedModel(FreezingModel):
         Args:
             path: Where the file goes; ends in ".tflite".
             storage: "int8": every weight in a byte. "int4": codes that fit go to 4 bits wherever
-                the fast kernels read them (dense layers, 1×1 convolutions). "smallest": 4 and 2
-                bits wherever some kernel reads them, most of which are slow.
+                the fast kernels read them (dense layers, 1×1 convolutions). "int2": as "int4", and
+                2 bits in dense layers, from LiteRT 2 on. "smallest": 4 and 2 bits wherever some
+                kernel reads them, most of which are slow.
             io: Type of inputs and outputs. "float32", or "int8" or "uint8" for microcontrollers.
             batch_size: The file's batch size. None: it is 1 and the file says that it may change,
                 which browsers refuse and `resize_tensor_input(strict=True)` needs; without `strict`
