@@ -7,7 +7,7 @@ import pathlib
 
 from speq_keras.columns import aligned
 from speq_keras.export.proof import FLAT_SHARE, Proof
-from speq_keras.export.runtimes import Partitions
+from speq_keras.export.runtimes import Deviation, Partitions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,8 @@ class ExportReport:
         agreement: An `Agreement` of `model.predict` and the file.
         accuracy: An `Accuracy`, or None: no labelled data given.
         elsewhere: A `Deviation` for each of the other runtimes that were asked for.
+        on_arm: A `Deviation`, simulated, of what a file with `storage="smallest"` computes on ARM
+            and in browsers; None: the same.
         weights: A `WeightRow` per layer.
         notes: Sentences about what folding had to do.
         seconds: How long the export took, proof included.
@@ -98,6 +100,7 @@ class ExportReport:
     agreement: Agreement
     accuracy: Accuracy | None
     elsewhere: tuple
+    on_arm: Deviation | None
     weights: tuple
     notes: tuple
     seconds: float
@@ -136,6 +139,11 @@ class ExportReport:
         if self.accuracy is not None:
             line = _accuracy_line(self.accuracy)
             lines.insert(0 if self.accuracy.differs else len(lines), f"  {line}".rstrip())
+        if self.on_arm is not None:
+            lines.append(
+                "  NOT the same network everywhere: kernels outside of XNNPACK round once "
+                f"{_difference('on ARM and in browsers', self.on_arm, 'on x86')} (simulated)"
+            )
         lines += [f"  {_sentence(row)}" for row in self.elsewhere]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join([*lines, "", *_weight_table(self.weights), "", *_code_table(proof)])
@@ -190,11 +198,15 @@ def _accuracy_line(accuracy):
 
 
 def _sentence(row):
+    rounding = "" if row.runtime in ("default", "compiled") else " kernels, which round twice"
+    return _difference(f"{row.runtime}{rounding}", row, "on the default runtime")
+
+
+def _difference(where, row, than):
     agreement = "" if row.agreement is None else f", top-1 agreement {row.agreement:.1%}"
-    twice = "" if row.runtime in ("default", "compiled") else " kernels, which round twice"
     return (
-        f"{row.runtime}{twice}: {row.differing:.2%} of the output values are "
-        f"others than on the default runtime, by up to {row.largest:.3g}{agreement}"
+        f"{where}: {row.differing:.2%} of the output values are others than {than}, by up to "
+        f"{row.largest:.3g}{agreement}"
     )
 
 

@@ -146,7 +146,7 @@ class Deviation:
     then is a neighbour of the right one.
 
     Attributes:
-        runtime: One of `RUNTIMES`.
+        runtime: One of `RUNTIMES`, or another name.
         differing: Share of the output values that differ, 0 to 1.
         largest: Largest difference, in units of the outputs.
         agreement: Share of the top-1 classes that are the same, 0 to 1; None: not a classifier.
@@ -168,12 +168,13 @@ def deviations(content, inputs, runtimes):
     """
     expected = run_file(content, inputs) if runtimes else None
     return tuple(
-        _deviation(runtime, expected, run_file(content, inputs, runtime=runtime))
+        deviation(runtime, expected, run_file(content, inputs, runtime=runtime))
         for runtime in runtimes
     )
 
 
-def _deviation(runtime, expected, got):
+def deviation(runtime, expected, got):
+    """Returns the `Deviation` of outputs `got` from outputs `expected`, lists of arrays."""
     distances = [
         np.abs(a.astype("float64") - b).reshape(-1) for a, b in zip(got, expected, strict=True)
     ]
