@@ -61,7 +61,8 @@ def test_a_dense_layer_that_does_not_fit_takes_four_bits_and_says_why(kwargs, wh
     assert report.partitions.num_others == 0
 
 
-def test_convolutions_are_stored_as_with_four_bits(tmp_path):
+def convolutions():
+    """A calibrated network of convolutions, and its data."""
     keras.utils.set_random_seed(3)
     x = keras.Input((6, 6, 4))
     y = layers.Conv2D(8, 3, activation="relu", name="first")(x)
@@ -71,6 +72,11 @@ def test_convolutions_are_stored_as_with_four_bits(tmp_path):
     model = speq_keras.wrap(network, 2, 4, weight_quantizer="minmax", seed=0)
     data = np.random.default_rng(4).uniform(-1, 1, (16, 6, 6, 4)).astype("float32")
     model.calibrate(data, verbose=0)
+    return model, data
+
+
+def test_convolutions_are_stored_as_with_four_bits(tmp_path):
+    model, data = convolutions()
     reports = [
         model.export_tflite(tmp_path / "m.tflite", storage=storage, data=data)
         for storage in ("int4", "int2")
@@ -78,3 +84,22 @@ def test_convolutions_are_stored_as_with_four_bits(tmp_path):
     types = [[row.type for row in report.weights] for report in reports]
     assert types[0] == types[1]
     assert [row_of(reports[1], name).type for name in ("hidden", "square")] == ["int4", "int8"]
+
+
+def test_a_file_that_is_another_network_on_arm_says_so(tmp_path):
+    model, data = convolutions()
+    report = model.export_tflite(tmp_path / "m.tflite", storage="smallest", data=data)
+    assert 0 < report.on_arm.differing < 1
+    assert f"{report.on_arm.differing:.2%} of the output values are others than on x86" in str(
+        report
+    )
+    assert "NOT the same network everywhere" in str(report)
+    assert report.to_dict()["on_arm"]["differing"] == report.on_arm.differing
+
+
+@pytest.mark.parametrize("storage", ["int8", "int4", "int2"])
+def test_other_files_are_the_same_everywhere(storage, tmp_path):
+    model, data = convolutions()
+    report = model.export_tflite(tmp_path / "m.tflite", storage=storage, data=data)
+    assert report.on_arm is None
+    assert "everywhere" not in str(report)
