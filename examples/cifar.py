@@ -88,7 +88,7 @@ flags.DEFINE_multi_integer("seed", [0], "Given several times, the table has mean
 flags.DEFINE_bool("short", False, "A trial run: few images and epochs, unless flags say more.")
 
 flags.DEFINE_enum(
-    "storage", "int8", ("int8", "int4", "smallest"), "How the TFLite file stores weights."
+    "storage", "int8", ("int8", "int4", "int2", "smallest"), "How the TFLite file stores weights."
 )
 flags.DEFINE_string(
     "data_dir",

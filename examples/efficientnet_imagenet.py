@@ -141,7 +141,9 @@ flags.DEFINE_integer(
     "probe_examples", 1_000, "Test images that student and teacher are read on.", 1
 )
 flags.DEFINE_integer("export_examples", 1_000, "Test images that the file is compared on.", 1)
-flags.DEFINE_enum("storage", "int4", ("int8", "int4", "smallest"), "How the file stores weights.")
+flags.DEFINE_enum(
+    "storage", "int4", ("int8", "int4", "int2", "smallest"), "How the file stores weights."
+)
 flags.DEFINE_bool("tensorboard", True, "Write TensorBoard's events to --out_dir.")
 flags.DEFINE_string("out_dir", "out/efficientnet", "Folder for the files this program writes.")
 

@@ -98,6 +98,15 @@ def _inspect(options):
     return inspect(options.file)
 
 
+def _batch_size(text):
+    if text == "any":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a whole number or 'any', not {text!r}") from None
+
+
 def _parser():
     parser = argparse.ArgumentParser(prog="python -m speq_keras", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -112,7 +121,11 @@ def _parser():
         "--io", choices=IO_TYPES, default="float32", help="type of inputs and outputs"
     )
     export.add_argument(
-        "--batch_size", type=int, default=1, metavar="N", help="examples that the file takes"
+        "--batch_size",
+        type=_batch_size,
+        default=1,
+        metavar="N",
+        help="examples that the file takes; any: one, and the file says that this may change",
     )
     export.add_argument("--logits", action="store_true", help="leave out the softmax at the end")
     export.add_argument(

@@ -412,10 +412,13 @@ class QuantizedModel(FreezingModel):
         Args:
             path: Where the file goes; ends in ".tflite".
             storage: "int8": every weight in a byte. "int4": codes that fit go to 4 bits wherever
-                the fast kernels read them (dense layers, 1×1 convolutions). "smallest": 4 and 2
-                bits wherever some kernel reads them, most of which are slow.
+                the fast kernels read them (dense layers, 1×1 convolutions). "int2": as "int4", and
+                2 bits in dense layers, from LiteRT 2 on. "smallest": 4 and 2 bits wherever some
+                kernel reads them, most of which are slow.
             io: Type of inputs and outputs. "float32", or "int8" or "uint8" for microcontrollers.
-            batch_size: The file's batch size; most files can be resized at run time.
+            batch_size: The file's batch size. None: it is 1 and the file says that it may change,
+                which browsers refuse and `resize_tensor_input(strict=True)` needs; without `strict`
+                most files can be resized.
             softmax: False leaves out a softmax or sigmoid at the end: the outputs are logits.
             data: For the proof: data of any kind that `calibrate` takes, of which 32 examples are
                 used. With labels, `(inputs, labels)` or batches of them, the report has the
@@ -428,7 +431,8 @@ class QuantizedModel(FreezingModel):
                 the device; the program that runs it is written beside it.
             runtimes: Other runtimes to run the file on, for the report: "builtin" and "reference"
                 (LiteRT's own kernels), "micro" (TensorFlow Lite Micro). They round twice, so a few
-                codes differ; the report says how many.
+                codes differ; the report says how many. The proof runs the file in LiteRT's
+                interpreter ("default") and in its `CompiledModel` ("compiled").
             strict: Whether a file that does not compute the trained network is an error.
 
         Returns:

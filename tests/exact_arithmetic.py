@@ -189,10 +189,24 @@ def _dequantize(op, arrays, tensors, output):
 def rounds_twice(op, weights):
     """Whether the sum is rounded to a fraction first, by up to the distance between two sums.
 
-    Weights below 8 bits make convolutions run outside of XNNPACK.
+    Weights below 8 bits make convolutions run outside of XNNPACK, and dense layers whose inputs do
+    not fill bytes.
     """
-    is_narrow = weights.type in ("int4", "int2")
-    return is_narrow and not (weights.type == "int4" and op.name == "FULLY_CONNECTED")
+    per_byte = {"int4": 2, "int2": 4}.get(weights.type, 1)
+    return per_byte > 1 and (op.name != "FULLY_CONNECTED" or weights.shape[1] % per_byte != 0)
+
+
+def double_rounding_steps(file):
+    """Returns by how many steps of an output rounding twice may move a result of a `TFLiteFile`."""
+    largest = 0.0
+    for op in file.operations:
+        if op.name not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+            continue
+        x, weights = (file.tensors[number] for number in op.inputs[:2])
+        if rounds_twice(op, weights):
+            scale = file.tensors[op.outputs[0]].scale[0]
+            largest = max(largest, float(np.max(x.scale[0] * weights.scale) / scale))
+    return largest
 
 
 def _weighted(sums, op, tensors, output, bias):

@@ -257,7 +257,7 @@ def _usage(rng, names, lines):
         wrap["skip"] = [pick(rng, names)]
     if rng.random() < 0.1:
         wrap["fused_batch_norm"] = True
-    export = {"storage": pick(rng, ["int8", "int8", "int4", "smallest"])}
+    export = {"storage": pick(rng, ["int8", "int4", "int2", "smallest"])}
     export["io"] = pick(rng, ["float32", "float32", "float32", "int8", "uint8"])
     export["softmax"] = bool(rng.random() < 0.8)
     export["batch_size"] = int(pick(rng, [1, 1, 1, 4]))

@@ -74,6 +74,18 @@ def test_export_passes_its_options_on(folder, tmp_path, call):
     assert (details["dtype"], tuple(details["shape"])) == (np.int8, (3, 6, 6, 2))
 
 
+@pytest.mark.parametrize(("options", "signature"), [([], [1]), (["--batch_size", "any"], [-1])])
+def test_only_a_file_that_was_asked_for_says_that_its_batch_may_change(
+    folder, tmp_path, call, options, signature
+):
+    from ai_edge_litert.interpreter import Interpreter
+
+    out = tmp_path / "m.tflite"
+    assert call("export", folder / "m.keras", out, *options)[0] == 0
+    details = Interpreter(str(out)).get_input_details()[0]
+    assert details["shape_signature"].tolist() == [*signature, 6, 6, 2]
+
+
 def test_another_runtime_is_compared_on_request(folder, tmp_path, call):
     out = tmp_path / "m.tflite"
     code, printed, _ = call("export", folder / "m.keras", out, "--runtime", "builtin")
@@ -246,7 +258,10 @@ def test_an_error_of_several_lines_becomes_one(folder, call, monkeypatch):
         (["export", "m.keras"], "the following arguments are required: OUT.tflite"),
         (["export", "m.keras", "m.tflite", "--storage", "int3"], "invalid choice: 'int3'"),
         (["export", "m.keras", "m.tflite", "--io", "int4"], "invalid choice: 'int4'"),
-        (["export", "m.keras", "m.tflite", "--batch_size", "two"], "invalid int value: 'two'"),
+        (
+            ["export", "m.keras", "m.tflite", "--batch_size", "two"],
+            "a whole number or 'any', not 'two'",
+        ),
         (["plan"], "the following arguments are required: MODEL.keras"),
         (["plan", "m.keras", "--w_bits", "two"], "--w_bits: a number or 'float', not 'two'"),
         (["plan", "m.keras", "--weight_quantizer", "pact"], "invalid choice: 'pact'"),

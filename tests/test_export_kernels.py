@@ -418,6 +418,36 @@ def test_narrow_weights_that_fill_whole_bytes_stay_in_xnnpack(dtype, channels, d
     np.testing.assert_array_equal(run(network, array), expected)
 
 
+@pytest.mark.parametrize("dtype", ["int4", "int8"])
+@pytest.mark.parametrize("scale", [0.0025, 1.0])  # with 1.0, every fourth sum is a tie
+def test_on_arm_a_convolution_of_narrow_weights_rounds_once_and_ties_go_up(dtype, scale):
+    rng = np.random.default_rng(9)
+    x, output = codes((5, 6, 8), 0.25 if scale == 1.0 else 0.017, 5), codes((5, 6, 16), scale, -7)
+    output.name = "y"
+    filters = weights(rng, (16, 1, 1, 8), axis=0)
+    filters.dtype, filters.data = dtype, np.clip(filters.data // 16, -2, 2)
+    if scale == 1.0:
+        filters.scale = np.ones(16, "float32")
+    options = {"strides": (1, 1), "dilations": (1, 1), "padding": "valid"}
+    network = single("conv_2d", [x, filters, None], output, **options)
+    array = random_codes(rng, 3, 5, 6, 8)
+    sums = centred(array, x) @ filters.data.reshape(16, 8).T.astype(np.int64)
+    if dtype == "int8":
+        expected = expected_codes(network, sums)  # as on x86
+    else:
+        factors = requantization(x, filters, output)
+        once = [
+            [rounded(v * f, "up") for v, f in zip(row, factors, strict=True)]
+            for row in sums.reshape(-1, 16).tolist()
+        ]
+        expected = np.clip(np.array(once) + output.zero_point, -128, 127).reshape(sums.shape)
+    (got,) = simulate(network, array, elsewhere=True)
+    np.testing.assert_array_equal(got, expected)
+    here = simulate(network, array)[0]
+    assert (here != got).any() == (dtype == "int4")
+    np.testing.assert_array_equal(here, run(network, array))
+
+
 @pytest.mark.parametrize(
     ("kernel", "strides", "padding"),
     [

@@ -13,7 +13,11 @@ from trained_graph import compare
 
 import speq_keras
 from speq_keras.export.folding import Grid
+from speq_keras.export.folding.steps import FoldedNetwork, Step, Value
+from speq_keras.export.lowering import lower
 from speq_keras.export.lowering.encoding import encoding_of, fused_activation
+from speq_keras.export.runtimes import run_file
+from speq_keras.export.write import write
 
 # ---- encodings ---------------------------------------------------------------------------------
 
@@ -207,6 +211,60 @@ def test_average_pooling_is_a_convolution_that_rounds_halves_up(tmp_path):
     stored = np.rint((127 * sums + bias.data[0]) * factor)
     assert set(np.unique(weights.data)) == {127}
     np.testing.assert_array_equal(stored, np.floor(sums / 4 + 0.5))
+
+
+# What a mean over all of an image may be: width, unsigned or not, and number of pixels.
+IMAGES = [(bits, 0, size) for bits in range(2, 9) for size in ((2, 2), (7, 7), (8, 8))]
+IMAGES += [(2, 0, (16, 16)), (4, 0, (16, 16)), (3, 0, (28, 28)), (4, 0, (1, 50))]
+IMAGES += [(8, -128, (7, 7)), (3, -4, (7, 7)), (3, -4, (8, 8))]
+
+
+def pool_over_the_image(bits, low, size, scale, channels=1):
+    """A network from images of codes to their averages, int8 at both ends."""
+    grid = Grid(np.float32(scale), low, low + 2**bits - 1)
+    image = Value("image", (None, *size, channels), None)
+    x = Value("x", image.shape, grid)
+    output = Value("pool", (None, 1, 1, channels), grid)
+    options = {"size": size, "strides": size, "padding": "valid"}
+    folded = FoldedNetwork(
+        "pool",
+        steps=[Step("quantize", [image], x), Step("average_pool", [x], output, options=options)],
+        inputs=[image],
+        outputs=[output],
+        input_names=["image"],
+        output_names=["pool"],
+    )
+    return lower(folded, io="int8")
+
+
+@pytest.mark.parametrize(("bits", "low", "size"), IMAGES)
+def test_a_pool_over_the_whole_image_sends_every_half_up(bits, low, size):
+    grid = Grid(np.float32(1), low, low + 2**bits - 1)
+    count, zero_point = int(np.prod(size)), encoding_of(grid).zero_point
+    sums = np.arange(count * grid.low, count * grid.high + 1)  # one in every channel
+    is_higher = np.arange(count)[:, None] < sums % count  # by one than the other pixels
+    codes = (sums // count + is_higher).reshape(1, *size, -1)
+    for scale in (0.0173, 1.0, 0.37):
+        network = pool_over_the_image(bits, low, size, scale, len(sums))
+        (got,) = run_file(write(network), (codes + zero_point).astype("int8"))
+        expected = np.floor(sums / count + 0.5)
+        np.testing.assert_array_equal(got.reshape(-1).astype(int) - zero_point, expected)
+
+
+@pytest.mark.parametrize(
+    ("bits", "low", "size", "kind"),
+    [
+        (8, 0, (8, 8), "mean"),
+        (2, 0, (2, 2), "mean"),
+        (3, -4, (7, 7), "mean"),  # an odd number of codes has no halves
+        (3, -4, (8, 8), "depthwise_conv_2d"),  # halves below zero would go down
+        (8, 0, (28, 28), "depthwise_conv_2d"),  # float32 is too coarse
+    ],
+)
+def test_it_is_a_mean_where_that_is_exact(bits, low, size, kind):
+    network = pool_over_the_image(bits, low, size, 0.0173)
+    (maker,) = [n for n in network.nodes if n.kind in ("mean", "depthwise_conv_2d")]
+    assert maker.kind == kind
 
 
 # ---- ends --------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from ai_edge_litert.interpreter import OpResolverType
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from small_networks import (
     CONV,
     IMAGE,
@@ -206,14 +206,33 @@ def test_kernels_read_packed_codes_in_that_order(dtype, inputs, resolver):
 # ---- the batch -------------------------------------------------------------------------------
 
 
-def test_the_batch_size_stands_in_the_shapes_and_is_open():
-    entry = tensor_named(parsed(conv(), batch_size=5), "x")
-    assert entry.shape.tolist() == [5, 8, 8, 4]
+def test_the_batch_size_stands_in_the_shapes():
+    file = parsed(conv(), batch_size=5)
+    assert tensor_named(file, "x").shape.tolist() == [5, 8, 8, 4]
+    assert [tensor.shapeSignature for tensor in file.subgraphs[0].tensors] == [None] * 4
+
+
+def test_a_batch_size_of_none_is_one_and_open():
+    entry = tensor_named(parsed(conv(), batch_size=None), "x")
+    assert entry.shape.tolist() == [1, 8, 8, 4]
     assert entry.shapeSignature.tolist() == [-1, 8, 8, 4]
 
 
+@pytest.mark.parametrize("batch_size", [1, None])
+def test_a_strict_resize_needs_an_open_batch_size(batch_size):
+    interpreter = Interpreter(model_content=write(conv(), batch_size=batch_size))
+    place = interpreter.get_input_details()[0]["index"]
+    interpreter.resize_tensor_input(place, (3, 8, 8, 4))  # not strict
+    if batch_size is None:
+        interpreter.resize_tensor_input(place, (2, 8, 8, 4), strict=True)
+        interpreter.allocate_tensors()
+        return
+    with pytest.raises(RuntimeError, match="Strict only allows mutating unknown dimensions"):
+        interpreter.resize_tensor_input(place, (2, 8, 8, 4), strict=True)
+
+
 def test_constants_have_no_open_axis():
-    assert tensor_named(parsed(conv()), "w").shapeSignature is None
+    assert tensor_named(parsed(conv(), batch_size=None), "w").shapeSignature is None
 
 
 def test_a_resized_batch_computes_what_a_written_one_computes():

@@ -12,7 +12,7 @@ import speq_keras
 from speq_keras.__main__ import main
 from speq_keras.export.inspect import inspect
 
-STORAGES = ("int8", "int4", "smallest")
+STORAGES = ("int8", "int4", "int2", "smallest")
 
 
 def images(body=lambda x: x, shape=(8, 8, 3), head=True):

@@ -49,7 +49,9 @@ flags.DEFINE_integer("batch_size", 128, "Images per step.", 1)
 flags.DEFINE_float("learning_rate", 0.02, "Learning rate at the start; it falls to zero.", 0.0)
 flags.DEFINE_integer("test_examples", 10_000, "Compare classes on so many test images.", 1, 10_000)
 flags.DEFINE_integer("proof_examples", 1_000, "Compare every code on the first so many.", 1)
-flags.DEFINE_enum("storage", "int8", ("int8", "int4", "smallest"), "Storage of the weights.")
+flags.DEFINE_enum(
+    "storage", "int8", ("int8", "int4", "int2", "smallest"), "Storage of the weights."
+)
 flags.DEFINE_integer("seed", 0, "Seed of the training.")
 flags.DEFINE_string("data_dir", None, "Folder that holds cifar10/; default ~/tensorflow_datasets.")
 flags.DEFINE_bool("download", False, "Download CIFAR-10 (170 MB) to --data_dir if not there.")

@@ -9,6 +9,7 @@ import numpy as np
 from speq_keras._checks import check_bool, check_choice, check_count, describe
 from speq_keras.data import class_numbers, inputs_of, packed, read
 from speq_keras.export import simulate
+from speq_keras.export.arithmetic.products import differs_elsewhere
 from speq_keras.export.fold import IO_TYPES, check_model, fold
 from speq_keras.export.folding.steps import plain_dtype
 from speq_keras.export.inputs import as_network_inputs
@@ -16,6 +17,7 @@ from speq_keras.export.network import CODES, in_float
 from speq_keras.export.report import Accuracy, Agreement, ExportReport, WeightRow
 from speq_keras.export.runtimes import (
     RUNTIMES,
+    deviation,
     deviations,
     missing_reason,
     partitions,
@@ -59,7 +61,7 @@ def export_tflite(
         check_path(runner_path(self_test), name="self_test's runner", suffix=".py")
     check_choice("storage", storage, STORAGES)
     check_choice("io", io, IO_TYPES)
-    check_count("batch_size", batch_size, high=2**31 - 1)
+    check_count("batch_size", batch_size, high=2**31 - 1, optional=True)
     softmax, strict = check_bool("softmax", softmax), check_bool("strict", strict)
     _check_runtimes(runtimes)
     check_model(model)
@@ -87,6 +89,7 @@ def export_tflite(
         agreement=_agreement(model, folded, examples, outputs, softmax),
         accuracy=_accuracy(model, folded, content, labelled) if labelled else None,
         elsewhere=deviations(content, inputs, runtimes),
+        on_arm=_on_arm(network, inputs),
         weights=tuple(_weight_rows(folded.steps, network)),
         notes=tuple(network.notes),
         seconds=time.monotonic() - start,
@@ -98,6 +101,14 @@ def export_tflite(
             write_safely(name, made)
     write_safely(path, content)
     return report
+
+
+def _on_arm(network, inputs):
+    """Returns the `Deviation` of what ARM and browsers compute; None: the same."""
+    if not any(differs_elsewhere(node, network.tensors) for node in network.nodes):
+        return None
+    here, there = (simulate.simulate(network, inputs, elsewhere=x) for x in (False, True))
+    return deviation("ARM and browsers", here, there)
 
 
 def _check_runtimes(runtimes):

@@ -113,7 +113,7 @@ def fold(model, *, storage="int8", io="float32", softmax=True):
 
     Args:
         model: A calibrated `SPEQModel`.
-        storage: "int8", "int4" or "smallest"; see `SPEQModel.export_tflite`.
+        storage: "int8", "int4", "int2" or "smallest"; see `SPEQModel.export_tflite`.
         io: Type of inputs and outputs: "float32", "int8" or "uint8".
         softmax: False leaves out a softmax or sigmoid at the end: the outputs are logits.
 

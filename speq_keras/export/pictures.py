@@ -21,10 +21,14 @@ def export_page(report):
         facts(_facts(report)),
         *(paragraph(line) for line in report.remarks()),
         heading("Tensors"),
-        table(report.code_cells(), _code_bars(report), words=(0, 1)),
+        paragraph(
+            "Bars: bits of 8, codes in use of all codes of the grid, and the largest deviation from "
+            "what the trained network rounds, in steps, of the largest that a right code can have."
+        ),
+        table(code_cells(proof.tensors), _code_bars(report), words=(0, 1)),
     ]
     if report.weights:
-        cells = report.weight_cells()
+        cells = weight_cells(report.weights)
         parts += [heading("Weights"), table(cells, _weight_bars(report), words=(0, 1, 7))]
     verdict = "" if proof.holds else ": NOT the trained network"
     return page(f"Export of {pathlib.Path(report.path).name}{verdict}", parts)
@@ -57,9 +61,45 @@ def _facts(report):
     return boxes
 
 
+def code_cells(rows):
+    """Returns the table of the proof's tensors as text, with its header."""
+    header = "codes,made by,bits,grid,used,most frequent,flat channels,deviation".split(",")
+    return [header] + [
+        [
+            row.name,
+            row.kind,
+            str(row.bits),
+            str(row.codes),
+            str(row.used),
+            f"{row.largest_share:.0%}",
+            f"{row.flat_channels} of {row.channels}" if row.channels else "",
+            "" if row.deviation is None else f"{row.deviation:.4f}",
+        ]
+        for row in rows
+    ]
+
+
+def weight_cells(rows):
+    """Returns the table of the weights as text, with its header; the last column holds words."""
+    header = "weights,type,bits,used,largest,times,bytes,why not narrower".split(",")
+    return [header] + [
+        [
+            row.name,
+            row.type,
+            str(row.bits),
+            str(row.used),
+            f"±{row.largest}",
+            str(row.multiplier),
+            f"{row.bytes:,}",
+            row.why,
+        ]
+        for row in rows
+    ]
+
+
 def _code_bars(report):
     """Returns {(row, column): share} for bits, codes in use, the most frequent, and deviation."""
-    header = report.code_cells()[0]
+    header = code_cells(report.proof.tensors)[0]
     bars = {}
     for number, row in enumerate(report.proof.tensors):
         shares = {
@@ -76,7 +116,7 @@ def _code_bars(report):
 
 
 def _weight_bars(report):
-    header = report.weight_cells()[0]
+    header = weight_cells(report.weights)[0]
     most = max(row.bytes for row in report.weights)
     bars = {}
     for number, row in enumerate(report.weights):

@@ -63,7 +63,11 @@ class TensorRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputRow:
-    """One output in the proof, in its own units; `layers` as of a `TensorRow`."""
+    """One output in the proof, in its own units; `layers` as of a `TensorRow`.
+
+    `mismatches`: how many values are others where tensors before them are outputs too, or where the
+    file runs in LiteRT's `CompiledModel`.
+    """
 
     name: str
     layers: tuple
@@ -89,6 +93,8 @@ class Proof:
         tensors: A `TensorRow` per tensor, in computing order.
         outputs: An `OutputRow` per output.
         settled: Whether every bias is on the grid of its sums; see `SPEQModel.settle`.
+        runtimes: Names of the runtimes that the file ran on: LiteRT's interpreter ("default") and
+            its `CompiledModel` ("compiled"), if a process can be started for it.
     """
 
     examples: int
@@ -98,6 +104,7 @@ class Proof:
     tensors: tuple
     outputs: tuple
     settled: bool
+    runtimes: tuple = ("default",)
 
     @property
     def holds(self):
@@ -131,6 +138,11 @@ class Proof:
             if not row.holds:
                 return f"{_failure(row)} in tensor '{row.name}' ({row.kind}){_after(row.layers)}"
         for row in self.outputs:
+            if row.mismatches:
+                return (
+                    f"{row.mismatches} values of output '{row.name}' differ between two ways to "
+                    "run the file"
+                )
             if not row.holds:
                 return (
                     f"output '{row.name}' is {row.deviation:.3g} from the trained network's, and "

@@ -7,13 +7,17 @@ import json
 import pathlib
 
 from speq_keras.columns import aligned
-from speq_keras.export.pictures import NODE_DATA, export_page, node_data
+from speq_keras.export.pictures import (
+    NODE_DATA,
+    code_cells,
+    export_page,
+    node_data,
+    weight_cells,
+)
 from speq_keras.export.proof import FLAT_SHARE, Proof
-from speq_keras.export.runtimes import Partitions
+from speq_keras.export.runtimes import Deviation, Partitions
 from speq_keras.files import check_path
 from speq_keras.processes import path_to_write
-
-WHY = "why not narrower"  # a column of words, the last one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,8 @@ class ExportReport:
         agreement: An `Agreement` of `model.predict` and the file.
         accuracy: An `Accuracy`, or None: no labelled data given.
         elsewhere: A `Deviation` for each of the other runtimes that were asked for.
+        on_arm: A `Deviation`, simulated, of what a file with `storage="smallest"` computes on ARM
+            and in browsers; None: the same.
         weights: A `WeightRow` per layer.
         notes: Sentences about what folding had to do.
         seconds: How long the export took, proof included.
@@ -112,6 +118,7 @@ class ExportReport:
     agreement: Agreement
     accuracy: Accuracy | None
     elsewhere: tuple
+    on_arm: Deviation | None
     weights: tuple
     notes: tuple
     seconds: float
@@ -126,6 +133,7 @@ class ExportReport:
         plain = dataclasses.asdict(self)
         for name in ("elsewhere", "weights", "notes"):
             plain[name] = list(plain[name])
+        plain["proof"]["runtimes"] = list(self.proof.runtimes)
         for name in ("holds", "mismatches", "outside", "deviation", "flat_share"):
             plain["proof"][name] = getattr(self.proof, name)
         for part in ("tensors", "outputs"):
@@ -193,77 +201,44 @@ class ExportReport:
         return list(paths.values())
 
     def __str__(self):
+        proof, parts = self.proof, self.partitions
+        others = ", ".join(f"{count} {name}" for name, count in sorted(parts.others.items()))
         lines = [
             f"{self.path}: {self.bytes / 1e3:,.1f} kB, storage {self.storage}, "
             f"inputs and outputs {self.io}",
-            *(f"  {line}" for line in self.sentences()),
+            f"  {sum(parts.delegated.values())} operations in {parts.partitions} XNNPACK "
+            f"partition(s), {parts.num_others} outside{': ' + others if others else ''}",
+            *(f"  {line}" for line in _proof_lines(proof)),
+            f"  {_agreement_line(self.agreement, proof)}",
         ]
-        if self.accuracy is not None and self.accuracy.differs:
-            lines.insert(0, lines.pop(lines.index(f"  {_accuracy_line(self.accuracy)}")))
-        tables = [aligned(self.weight_cells(), (0, 1, 7)), aligned(self.code_cells(), (0, 1))]
-        return "\n".join([*lines, "", *tables[0], "", *tables[1]])
-
-    def sentences(self):
-        """Yields what the tables do not say."""
-        parts = self.partitions
-        others = ", ".join(f"{count} {name}" for name, count in sorted(parts.others.items()))
-        yield (
-            f"{sum(parts.delegated.values())} operations in {parts.partitions} XNNPACK "
-            f"partition(s), {parts.num_others} outside{': ' + others if others else ''}"
-        )
-        yield from _proof_lines(self.proof)
-        yield _agreement_line(self.agreement, self.proof)
         if self.accuracy is not None:
-            yield _accuracy_line(self.accuracy)
-        yield from map(_sentence, self.elsewhere)
-        yield from (f"note: {note}" for note in self.notes)
+            line = _accuracy_line(self.accuracy)
+            lines.insert(0 if self.accuracy.differs else len(lines), f"  {line}".rstrip())
+        if self.on_arm is not None:
+            lines.append(f"  {_arm_line(self.on_arm)}")
+        lines += [f"  {_sentence(row)}" for row in self.elsewhere]
+        lines += [f"  note: {note}" for note in self.notes]
+        tables = (weight_cells(self.weights), code_cells(proof.tensors))
+        return "\n".join(
+            [*lines, "", *aligned(tables[0], (0, 1, 7)), "", *aligned(tables[1], (0, 1))]
+        )
 
     def remarks(self):
-        """Yields those of the sentences that are no figures: what to look after."""
+        """Yields those of the sentences that are no mere figures."""
         if self.accuracy is not None and self.accuracy.differs:
             yield _accuracy_line(self.accuracy)
-        if not self.proof.holds or self.proof.flat_share > FLAT_SHARE:
-            yield from _proof_lines(self.proof)
+        figures, codes, *flat = _proof_lines(self.proof)
+        yield from flat if self.proof.holds else (figures, codes, *flat)
+        if self.on_arm is not None:
+            yield _arm_line(self.on_arm)
         yield from map(_sentence, self.elsewhere)
         yield from self.notes
 
-    def weight_cells(self):
-        """Returns the table of the weights as text, with its header."""
-        cells = [("weights", "type", "bits", "used", "largest", "times", "bytes", WHY)]
-        cells += [
-            (
-                row.name,
-                row.type,
-                str(row.bits),
-                str(row.used),
-                f"±{row.largest}",
-                str(row.multiplier),
-                f"{row.bytes:,}",
-                row.why,
-            )
-            for row in self.weights
-        ]
-        return cells
 
-    def code_cells(self):
-        """Returns the table of the tensors as text, with its header."""
-        cells = [
-            tuple("codes,made by,bits,grid,used,most frequent,flat channels,deviation".split(","))
-        ]
-        cells += [
-            (
-                row.name,
-                row.kind,
-                str(row.bits),
-                str(row.codes),
-                str(row.used),
-                f"{row.largest_share:.0%}",
-                f"{row.flat_channels} of {row.channels}" if row.channels else "",
-                "" if row.deviation is None else f"{row.deviation:.4f}",
-            )
-            for row in self.proof.tensors
-        ]
-        return cells
+_WAYS = {
+    ("default", "compiled"): "in LiteRT's interpreter and in its CompiledModel",
+    ("default",): "in LiteRT's interpreter alone: no process can be started for its CompiledModel",
+}
 
 
 def _proof_lines(proof):
@@ -277,7 +252,7 @@ def _proof_lines(proof):
     )
     yield (
         f"{proof.compared:,} codes of {len(proof.tensors)} tensors: {proof.mismatches} differ from "
-        "the simulation"
+        f"the simulation, run {_WAYS[proof.runtimes]}"
     )
     if proof.flat_share > FLAT_SHARE:
         yield (
@@ -309,8 +284,20 @@ def _accuracy_line(accuracy):
 
 
 def _sentence(row):
+    rounding = "" if row.runtime in ("default", "compiled") else " kernels, which round twice"
+    return _difference(f"{row.runtime}{rounding}", row, "on the default runtime")
+
+
+def _arm_line(row):
+    return (
+        "NOT the same network everywhere: kernels outside of XNNPACK round once "
+        f"{_difference('on ARM and in browsers', row, 'on x86')} (simulated)"
+    )
+
+
+def _difference(where, row, than):
     agreement = "" if row.agreement is None else f", top-1 agreement {row.agreement:.1%}"
     return (
-        f"{row.runtime} kernels, which round twice: {row.differing:.2%} of the output values are "
-        f"others than on the default runtime, by up to {row.largest:.3g}{agreement}"
+        f"{where}: {row.differing:.2%} of the output values are others than {than}, by up to "
+        f"{row.largest:.3g}{agreement}"
     )

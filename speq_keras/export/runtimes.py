@@ -1,6 +1,7 @@
 """Runs TFLite files on the runtimes that can be had from Python, one thread each.
 
 default    LiteRT with the XNNPACK delegate: what an app gets that asks for nothing
+compiled   LiteRT's `CompiledModel`, which takes the same kernels
 builtin    LiteRT's own optimized kernels, no delegate
 reference  LiteRT's reference kernels
 micro      TensorFlow Lite for Microcontrollers, from the PyPI package `tflite-micro`
@@ -14,8 +15,11 @@ import math
 import numpy as np
 
 from speq_keras._checks import check_choice, describe
+from speq_keras.export.compiled_model import missing_interpreter, run_compiled
 
-RUNTIMES = ("default", "builtin", "reference", "micro")
+RUNTIMES = ("default", "compiled", "builtin", "reference", "micro")
+# What apps run, with the same kernels: the proof runs these.
+PROVEN_RUNTIMES = ("default", "compiled")
 # Micro has no heap: everything lives in an arena, and too small a one fails. This much lies on top
 # of what the tensors need.
 SPARE_ARENA_BYTES = 16 * 2**20
@@ -51,17 +55,31 @@ def run_file(content, inputs, *, runtime="default"):
 
     Returns:
         A list of arrays in the order of the graph's outputs: with `write(extra_outputs=...)` the
-        network's own outputs and then the intermediate tensors.
+        network's own outputs and then the intermediate tensors, which "compiled" does not show.
 
     Raises:
         ValueError: If the runtime is unknown, or the inputs do not fit the graph's.
         RuntimeError: If the runtime cannot load the file or is not installed.
     """
     check_choice("runtime", runtime, RUNTIMES)
-    session = _Micro(content) if runtime == "micro" else _LiteRT(content, runtime)
     if isinstance(inputs, np.ndarray):
         inputs = [inputs]
-    details = session.inputs
+    session = _SESSIONS[runtime](content, runtime)
+    _check_inputs(session.inputs, inputs)
+    batch_size = int(session.inputs[0]["shape"][0])
+    number = len(inputs[0])
+    missing = -number % batch_size  # examples that fill up the last batch
+    if missing:
+        inputs = [np.concatenate([x, x[-1:].repeat(missing, axis=0)]) for x in inputs]
+    batches = [
+        [array[start : start + batch_size] for array in inputs]
+        for start in range(0, number, batch_size)
+    ]
+    results = [np.concatenate(arrays) for arrays in zip(*session.run(batches), strict=True)]
+    return [array[:number] for array in results]
+
+
+def _check_inputs(details, inputs):
     if len(inputs) != len(details):
         raise ValueError(
             f"`inputs` must be {len(details)} arrays, one per input of the graph. "
@@ -74,16 +92,6 @@ def run_file(content, inputs, *, runtime="default"):
                 f"type {np.dtype(detail['dtype']).name}. "
                 + describe(shape=array.shape, dtype=array.dtype.name)
             )
-    batch_size = int(details[0]["shape"][0])
-    results = []
-    for start in range(0, len(inputs[0]), batch_size):
-        batch = [array[start : start + batch_size] for array in inputs]
-        missing = batch_size - len(batch[0])
-        if missing:
-            batch = [np.concatenate([x, x[-1:].repeat(missing, axis=0)]) for x in batch]
-        outputs = session(batch)
-        results.append([x[: len(x) - missing] if missing else x for x in outputs])
-    return [np.concatenate(arrays) for arrays in zip(*results, strict=True)]
 
 
 def missing_reason(runtime):
@@ -91,7 +99,7 @@ def missing_reason(runtime):
     check_choice("runtime", runtime, RUNTIMES)
     package = "tflite_micro" if runtime == "micro" else "ai_edge_litert"
     if importlib.util.find_spec(package) is not None:
-        return None
+        return missing_interpreter() if runtime == "compiled" else None
     if runtime == "micro":
         return (
             "TensorFlow Lite Micro is not installed. `pip install --pre tflite-micro` gets it, on "
@@ -138,7 +146,7 @@ class Deviation:
     then is a neighbour of the right one.
 
     Attributes:
-        runtime: One of `RUNTIMES`.
+        runtime: One of `RUNTIMES`, or another name.
         differing: Share of the output values that differ, 0 to 1.
         largest: Largest difference, in units of the outputs.
         agreement: Share of the top-1 classes that are the same, 0 to 1; None: not a classifier.
@@ -160,12 +168,13 @@ def deviations(content, inputs, runtimes):
     """
     expected = run_file(content, inputs) if runtimes else None
     return tuple(
-        _deviation(runtime, expected, run_file(content, inputs, runtime=runtime))
+        deviation(runtime, expected, run_file(content, inputs, runtime=runtime))
         for runtime in runtimes
     )
 
 
-def _deviation(runtime, expected, got):
+def deviation(runtime, expected, got):
+    """Returns the `Deviation` of outputs `got` from outputs `expected`, lists of arrays."""
     distances = [
         np.abs(a.astype("float64") - b).reshape(-1) for a, b in zip(got, expected, strict=True)
     ]
@@ -208,18 +217,37 @@ class _LiteRT:
         self.inputs = self.interpreter.get_input_details()
         self.outputs = [detail["index"] for detail in self.interpreter.get_output_details()]
 
-    def __call__(self, arrays):
+    def run(self, batches):
+        """Runs batches of input arrays; returns a list of outputs for each."""
+        return [self._run(arrays) for arrays in batches]
+
+    def _run(self, arrays):
         for detail, array in zip(self.inputs, arrays, strict=True):
             self.interpreter.set_tensor(detail["index"], array)
         self.interpreter.invoke()
         return [self.interpreter.get_tensor(index) for index in self.outputs]
 
 
+class _Compiled:
+    """A file for LiteRT's `CompiledModel`."""
+
+    def __init__(self, content, runtime):
+        reason = missing_reason(runtime)
+        if reason:
+            raise RuntimeError(reason)
+        self.content = content
+        self.inputs = _LiteRT(content, "reference").inputs  # which loads no delegate
+
+    def run(self, batches):
+        """Runs batches of input arrays; returns a list of outputs for each."""
+        return run_compiled(self.content, batches)
+
+
 class _Micro:
     """A file loaded in TensorFlow Lite Micro."""
 
-    def __init__(self, content):
-        reason = missing_reason("micro")
+    def __init__(self, content, name):
+        reason = missing_reason(name)
         if reason:
             raise RuntimeError(reason)
         from ai_edge_litert import schema_py_generated as schema
@@ -243,8 +271,21 @@ class _Micro:
         ]
         self.num_outputs = graph.OutputsLength()
 
-    def __call__(self, arrays):
+    def run(self, batches):
+        """Runs batches of input arrays; returns a list of outputs for each."""
+        return [self._run(arrays) for arrays in batches]
+
+    def _run(self, arrays):
         for index, array in enumerate(arrays):
             self.interpreter.set_input(np.ascontiguousarray(array), index)
         self.interpreter.invoke()
         return [np.array(self.interpreter.get_output(i)) for i in range(self.num_outputs)]
+
+
+_SESSIONS: dict = {
+    "default": _LiteRT,
+    "compiled": _Compiled,
+    "builtin": _LiteRT,
+    "reference": _LiteRT,
+    "micro": _Micro,
+}

@@ -7,7 +7,7 @@ from speq_keras.export.arithmetic import compute as compute_node
 from speq_keras.export.inputs import as_network_inputs, generate_inputs
 from speq_keras.export.network import CODES, in_float
 from speq_keras.export.proof import FLAT_SHARE, OutputRow, Proof, TensorRow
-from speq_keras.export.runtimes import run_file
+from speq_keras.export.runtimes import PROVEN_RUNTIMES, missing_reason, run_file
 from speq_keras.export.simulate import simulate
 from speq_keras.export.trained import End, TrainedGraph
 from speq_keras.export.write import write
@@ -56,6 +56,7 @@ class _Session:
     def __init__(self, model, folded, content, batch_size, softmax):
         self.folded, self.steps, self.network = folded, folded.steps, folded.network
         self.content = content
+        self.runtimes = [name for name in PROVEN_RUNTIMES if missing_reason(name) is None]
         self.trained = TrainedGraph(model, softmax=softmax, graph=folded.graph)
         self.makers = {name: node for node in self.network.nodes for name in node.outputs}
         made = [
@@ -79,9 +80,11 @@ class _Session:
         simulated = _simulated(self.network, inputs, values, self.names)
         for name in self.names:
             self.tallies[name].count(values[name], simulated[name])
-        plain = run_file(self.content, inputs)  # which keeps its tensors inside the delegate
+        # The file itself keeps its tensors inside the delegate.
+        plain, *others = (run_file(self.content, inputs, runtime=name) for name in self.runtimes)
         for place, (name, output) in enumerate(zip(self.network.outputs, plain, strict=True)):
-            self.ends[place].mismatches += int(np.sum(values[name] != output))
+            for other in (values[name], *(outputs[place] for outputs in others)):
+                self.ends[place].mismatches += int(np.sum(other != output))
         self.compare_trained(arrays, values, plain)
         self.examples += len(arrays[0])
         return plain
@@ -113,6 +116,7 @@ class _Session:
             tensors=tuple(rows),
             outputs=tuple(end.row() for end in self.ends),
             settled=is_settled(self.steps),
+            runtimes=tuple(self.runtimes),
         )
 
     def kind_of(self, name):

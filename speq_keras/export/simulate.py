@@ -14,7 +14,7 @@ from speq_keras.export.network import CODES
 BATCH_BYTES = 16 * 2**20
 
 
-def simulate(network, inputs, *, keep=()):
+def simulate(network, inputs, *, keep=(), elsewhere=False):
     """Computes every node of an integer network, bit for bit as LiteRT's default runtime.
 
     Args:
@@ -23,6 +23,8 @@ def simulate(network, inputs, *, keep=()):
             in `network.input_names`. First axis: any number of examples. What a float32 input gets
             is converted; an integer input takes its own type only.
         keep: Names of tensors to return too, or "all" for every tensor that a node writes.
+        elsewhere: Whether as on ARM and in browsers. Kernels of `storage="smallest"` round
+            otherwise there than on x86; all others compute the same codes.
 
     Returns:
         A list of arrays, one per name in `network.outputs`. With `keep` a pair: that list, and a
@@ -38,7 +40,7 @@ def simulate(network, inputs, *, keep=()):
     # An empty input still passes once, for the shapes of the empty outputs.
     for start in range(0, max(number, 1), batch_size):
         batch = [array[start : start + batch_size] for array in arrays]
-        for name, array in _run(network, batch, kept).items():
+        for name, array in _run(network, batch, kept, elsewhere).items():
             kept[name].append(array)
     results = {name: np.concatenate(parts) for name, parts in kept.items()}
     outputs = [results[name] for name in network.outputs]
@@ -114,7 +116,7 @@ def _inputs_of(network, keys):
     )
 
 
-def _run(network, batch, kept):
+def _run(network, batch, kept, elsewhere):
     """Returns {name: array} of the tensors in `kept` for one batch."""
     values = dict(zip(network.inputs, batch, strict=True))
     readers = {}
@@ -122,7 +124,7 @@ def _run(network, batch, kept):
         readers.update(dict.fromkeys(node.inputs, index))
     for index, node in enumerate(network.nodes):
         arrays = [_value(network, values, name) for name in node.inputs]
-        values[node.output] = compute(node, arrays, network.tensors)
+        values[node.output] = compute(node, arrays, network.tensors, elsewhere=elsewhere)
         for name in {*node.inputs, node.output}:
             # Tensors that nobody reads any more give their memory back.
             if readers.get(name, index) <= index and name not in kept:

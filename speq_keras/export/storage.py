@@ -8,6 +8,7 @@ from speq_keras.export.network import CODES
 STORAGES = {
     "int8": "every weight in one byte",
     "int4": "4 bits where the fast kernels read them: dense layers and 1×1 convolutions",
+    "int2": "as int4, and 2 bits in dense layers, which LiteRT reads exactly from version 2 on",
     "smallest": "4 or 2 bits wherever some kernel reads them; most of these kernels are slow",
 }
 DEFAULT_STORAGE = next(iter(STORAGES))
@@ -30,12 +31,21 @@ def container_of(step, storage):
     low, high = int(step.weights.codes.min()), int(step.weights.codes.max())
     if not _fits(low, high, "int4"):
         return "int8", f"its codes go from {low} to {high}"
-    if storage == "int4":
-        if matrix and step.weights.codes.size // step.weights.scale.size % 2:
+    if storage in ("int4", "int2"):
+        inputs = step.weights.codes.size // step.weights.scale.size
+        if not matrix:
+            return "int8", "the fast kernels read 4 bits in matrices only"
+        if inputs % 2:
             return "int8", "the fast kernel reads 4 bits in pairs, and its inputs are odd in number"
-        if matrix:
+        if storage == "int4":
             return "int4", ""
-        return "int8", "the fast kernels read 4 bits in matrices only"
+        if not isinstance(layer, _DENSE):
+            return "int4", "2 bits take twice the time where a matrix has many rows"
+        if not _fits(low, high, "int2"):
+            return "int4", f"2 bits hold -2 to 1, and its codes go from {low} to {high}"
+        if inputs % 4:
+            return "int4", "the fast kernel reads 2 bits in fours, which its inputs do not fill"
+        return "int2", ""
     if isinstance(layer, _DENSE) or (matrix and isinstance(layer, _CONVOLUTIONS)):
         if _fits(low, high, "int2"):
             return "int2", ""

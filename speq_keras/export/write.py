@@ -45,9 +45,10 @@ def write(network, *, batch_size=1, extra_outputs=()):
 
     Args:
         network: An `IntegerNetwork`.
-        batch_size: Takes the place of None in the shapes. The file says that this axis may change,
-            and `resize_tensor_input` changes it, except where a transposed convolution runs outside
-            of XNNPACK: those kernels take the batch size from a constant.
+        batch_size: Takes the place of None in the shapes. None: it is 1, and the file says that
+            this axis may change. LiteRT's interpreter resizes either; with `strict=True`, and where
+            a transposed convolution runs outside of XNNPACK (those kernels take the batch size from
+            a constant), only what the file says may change, or not at all.
         extra_outputs: Names of further tensors that become outputs of the graph, behind the
             network's own and outside the signature: to compare tensor by tensor. A name that is an
             output already is not added again.
@@ -78,7 +79,7 @@ def write(network, *, batch_size=1, extra_outputs=()):
 
 def check_batch_size(network, batch_size):
     """Checks that all tensors of a batch stay below 2 GiB, which runtimes do not go beyond."""
-    check_count("batch_size", batch_size)
+    check_count("batch_size", batch_size, optional=True)
     largest = max(
         (
             math.prod(size or 1 for size in tensor.shape)
@@ -87,7 +88,8 @@ def check_batch_size(network, batch_size):
         ),
         default=1,
     )
-    check_count("batch_size", batch_size, high=max(1, _LARGEST_BYTES // (4 * largest)))
+    most = max(1, _LARGEST_BYTES // (4 * largest))
+    check_count("batch_size", batch_size, high=most, optional=True)
 
 
 def tensor_bytes(tensor):
@@ -120,7 +122,7 @@ class _File:
 
         self.schema = schema
         self.network = network
-        self.batch_size = batch_size
+        self.batch_size, self.is_open = batch_size or 1, batch_size is None
         # Numbers of what stands in the file: tensors by name, buffers by their bytes, operator
         # codes by (operator, version).
         self.tensors, self.buffers, self.operators = {}, {}, {}
@@ -174,7 +176,7 @@ class _File:
             "Tensor",
             name=name,
             shape=np.where(shape < 0, np.int32(self.batch_size), shape),
-            shapeSignature=shape if None in tensor.shape else None,
+            shapeSignature=shape if self.is_open and None in tensor.shape else None,
             hasRank=True,
             type=getattr(self.schema.TensorType, tensor.dtype.upper()),
             buffer=self.buffer(tensor_bytes(tensor)) if tensor.is_constant else 0,

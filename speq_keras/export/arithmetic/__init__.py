@@ -71,13 +71,14 @@ KERNELS = {
 }
 
 
-def compute(node, values, tensors):
+def compute(node, values, tensors, *, elsewhere=False):
     """Returns the array that a node writes.
 
     Args:
         node: `network.Node`.
         values: Arrays of its inputs; None: absent.
         tensors: {name: `network.Tensor`}.
+        elsewhere: Whether on ARM and in browsers, where a kernel rounds otherwise than on x86.
 
     Raises:
         NotImplementedError: If the node's kind is not known for these types.
@@ -87,6 +88,8 @@ def compute(node, values, tensors):
     options = dict(node.options)
     if node.activation != "none":
         options["activation"] = node.activation
+    if elsewhere and products.differs_elsewhere(node, tensors):
+        options["once"] = True
     types = {tensor.dtype for tensor in (*inputs, output) if tensor is not None}
     kernel = KERNELS.get(node.kind)
     if node.kind in floating.KERNELS and (kernel is None or types == {"float32"}):

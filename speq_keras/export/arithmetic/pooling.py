@@ -21,12 +21,34 @@ def mean(values, inputs, output, *, axes, keep_dims=True):
     (x,) = values
     axes = tuple(axes)
     count = math.prod(x.shape[axis] for axis in axes)
-    multiplier = np.float32(inputs[0].scale) / np.float32(output.scale)
-    multiplier = multiplier * (np.float32(1) / np.float32(count))
-    offset = np.float32(count * inputs[0].zero_point) * multiplier
-    offset = np.float32(output.zero_point) - offset
     sums = x.sum(axis=axes, keepdims=keep_dims, dtype=np.int32).astype(np.float32)
+    multiplier, offset = _mean_factors(inputs[0], output, count)
     return store(np.rint(sums * multiplier + offset), output)
+
+
+def _mean_factors(x, output, count):
+    multiplier = np.float32(x.scale) / np.float32(output.scale)
+    multiplier = multiplier * (np.float32(1) / np.float32(count))
+    offset = np.float32(count * x.zero_point) * multiplier
+    return multiplier, np.float32(output.zero_point) - offset
+
+
+def mean_sends_halves_up(x, output, count):
+    """Whether `mean` is the exact mean of codes with halves rounded up, for each sum there can be.
+
+    With a fused multiplication and addition, too: processors differ in that.
+
+    Args:
+        x: `network.Tensor` of the codes.
+        output: `network.Tensor` of their mean, in the same codes and near to the same scale.
+        count: How many codes there are.
+    """
+    sums = np.arange(count * x.low, count * x.high + 1)
+    exact = (2 * (sums - count * x.zero_point) + count) // (2 * count) + output.zero_point
+    multiplier, offset = _mean_factors(x, output, count)
+    once = np.rint(sums.astype(np.float32) * multiplier + offset)
+    fused = np.rint((sums * np.float64(multiplier) + np.float64(offset)).astype(np.float32))
+    return bool(np.all(once == exact) and np.all(fused == exact))
 
 
 def average_pool_2d(values, inputs, output, *, activation="none", size, strides, padding="valid"):

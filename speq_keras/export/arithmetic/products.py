@@ -8,7 +8,8 @@ were scaled up), in float32 as long as no partial sum can reach 2^24, else in fl
 
 Weights of 4 and 2 bits stay in XNNPACK as `fully_connected` only, and only where the input channels
 fill whole bytes. The builtin kernels that take the rest round twice in fixed point; what they do
-with ties depends on whether they are written for vectors.
+with ties depends on whether they are written for vectors. One of them, for convolutions that are
+not grouped, rounds once on ARM and in browsers, ties up: `differs_elsewhere`.
 
 The same functions serve float islands: no zero point, no rounding, any order of sums.
 """
@@ -39,6 +40,7 @@ def conv_2d(
     strides=(1, 1),
     dilations=(1, 1),
     padding="same",
+    once=False,
 ):
     """Convolution, grouped where the filter has fewer input channels than `x`."""
     x, weights, bias = values
@@ -64,7 +66,7 @@ def conv_2d(
             product = (patches @ matrix).transpose(1, 0, 2)
         sums[part] = product.reshape(-1, *sizes, channels_out)
     ties_up = groups == 1 if rounds_twice("conv_2d", inputs[1]) else None
-    return finish(sums * factor, bias, inputs, output, activation, ties_up)
+    return finish(sums * factor, bias, inputs, output, activation, ties_up, once=once)
 
 
 def depthwise_conv_2d(
@@ -174,10 +176,10 @@ def centre(x, tensor):
     return x.astype(np.int16) - np.int16(tensor.zero_point)
 
 
-def finish(sums, bias, inputs, output, activation, ties_up=None):
+def finish(sums, bias, inputs, output, activation, ties_up=None, once=False):
     """Adds the bias to the sums and requantizes them; floats are only clamped.
 
-    `ties_up` is None for XNNPACK and else as in `rescale`.
+    `ties_up` is None for XNNPACK and else, as `once`, as in `rescale`.
     """
     if bias is not None:
         sums = sums + bias.astype(sums.dtype)
@@ -187,7 +189,20 @@ def finish(sums, bias, inputs, output, activation, ties_up=None):
     if ties_up is None:
         return requantize(sums, scales[0] * scales[1] / scales[2], output, activation)
     multipliers = np.float64(scales[0]) * scales[1].astype(np.float64) / np.float64(scales[2])
-    return rescale(sums, multipliers, output, activation, ties_up=ties_up)
+    return rescale(sums, multipliers, output, activation, ties_up=ties_up, once=once)
+
+
+def differs_elsewhere(node, tensors):
+    """Whether a node's kernel computes other codes on ARM and in browsers than on x86.
+
+    Args:
+        node: `network.Node`.
+        tensors: {name: `network.Tensor`}.
+    """
+    if node.kind != "conv_2d":
+        return False
+    x, weights = (tensors[name] for name in node.inputs[:2])
+    return rounds_twice(node.kind, weights) and weights.shape[3] == x.shape[3]
 
 
 def rounds_twice(kind, weights):

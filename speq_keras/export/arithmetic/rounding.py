@@ -86,7 +86,7 @@ def round_half_away(values):
     return np.copysign(np.floor(np.abs(values) + 0.5), values)
 
 
-def rescale(accumulators, multipliers, output, activation="none", *, ties_up=False):
+def rescale(accumulators, multipliers, output, activation="none", *, ties_up=False, once=False):
     """Returns accumulators · multipliers as a builtin kernel of LiteRT computes it: rounded twice.
 
     Args:
@@ -96,10 +96,15 @@ def rescale(accumulators, multipliers, output, activation="none", *, ties_up=Fal
         activation: One of `network.ACTIVATIONS`.
         ties_up: Whether ties of the last rounding go up, as in the kernels written for vectors, or
             away from zero. A vector: by channel.
+        once: Whether the kernel rounds once, ties up, as one does on ARM and in browsers.
     """
     pairs = [fixed_point(float(multiplier)) for multiplier in np.atleast_1d(multipliers)]
     mantissas, exponents = np.array(pairs, np.int64).T
-    values = multiply_by_fixed_point(accumulators, mantissas, exponents, ties_up=ties_up)
+    if once:
+        products = accumulators.astype(np.int64) * mantissas
+        values = (products + (np.int64(1) << (30 - exponents))) >> (31 - exponents)
+    else:
+        values = multiply_by_fixed_point(accumulators, mantissas, exponents, ties_up=ties_up)
     return store(values + output.zero_point, output, activation, builtin=True)
 
 

@@ -1,10 +1,12 @@
 """One small function `(builder, step)` for every step without weights: adds its operations."""
 
 import copy
+import math
 
 import keras
 import numpy as np
 
+from speq_keras.export.arithmetic.pooling import mean_sends_halves_up
 from speq_keras.export.folding.carry import slice_sizes
 from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import CannotExport
@@ -14,8 +16,6 @@ from speq_keras.operations import function_name, name_of
 
 # Functions whose kernel rounds the exact value to a grid that it prescribes.
 _PRESCRIBED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
-# The largest window for which XNNPACK has a depthwise kernel that reads it at once.
-_FAST_WINDOW = 25
 
 
 def pair(kind):
@@ -100,16 +100,14 @@ def average_pool(builder, step):
     leaves the fast delegate. The bias is less than half the distance between two sums, so it moves
     nothing but the halves, which it sends up, as training does.
 
-    Large windows take the depthwise kernel longer than a whole convolution. One that is the whole
-    image is a mean, which is fast, but sends halves to even: only an odd number of codes has none.
+    One that is the whole image is a mean, which is fast and has no weights, wherever that sends
+    halves up as well.
     """
     x = builder.tensor(step.inputs[0])
     options = step.options
     size = options["size"]
-    is_image = tuple(x.shape[1:-1]) == tuple(size)
-    if is_image and np.prod(size) > _FAST_WINDOW and np.prod(size) % 2:
-        axes = tuple(range(1, len(x.shape) - 1))
-        return builder.emit(step, "mean", [x.name], {"axes": axes, "keep_dims": True})
+    if tuple(x.shape[1:-1]) == tuple(size) and _mean_of_image(builder, step, x, math.prod(size)):
+        return builder.tensor_for(step)
     if options["padding"] != "valid":
         return pool("average_pool_2d")(builder, step)
     strides = options["strides"]
@@ -124,6 +122,32 @@ def average_pool(builder, step):
     }
     names = [x.name, *_equal_weights(builder, step, x, size)]
     return builder.emit(step, "depthwise_conv_2d", names, window, flattened=True)
+
+
+def _mean_of_image(builder, step, x, count):
+    """Adds the mean of whole images, if some scale makes it exact; returns whether it did.
+
+    MEAN sends halves to even. A scale that is smaller by a fraction of 1 / (N (L + 1/2)) moves all
+    means up: halves over the half, for means of N codes up to L, and no other sum as far as that.
+    A multiplication, which is exact, gives the codes their own scale back.
+    """
+    options = {"axes": tuple(range(1, len(x.shape) - 1)), "keep_dims": True}
+    output = builder.tensor_for(step)
+    if mean_sends_halves_up(x, output, count):
+        builder.emit(step, "mean", [x.name], options)
+        return True
+    inner = copy.copy(output)
+    inner.name, inner.layer = f"{step.name}/mean", ""
+    largest = max(x.high - x.zero_point, 1)
+    inner.scale = np.float32(np.float64(x.scale) / (1 + 1 / (count * (largest + 0.5))))
+    if not mean_sends_halves_up(x, inner, count):
+        return False
+    builder.network.add_tensor(inner)
+    builder.add("mean", [x.name], inner, options=options, layer=step.name)
+    factor = np.float64(output.scale) / np.float64(inner.scale)
+    one = builder.constant(f"{step.name}/one", 127, np.float32(factor / 127))
+    builder.emit(step, "mul", [inner.name, one.name])
+    return True
 
 
 def _equal_weights(builder, step, x, size):
