@@ -22,8 +22,8 @@ def export_page(report):
         *(paragraph(line) for line in report.remarks()),
         heading("Tensors"),
         paragraph(
-            "Bars: bits of 8, codes in use of all codes of the grid, and the largest deviation from "
-            "what the trained network rounds, in steps, of the largest that a right code can have."
+            "Bars: bits of 8, codes in use of all codes of the grid, and the largest deviation "
+            "from what the trained network rounds, in steps, of what a right code can have at most."
         ),
         table(code_cells(proof.tensors), _code_bars(report), words=(0, 1)),
     ]
