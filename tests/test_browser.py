@@ -8,11 +8,15 @@ import pathlib
 import platform
 import subprocess
 import sys
+import urllib.request
 
+import keras
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+import speq_keras
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDERS = [str(ROOT / "examples" / name) for name in ("benchmarks", "browser")]
@@ -250,6 +254,44 @@ def test_without_webassembly_the_page_says_so(page, chrome):
     finally:
         chrome.call("Page.removeScriptToEvaluateOnNewDocument", identifier=number)
     assert text == "This page needs WebAssembly, which this browser lacks or has turned off."
+
+
+def test_a_new_model_is_sent_although_the_browser_knows_an_older_one(tmp_path):
+    import serve
+
+    model = tmp_path / "m.tflite"
+    with serve.listening({"/model.tflite": model}) as server:
+        address = f"http://127.0.0.1:{server.server_port}/model.tflite"
+        for content in (b"old", b"new"):  # within a second, which is what "Last-Modified" tells
+            model.write_bytes(content)
+            with urllib.request.urlopen(address) as answer:
+                assert answer.read() == content
+                assert answer.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"batch_size": None}, "LiteRT.js does not run a model whose batch size is open: "),
+        (
+            {"batch_size": 2},
+            "The model has to read 1 × 8 × 8 × 1 numbers and give 1 × 10. This one",
+        ),
+        ({"io": "uint8"}, "The model has to read and give floats: "),
+    ],
+)
+def test_a_model_that_does_not_fit_is_told(chrome, tmp_path, change, sentence):
+    import serve
+
+    inputs = keras.Input((8, 8, 1))
+    network = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(inputs)))
+    model = speq_keras.wrap(network, 4, 4, distillation=None)
+    images = np.random.default_rng(0).uniform(0, 1, (16, 8, 8, 1)).astype("float32")
+    model.calibrate(images, training=True, verbose=0)
+    path = tmp_path / "m.tflite"
+    model.export_tflite(path, **change)
+    with serve.listening({"/model.tflite": path}) as server:
+        assert Page(chrome, server).text("problem").startswith(sentence)
 
 
 # ---- from strokes to pixels ------------------------------------------------------------------

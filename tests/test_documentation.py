@@ -11,7 +11,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     "README.md",
-    *(f"examples/{name}.md" for name in ("README", "results", "limits", "migration", "freezing")),
+    *(
+        f"examples/{name}.md"
+        for name in ("README", "results", "limits", "migration", "freezing", "browser/README")
+    ),
 ]
 
 

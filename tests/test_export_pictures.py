@@ -17,7 +17,7 @@ from web_page import Page
 
 import speq_keras
 
-WRONG = "#e8837c"
+WRONG = "#f0a09a"
 
 
 @pytest.fixture(scope="module")

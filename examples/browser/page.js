@@ -255,6 +255,9 @@ async function open() {
     throw new Problem(
         'LiteRT.js does not run a model whose batch size is open: export it without `batch_size=None`.');
   }
+  if ([found.input, found.output].some(({dtype}) => dtype !== 'float32')) {
+    throw new Problem("The model has to read and give floats: export it without `io`.");
+  }
   const [reads, gives] = [found.input, found.output].map(({shape}) => Array.from(shape).join(' × '));
   if (reads !== `1 × ${SIDE} × ${SIDE} × 1` || gives !== `1 × ${CLASSES}`) {
     throw new Problem(

@@ -58,7 +58,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         return str(self.files[name]) if name in self.files else super().translate_path(path)
 
     def end_headers(self):
-        self.send_header("Cache-Control", "no-cache")  # ask again: a model may be a new one
+        # A newer model can be of the same second, which "Last-Modified" does not tell.
+        is_own = getattr(self, "path", "").split("?")[0] in self.files
+        self.send_header("Cache-Control", "no-store" if is_own else "no-cache")
         super().end_headers()
 
     def log_message(self, format, *args):

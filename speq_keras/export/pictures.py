@@ -8,7 +8,7 @@ from speq_keras.ops import MAX_BITS
 
 # What a value becomes that no JSON can hold; two codes of a byte are never further apart.
 _FURTHEST = 255.0
-_LOW, _HIGH, _WRONG = (0xF4, 0xF8, 0xFD), (0x6F, 0xA8, 0xDC), "#e8837c"
+_LOW, _HIGH, _WRONG = (0xF4, 0xF8, 0xFD), (0x8F, 0xBC, 0xE6), "#f0a09a"  # under dark text
 
 # {suffix of the file's name: what its numbers are}.
 NODE_DATA = {"": "deviation, steps", "_codes": "codes in use", "_bits": "bits"}
