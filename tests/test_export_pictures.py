@@ -145,6 +145,39 @@ def test_what_differs_from_the_trained_network_is_red(exported, node_data, tmp_p
     assert results[first.name]["value"] == 255  # JSON has no NaN; codes are never further apart
 
 
+@pytest.fixture(scope="module")
+def sequences():
+    """A quantized model of other layers: sequences, float islands, tables, two outputs."""
+    x = keras.Input((16, 3), name="x")
+    y = layers.Conv1D(8, 3, padding="causal", activation="relu", name="causal")(x)
+    y = layers.LayerNormalization()(y)
+    y = layers.Conv1D(8, 1, activation="relu", name="pointwise")(y)
+    y = layers.Conv1DTranspose(4, 2, strides=2, name="up")(y)
+    y = layers.EinsumDense("abc,cd->abd", (32, 4), activation="swish", name="einsum")(y)
+    outputs = [layers.Dense(3, name="last")(layers.Flatten()(y)), layers.GlobalMaxPooling1D()(y)]
+    model = speq_keras.wrap(keras.Model(x, outputs), 3, 3, distillation=None)
+    data = np.random.default_rng(0).normal(size=(16, 16, 3)).astype("float32")
+    model.calibrate(data, training=True, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"storage": "int4", "io": "int8"}, {"storage": "smallest"}, {"batch_size": None}],
+    ids=str,
+)
+def test_every_number_belongs_to_a_tensor_of_the_file(sequences, settings, tmp_path):
+    report = sequences.export_tflite(tmp_path / "m.tflite", **settings)
+    file = schema.ModelT.InitFromPackedBuf((tmp_path / "m.tflite").read_bytes(), 0)
+    names = {tensor.name.decode() for tensor in file.subgraphs[0].tensors}
+    for path in report.to_model_explorer(tmp_path / "x.json"):
+        data = json.loads(path.read_text())
+        assert len(data["results"]) >= 8
+        assert data["results"].keys() <= names
+    layers_of_weights = [row.name for row in report.weights]
+    assert layers_of_weights == ["causal", "pointwise", "up", "einsum", "last"]
+
+
 READER = """
 import json, sys
 from dacite import from_dict
