@@ -192,8 +192,6 @@ class ExportReport:
         """
         path = check_path(path, suffix=".json")
         paths = {suffix: path.with_name(f"{path.stem}{suffix}.json") for suffix in NODE_DATA}
-        for beside in paths.values():
-            check_path(beside, suffix=".json")
         with path_to_write(path) as target:
             for suffix, data in node_data(self).items():
                 place = target.with_name(paths[suffix].name)
