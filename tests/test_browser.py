@@ -256,6 +256,29 @@ def test_without_webassembly_the_page_says_so(page, chrome):
     assert text == "This page needs WebAssembly, which this browser lacks or has turned off."
 
 
+def test_the_command_serves_the_page_and_the_model(tmp_path):
+    (tmp_path / "m.tflite").write_bytes(b"model")
+    command = [sys.executable, ROOT / "examples" / "browser" / "serve.py", "--port=0"]
+    command.append(f"--model={tmp_path / 'm.tflite'}")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            address = process.stdout.readline().split()[0]
+            types = {}
+            for name in (
+                "",
+                "page.js",
+                "model.tflite",
+                "node_modules/@litertjs/core/dist/index.js",
+            ):
+                with urllib.request.urlopen(address + name) as answer:
+                    types[name] = answer.headers["Content-Type"].split(";")[0]
+        finally:
+            process.terminate()
+    assert list(types.values()) == [
+        *("text/html", "text/javascript", "application/octet-stream", "text/javascript")
+    ]
+
+
 def test_a_new_model_is_sent_although_the_browser_knows_an_older_one(tmp_path):
     import serve
 

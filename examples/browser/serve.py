@@ -12,6 +12,7 @@ import contextlib
 import functools
 import http.server
 import pathlib
+import socket
 import threading
 
 from absl import app, flags
@@ -25,7 +26,8 @@ FLAGS = flags.FLAGS
 def main(_):
     address = FLAGS.host, FLAGS.port
     with listening({"/model.tflite": pathlib.Path(FLAGS.model)}, address=address) as server:
-        host = "localhost" if FLAGS.host == "127.0.0.1" else FLAGS.host
+        hosts = {"127.0.0.1": "localhost", "0.0.0.0": socket.gethostname()}
+        host = hosts.get(FLAGS.host, FLAGS.host)
         print(f"http://{host}:{server.server_port}/ (end with Ctrl+C)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
