@@ -5,7 +5,7 @@ const MODEL = 'model.tflite';
 const CLASSES = 10;
 const PEN = 0.06;         // of the pad's side: what is drawn there
 const STEP = 0.04;        // of an arrow key
-const NEAR = 0.004;       // points nearer than this say nothing new
+const NEAR = 0.01;        // points nearer than this say nothing new
 const START = [0.5, 0.2]; // of the keyboard's pen
 
 const element = (id) => document.getElementById(id);
