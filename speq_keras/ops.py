@@ -33,7 +33,21 @@ def levels_of(bits):
     """
     if isinstance(bits, int):
         return float(_LEVELS[bits])
-    return ops.take(ops.convert_to_tensor(_LEVELS), ops.cast(bits, "int32"))
+    return ops.reshape(entry_of(_LEVELS, bits), ())
+
+
+def entry_of(table, bits):
+    """Returns the part `bits` ... `bits` + 1 of the first axis of a table, at run time.
+
+    `ops.take` does the same with three times the operations, for indices below zero, and a network
+    has a thousand of them.
+
+    Args:
+        table: NumPy array.
+        bits: Float32 scalar tensor that holds a whole number.
+    """
+    start = [ops.cast(bits, "int32"), *[0] * (table.ndim - 1)]
+    return ops.slice(ops.convert_to_tensor(table), start, (1, *table.shape[1:]))
 
 
 def round_straight_through(x):

@@ -45,7 +45,7 @@ class PACT(ActivationQuantizer):
 
     def round_to_grid(self, x, bits, rounds=True):
         low_code, high_code = self.codes(bits)
-        scale = self.step(bits)
+        scale = self._scale(low_code, high_code)
         # Only the full 8-bit range has the kernel's own lower end; a constant one is known here.
         clips_itself = isinstance(bits, int) and bits == speq_ops.MAX_BITS
         clip_below = not clips_itself and not self.nonnegative_input
@@ -60,7 +60,9 @@ class PACT(ActivationQuantizer):
         )
 
     def step(self, bits):
-        low_code, high_code = self.codes(bits)
+        return self._scale(*self.codes(bits))
+
+    def _scale(self, low_code, high_code):
         alpha = speq_ops.keep_positive(ops.convert_to_tensor(self.alpha.value))
         return alpha / (-low_code if self.signed else high_code)
 

@@ -56,9 +56,7 @@ class SAWB(WeightQuantizer):
         if isinstance(bits, int):
             row = [float(number) for number in _GRIDS[bits]]
         else:
-            row = ops.unstack(
-                ops.take(ops.convert_to_tensor(_GRIDS), ops.cast(bits, "int32"), axis=0)
-            )
+            row = ops.unstack(speq_ops.entry_of(_GRIDS, bits)[0])
         c1, c2, steps, offset, low_code, high_code = row
         values = ops.stop_gradient(weights)
         mean_square = ops.mean(ops.square(values), axis=axes, keepdims=True)
