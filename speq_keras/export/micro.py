@@ -1,7 +1,6 @@
 """What a program for TensorFlow Lite Micro needs to run a file: operators, arena, flash."""
 
 import dataclasses
-import importlib.metadata
 import math
 import subprocess
 import sys
@@ -34,7 +33,7 @@ _SPELLINGS = {"2D": "2D", "CUMSUM": "CumSum", "LSTM": "LSTM", "MATMUL": "MatMul"
 _MEASURE = """
 import os, resource, sys
 sys.path = [folder for folder in sys.path if folder]  # no module of the folder we are in
-from tflite_micro.python.tflite_micro import runtime
+from tflite_micro import __version__, runtime
 content, most = sys.stdin.buffer.read(), int(sys.argv[1])
 
 def is_enough(arena_bytes):
@@ -53,7 +52,7 @@ low, high = 0, most // 16
 while high - low > 1:
     middle = (low + high) // 2
     low, high = (low, middle) if is_enough(16 * middle) else (middle, high)
-print(16 * high)
+print(16 * high, __version__)
 """
 NOT_ASKED = "`runtimes=['micro']` measures it"
 
@@ -135,15 +134,14 @@ def micro_needs(path_or_bytes, *, measure=True):
         }
     )
     reason = missing_reason("micro") if measure else NOT_ASKED
-    arena_bytes, reason = (None, reason) if reason else _arena_bytes(content, model)
-    measured = arena_bytes is not None
+    arena_bytes, version, reason = (None, "", reason) if reason else _measured(content, model)
     return MicroNeeds(
         operators=tuple(operators),
         without_kernel=tuple(name for name in operators if name not in KERNELS),
         flash_bytes=len(content),
         arena_bytes=arena_bytes,
         why_no_arena=reason,
-        measured_by=importlib.metadata.version("tflite-micro") if measured else "",
+        measured_by=version,
     )
 
 
@@ -158,8 +156,8 @@ def method_of(operator):
     return "Add" + "".join(_SPELLINGS.get(word, word.capitalize()) for word in words)
 
 
-def _arena_bytes(content, model):
-    """Returns (bytes, "") as tflite-micro measures them, or (None, why it cannot)."""
+def _measured(content, model):
+    """Returns (bytes of the arena, version of tflite-micro, ""), or (None, "", why not)."""
     values = sum(
         math.prod([] if tensor.shape is None else [int(size) for size in tensor.shape])
         for graph in model.subgraphs
@@ -172,9 +170,10 @@ def _arena_bytes(content, model):
         check=False,
     )
     if done.returncode == 0:
-        return int(done.stdout), ""
+        arena_bytes, version = done.stdout.splitlines()[-1].split()
+        return int(arena_bytes), version.decode(), ""
     said = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
     said = said or [f"its process ended with status {done.returncode}"]
     # Micro's own words come first; without any there is Python's last line.
     words = said[-1] if said[0].startswith("Traceback") else said[0]
-    return None, f"tflite-micro cannot load this file: {words}"
+    return None, "", f"tflite-micro cannot load this file: {words}"
