@@ -1,24 +1,24 @@
 """The same files on the runtimes of phones, browsers and microcontrollers: is it the same network?
 
     python examples/benchmarks/devices.py
-    python examples/benchmarks/devices.py --litert_js=FILE.json
+    python examples/benchmarks/devices.py --browser=FILE
 
 Exports six networks with random weights and runs the self test of each (four images) on LiteRT's
 classic interpreter, on its `CompiledModel` and on TensorFlow Lite Micro, whose kernels round twice.
 Prints a Markdown table: how many of the output values differ from those of the self test; writes
-`devices.json`. What LiteRT.js computes in a browser comes from a file, {"resnet8 int8": number of
-values that differ, ...}; without one its column is empty. What is not installed has an empty
-column, too. ARM CPUs: `tests/run arm`.
+`devices.json`. The column of LiteRT.js is what `browser.py` found, from a file with the table that
+it prints. A column is empty without that file, and where a runtime is not installed. ARM CPUs:
+`tests/run arm`.
 """
 
 import importlib.metadata
 import json
 import pathlib
+import re
 
 import device_networks
 import numpy as np
 from absl import app, flags
-from ai_edge_litert.compiled_model import CompiledModel
 
 from speq_keras.export.runtimes import missing_reason, run_file
 
@@ -30,10 +30,12 @@ FILES = (
     ("efficientnet", "int4"),
     ("densenet", "int8"),
 )
+# Columns, and what `run_file` calls them.
+RUNTIMES = {"Interpreter": "default", "CompiledModel": "compiled", "tflite-micro": "micro"}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("networks", [name for name, _ in FILES], "Some of the default.")
-flags.DEFINE_string("litert_js", None, "JSON file with what LiteRT.js computes differently.")
+flags.DEFINE_string("browser", None, "File with the table that browser.py prints.")
 flags.DEFINE_string("out_dir", "out/benchmarks/devices", "Folder for the files.")
 
 
@@ -42,9 +44,7 @@ def main(_):
     unknown = sorted(set(FLAGS.networks) - set(known))
     if unknown:
         raise SystemExit(f"--networks takes {', '.join(known)}. Received: {', '.join(unknown)}.")
-    in_browser = {}
-    if FLAGS.litert_js:
-        in_browser = json.loads(pathlib.Path(FLAGS.litert_js).read_text())
+    in_browser = read_table(FLAGS.browser) if FLAGS.browser else {}
     out_dir = pathlib.Path(FLAGS.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     rows = {}
@@ -59,48 +59,25 @@ def main(_):
     (out_dir / "devices.json").write_text(json.dumps(rows, indent=1))
 
 
+def read_table(path):
+    """Returns {"resnet8 int8": number of values that differ} of the table in a file."""
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| `(\w+)` \|.*?\| (\d+) of \d+ \|", text, re.MULTILINE)
+    return {f"{name} {storage}": int(differing) for name, storage, differing in rows}
+
+
 def measure(exported):
     """Returns {runtime: number of output values that differ from the self test's}, and more."""
     arrays = np.load(exported.self_test)
     inputs, expected = arrays["input_0"], arrays["output_0"]
     content = exported.model.read_bytes()
     row = {"kB": len(content) / 1e3, "values": int(expected.size)}
-    for runtime, run in RUNTIMES.items():
-        got = run(content, inputs)
-        row[runtime] = None if got is None else int(np.sum(got != expected))
-        if runtime == MICRO and got is not None:
-            row["same classes"] = float(np.mean(got.argmax(axis=-1) == expected.argmax(axis=-1)))
+    for column, runtime in RUNTIMES.items():
+        row[column] = None
+        if missing_reason(runtime) is None:
+            got = run_file(content, inputs, runtime=runtime)[0]
+            row[column] = int(np.sum(got != expected))
     return row
-
-
-def classic(content, inputs):
-    """Returns the outputs of LiteRT's Interpreter."""
-    return run_file(content, inputs)[0]
-
-
-def compiled(content, inputs):
-    """Returns the outputs of LiteRT's CompiledModel, image by image."""
-    model = CompiledModel.from_buffer(content)
-    key, (signature,) = next(iter(model.get_signature_list())), model.get_signature_list().values()
-    (output,) = signature["outputs"]
-    shape = [int(size) for size in model.get_output_tensor_details(key)[output]["shape"]]
-    sources, targets = model.create_input_buffers(0), model.create_output_buffers(0)
-    results = []
-    for image in inputs:
-        sources[0].write(image[None])
-        model.run_by_index(0, sources, targets)
-        values = targets[0].read(int(np.prod(shape)), np.float32)
-        results.append(np.array(values).reshape(shape))
-    return np.concatenate(results)
-
-
-def micro(content, inputs):
-    """Returns the outputs of TensorFlow Lite Micro's reference kernels; None: not installed."""
-    return None if missing_reason("micro") else run_file(content, inputs, runtime="micro")[0]
-
-
-MICRO = "tflite-micro"
-RUNTIMES = {"Interpreter": classic, "CompiledModel": compiled, MICRO: micro}
 
 
 def versions():
@@ -111,7 +88,7 @@ def versions():
 
 def markdown_table(rows):
     """Returns the rows as a Markdown table; an empty cell was not run."""
-    columns = ["Interpreter", "CompiledModel", "LiteRT.js", MICRO]
+    columns = ["Interpreter", "CompiledModel", "LiteRT.js", "tflite-micro"]
     lines = [
         f"| file | kB | values | {' | '.join(columns)} |",
         "| --- " * (3 + len(columns)) + "|",
