@@ -13,6 +13,7 @@ from speq_keras.export.arithmetic.products import differs_elsewhere
 from speq_keras.export.fold import IO_TYPES, check_model, fold
 from speq_keras.export.folding.steps import plain_dtype
 from speq_keras.export.inputs import as_network_inputs
+from speq_keras.export.micro import micro_needs
 from speq_keras.export.network import CODES, in_float
 from speq_keras.export.report import Accuracy, Agreement, ExportReport, WeightRow
 from speq_keras.export.runtimes import (
@@ -91,6 +92,7 @@ def export_tflite(
         on_arm=_on_arm(network, inputs),
         weights=tuple(_weight_rows(folded.steps)),
         notes=tuple(network.notes),
+        micro=micro_needs(content, measure=io != "float32" or "micro" in runtimes),
         seconds=time.monotonic() - start,
     )
     if not is_first_process():
