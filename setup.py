@@ -30,6 +30,8 @@ EXAMPLES = [
 HUB = ["keras-hub>=0.32; python_version < '3.14'"]
 # For speq_keras.tfmot.
 TFMOT = ["tensorflow-model-optimization>=0.8", "tf_keras>=2.20"]
+# Reads what `ExportReport.to_model_explorer` writes; half a gigabyte, so the tests do without.
+MODEL_EXPLORER = ["ai-edge-model-explorer>=0.1.30"]
 # Pinned are the tools whose verdict changes with their version.
 TEST = [
     "jax>=0.6",
@@ -63,6 +65,7 @@ setup(
         "examples": EXAMPLES,
         "hub": HUB,
         "jax": ["jax>=0.6"],
+        "model_explorer": MODEL_EXPLORER,
         "tfmot": TFMOT,
         "test": EXAMPLES + HUB + TFMOT + TEST,  # the tests run the examples
     },

@@ -22,9 +22,10 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { text-align: left; position: sticky; top: 0; background: Canvas; }
 th.number, td.number { text-align: right; min-width: 4rem; }
-td.text { white-space: normal; overflow-wrap: anywhere; }
+td.text { white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem; }
+td.text:first-child { min-width: 9rem; }
 td[style] { background: linear-gradient(90deg, var(--fill, var(--bar)) var(--share), #0000 0)
-            no-repeat 0 50% / 100% 70%; }
+            no-repeat .2rem 50% / calc(100% - .4rem) 70%; }
 td.float { --fill: var(--float); }
 tbody tr:hover { background: #8881; }
 """
@@ -143,14 +144,15 @@ def table(cells, bars, *, words=3):
         cells: Rows of texts; the first one is the header.
         bars: {(row, column): share of the cell that is filled, 0 to 1}, rows counted without the
             header. A cell whose text begins with "float" has another colour.
-        words: How many columns hold words.
+        words: How many columns hold words, or which ones: a collection of their numbers.
 
     Example:
         >>> text = table([("layer", "type", "", "kB"), ("a<b", "Dense", "", "3")], {(0, 3): 0.5})
         >>> "a&lt;b" in text, "--share: 50.0%" in text
         (True, True)
     """
-    kinds = ["text" if column < words else "number" for column in range(len(cells[0]))]
+    words = range(words) if isinstance(words, int) else words
+    kinds = ["text" if column in words else "number" for column in range(len(cells[0]))]
     head = "".join(
         f'<th class="{kind}">{html.escape(text)}</th>'
         for kind, text in zip(kinds, cells[0], strict=True)

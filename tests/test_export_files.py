@@ -18,6 +18,7 @@ from fresh_process import run
 
 import speq_keras
 from speq_keras.bit_search import BitSearch
+from speq_keras.export.report import ExportReport
 from speq_keras.files import check_folder, check_path, replacing, write_safely
 
 OLD, NEW = b"the file before", b"the file after"
@@ -390,7 +391,10 @@ WRITERS = {
         ),
     ),
     "to_html": (".html", lambda model, path: model.plan().to_html(path)),
-    "plot": (".png", lambda model, path: BitSearch.plot(None, path)),  # before it looks at itself
+    # Before they look at themselves.
+    "to_html of an export": (".html", lambda model, path: ExportReport.to_html(None, path)),
+    "to_model_explorer": (".json", lambda model, path: ExportReport.to_model_explorer(None, path)),
+    "plot": (".png", lambda model, path: BitSearch.plot(None, path)),
 }
 
 

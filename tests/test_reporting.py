@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import html.parser
 import itertools
 import json
 import re
@@ -11,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from web_page import Page
 
 import speq_keras
 from speq_keras import QuantizeConfig
@@ -408,43 +408,6 @@ def test_a_dict_has_the_rows_the_ranges_and_the_totals(report):
 
 
 # ---- as a web page ---------------------------------------------------------------------------
-
-
-class Page(html.parser.HTMLParser):
-    """Reads a page: its tables as text, the widths of its bars, the tags that are left open."""
-
-    VOID = ("meta",)
-
-    def __init__(self, text):
-        super().__init__()
-        self.tables, self.shares, self.open, self.loads = [], {}, [], []
-        self.classes = {}
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.loads += [name for name in ("src", "href") if name in attributes]
-        if tag in self.VOID:
-            return
-        self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-            place = (len(self.tables) - 1, len(self.tables[-1]) - 1, len(self.tables[-1][-1]) - 1)
-            self.classes[place] = attributes["class"]
-            if "style" in attributes:
-                self.shares[place] = float(attributes["style"].removeprefix("--share: ")[:-1])
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
-            self.tables[-1][-1][-1] += data
 
 
 def test_a_page_closes_what_it_opens(report):

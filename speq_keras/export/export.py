@@ -33,6 +33,7 @@ from speq_keras.files import check_path, write_safely
 from speq_keras.processes import is_first_process, local_values
 
 MOST_EXAMPLES = 32  # in the proof
+WEIGHTED_KINDS = ("conv_2d", "depthwise_conv_2d", "fully_connected", "transpose_conv")
 BATCH_SIZE = 64  # of what the training graph predicts
 
 
@@ -90,7 +91,7 @@ def export_tflite(
         accuracy=_accuracy(model, folded, content, labelled) if labelled else None,
         elsewhere=deviations(content, inputs, runtimes),
         on_arm=_on_arm(network, inputs),
-        weights=tuple(_weight_rows(folded.steps)),
+        weights=tuple(_weight_rows(folded.steps, network)),
         notes=tuple(network.notes),
         micro=micro_needs(content, measure=io != "float32" or "micro" in runtimes),
         seconds=time.monotonic() - start,
@@ -219,16 +220,21 @@ def _predict(model, arrays):
     return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
-def _weight_rows(steps):
+def _weight_rows(steps, network):
+    filters = {node.layer: node.inputs[1] for node in network.nodes if node.kind in WEIGHTED_KINDS}
     for step in steps.steps:
         if step.kind != "linear":
             continue
         weights = step.weights
         low, high = CODES[weights.container]
         width = (high - low + 1).bit_length() - 1
+        (quantizer,) = step.nodes[0].operation.quantizers.values()
         yield WeightRow(
             name=step.nodes[0].name,
+            tensor=filters[step.name],
             type=weights.container,
+            bits=quantizer.bits,
+            used=len(np.unique(weights.codes)),
             largest=int(np.abs(weights.codes).max()),
             multiplier=int(weights.multiplier.max()),
             bytes=-(-weights.codes.size * width // 8),

@@ -51,6 +51,11 @@ class TensorRow:
     problem: str
 
     @property
+    def bits(self):
+        """How many bits its codes take: what is left of the byte that holds one is not used."""
+        return max(self.codes - 1, 0).bit_length()
+
+    @property
     def holds(self):
         """Whether all codes of this tensor are those of the trained network."""
         return not (self.mismatches or self.outside or self.problem)

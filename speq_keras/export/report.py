@@ -3,14 +3,23 @@
 import dataclasses
 import functools
 import gzip
+import json
 import pathlib
 
 from speq_keras.columns import aligned
 from speq_keras.export.c_array import check_c_array_path, write_c_array
 from speq_keras.export.micro import MicroNeeds
+from speq_keras.export.pictures import (
+    NODE_DATA,
+    code_cells,
+    export_page,
+    node_data,
+    weight_cells,
+)
 from speq_keras.export.proof import FLAT_SHARE, Proof
 from speq_keras.export.runtimes import Deviation, Partitions
-from speq_keras.processes import is_first_process
+from speq_keras.files import check_path
+from speq_keras.processes import is_first_process, path_to_write
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +28,10 @@ class WeightRow:
 
     Attributes:
         name: The layer's name.
+        tensor: The tensor's name in the file.
         type: "int8", "int4" or "int2".
+        bits: The width that was trained.
+        used: How many different codes there are.
         largest: Largest magnitude of the trained codes.
         multiplier: What they were multiplied by to fill the container (the largest of the layer).
         bytes: Size of the packed codes.
@@ -27,7 +39,10 @@ class WeightRow:
     """
 
     name: str
+    tensor: str
     type: str
+    bits: int
+    used: int
     largest: int
     multiplier: int
     bytes: int
@@ -76,7 +91,9 @@ class Agreement:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """The result of `export_tflite`; prints as a table, `to_dict()` gives plain values.
+    """The result of `export_tflite`; prints as a table.
+
+    `to_dict()` gives plain values, `to_html()` a web page, `to_model_explorer()` pictures of nodes.
 
     Attributes:
         path: Where the file is.
@@ -147,6 +164,61 @@ class ExportReport:
             ]
         return plain
 
+    def to_html(self, path=None):
+        """Returns the report as a web page that needs nothing beside itself.
+
+        Bars show widths (of 8 bits), how many of the codes of a grid are in use, the largest
+        distance from what the trained network rounds (of the largest that a right code can have),
+        and bytes as shares of the largest layer's.
+
+        Args:
+            path: File to write the page to, ".html", or None. It is written whole or not at all; of
+                several processes the first one writes.
+
+        Returns:
+            The page as text.
+
+        Raises:
+            TypeError, ValueError: If no file can be written to `path`.
+        """
+        if path is not None:
+            path = check_path(path, suffix=".html")
+        text = export_page(self)
+        if path is not None:
+            with path_to_write(path) as target:
+                target.write_bytes(text.encode())
+        return text
+
+    def to_model_explorer(self, path):
+        """Writes numbers for the nodes of the file, which Google's Model Explorer shows in colours.
+
+        Model Explorer shows one number per node and file of node data, so there are three files:
+
+            x.json        largest distance from what the trained network rounds, in steps
+            x_codes.json  how many different codes occurred; of weights, how many there are
+            x_bits.json   the width in bits
+
+        `pip install ai-edge-model-explorer` has the program:
+
+            model-explorer m.tflite --node_data_paths=x.json,x_codes.json,x_bits.json
+
+        Args:
+            path: The first file, ".json". Of several processes the first one writes.
+
+        Returns:
+            The three paths, a list.
+
+        Raises:
+            TypeError, ValueError: If no file can be written there.
+        """
+        path = check_path(path, suffix=".json")
+        paths = {suffix: path.with_name(f"{path.stem}{suffix}.json") for suffix in NODE_DATA}
+        with path_to_write(path) as target:
+            for suffix, data in node_data(self).items():
+                place = target.with_name(paths[suffix].name)
+                place.write_bytes(json.dumps(data, indent=1, allow_nan=False).encode())
+        return list(paths.values())
+
     def __str__(self):
         proof, parts = self.proof, self.partitions
         others = ", ".join(f"{count} {name}" for name, count in sorted(parts.others.items()))
@@ -162,14 +234,25 @@ class ExportReport:
             line = _accuracy_line(self.accuracy)
             lines.insert(0 if self.accuracy.differs else len(lines), f"  {line}".rstrip())
         if self.on_arm is not None:
-            lines.append(
-                "  NOT the same network everywhere: kernels outside of XNNPACK round once "
-                f"{_difference('on ARM and in browsers', self.on_arm, 'on x86')} (simulated)"
-            )
+            lines.append(f"  {_arm_line(self.on_arm)}")
         lines += [f"  {_sentence(row)}" for row in self.elsewhere]
         lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  {line}" for line in _micro_lines(self)]
-        return "\n".join([*lines, "", *_weight_table(self.weights), "", *_code_table(proof)])
+        tables = (weight_cells(self.weights), code_cells(proof.tensors))
+        return "\n".join(
+            [*lines, "", *aligned(tables[0], (0, 1, 7)), "", *aligned(tables[1], (0, 1))]
+        )
+
+    def remarks(self):
+        """Yields those of the sentences that are no mere figures."""
+        if self.accuracy is not None and self.accuracy.differs:
+            yield _accuracy_line(self.accuracy)
+        figures, codes, *flat = _proof_lines(self.proof)
+        yield from flat if self.proof.holds else (figures, codes, *flat)
+        if self.on_arm is not None:
+            yield _arm_line(self.on_arm)
+        yield from map(_sentence, self.elsewhere)
+        yield from self.notes
 
 
 _WAYS = {
@@ -225,6 +308,13 @@ def _sentence(row):
     return _difference(f"{row.runtime}{rounding}", row, "on the default runtime")
 
 
+def _arm_line(row):
+    return (
+        "NOT the same network everywhere: kernels outside of XNNPACK round once "
+        f"{_difference('on ARM and in browsers', row, 'on x86')} (simulated)"
+    )
+
+
 def _difference(where, row, than):
     agreement = "" if row.agreement is None else f", top-1 agreement {row.agreement:.1%}"
     return (
@@ -238,21 +328,3 @@ def _micro_lines(report):
     if report.io != "float32" or report.micro.arena_bytes is not None:
         return str(report.micro).splitlines()
     return ["TensorFlow Lite Micro: `print(report.micro)` has what a program registers"]
-
-
-def _weight_table(rows):
-    cells = [("weights", "type", "codes", "times", "bytes", "why not narrower")]
-    cells += [
-        (r.name, r.type, f"±{r.largest}", str(r.multiplier), f"{r.bytes:,}", r.why) for r in rows
-    ]
-    return aligned(cells, left=(0, 1, 5))
-
-
-def _code_table(proof):
-    cells = [("codes", "made by", "grid", "used", "most frequent", "flat channels", "distance")]
-    for row in proof.tensors:
-        distance = "" if row.deviation is None else f"{row.deviation:.4f}"
-        share = f"{row.largest_share:.0%}"
-        flat = f"{row.flat_channels} of {row.channels}" if row.channels else ""
-        cells.append((row.name, row.kind, str(row.codes), str(row.used), share, flat, distance))
-    return aligned(cells, left=(0, 1))
