@@ -28,7 +28,7 @@ from speq_keras.export.self_test import runner_path, self_test_files
 from speq_keras.export.session import prove
 from speq_keras.export.storage import STORAGES
 from speq_keras.export.trained import TrainedGraph, to_numpy
-from speq_keras.export.write import write
+from speq_keras.export.write import check_batch_size, write
 from speq_keras.files import check_path, write_safely
 from speq_keras.processes import is_first_process, local_values
 
@@ -62,7 +62,7 @@ def export_tflite(
         check_path(runner_path(self_test), name="self_test's runner", suffix=".py")
     check_choice("storage", storage, STORAGES)
     check_choice("io", io, IO_TYPES)
-    check_count("batch_size", batch_size, high=2**31 - 1, optional=True)
+    check_batch_size(None, batch_size)
     softmax, strict = check_bool("softmax", softmax), check_bool("strict", strict)
     _check_runtimes(runtimes)
     check_model(model)
