@@ -8,6 +8,7 @@ import keras
 
 from speq_keras._checks import describe
 from speq_keras.entry import wrap
+from speq_keras.export.c_array import check_c_array_path
 from speq_keras.export.fold import IO_TYPES
 from speq_keras.export.inspect import inspect
 from speq_keras.export.runtimes import RUNTIMES
@@ -66,6 +67,8 @@ def _plan(options):
 
 def _export(options):
     check_path(options.output)  # before the model is loaded, which takes long
+    if options.c_array is not None:
+        source, header = check_c_array_path(options.c_array, name="c_array")
     rule = "The model must be a .keras file that a SPEQModel was saved to."
     model = _load(options.model, rule)
     if not isinstance(model, SPEQModel):
@@ -73,7 +76,7 @@ def _export(options):
             f"{rule} {describe(model=options.model)} It holds a {type(model).__name__}. Train what "
             "`speq_keras.wrap` makes of it, and save that."
         )
-    return model.export_tflite(
+    report = model.export_tflite(
         options.output,
         storage=options.storage,
         io=options.io,
@@ -81,6 +84,10 @@ def _export(options):
         softmax=not options.logits,
         runtimes=options.runtime,
     )
+    if options.c_array is None:
+        return report
+    report.to_c_array(source)
+    return f"Wrote {source} and {header}\n\n{report}"
 
 
 def _load(path, rule):
@@ -134,6 +141,11 @@ def _parser():
         action="append",
         default=[],
         help="compare with this runtime too; may be given several times",
+    )
+    export.add_argument(
+        "--c_array",
+        metavar="OUT.cc",
+        help="write the file as a C array, too, with a header beside it: for microcontrollers",
     )
     export.set_defaults(command=_export, program=export.prog)
     look = commands.add_parser("inspect", help="list the tensors of a TFLite file, and sum up")

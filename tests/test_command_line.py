@@ -1,5 +1,6 @@
 """`python -m speq_keras`."""
 
+import re
 import subprocess
 import sys
 
@@ -101,6 +102,16 @@ def test_the_defaults_are_those_of_export_tflite(folder, tmp_path, call):
     assert out.read_bytes() == (tmp_path / "same.tflite").read_bytes()
 
 
+def test_export_writes_a_c_array_on_request(folder, tmp_path, call):
+    out, source = tmp_path / "m.tflite", tmp_path / "m_data.cc"
+    code, printed, _ = call("export", folder / "m.keras", out, "--io", "int8", "--c_array", source)
+    assert code == 0
+    assert printed.startswith(f"Wrote {source} and {tmp_path / 'm_data.h'}\n\n{out}: ")
+    values = re.findall(r"0x(..),", source.read_text())
+    assert bytes.fromhex("".join(values)) == out.read_bytes()
+    assert f"g_m_data_size = {len(values)};" in (tmp_path / "m_data.h").read_text()
+
+
 # ---- plan ------------------------------------------------------------------------------------
 
 
@@ -191,6 +202,14 @@ BAD_CALLS = {
     ),
     "output without suffix": (["export", "m.keras", "m.bin"], "Received: path='m.bin'. "),
     "output in a missing folder": (["export", "m.keras", "no/m.tflite"], "Create 'no' first."),
+    "array without suffix": (
+        ["export", "no.keras", "m.tflite", "--c_array", "m.c"],
+        "`c_array` must be a file that ends in .cc, in a folder that exists. Received: c_array='m.",
+    ),
+    "array whose name is none in C++": (
+        ["export", "no.keras", "m.tflite", "--c_array", "a-b.cc"],
+        "single underscores between them. Received: c_array='a-b.cc'. Call it a_b.cc.",
+    ),
     "batch of nothing": (
         ["export", "m.keras", "m.tflite", "--batch_size", "0"],
         "Received: batch_size=0.",

@@ -6,15 +6,14 @@ import re
 
 import keras
 import pytest
+from c_compiler import compiled_bytes, needs_compiler
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     "README.md",
-    *(
-        f"examples/{name}.md"
-        for name in ("README", "results", "limits", "migration", "freezing", "browser/README")
-    ),
+    *(f"examples/{name}.md" for name in ("README", "results", "limits", "migration", "freezing")),
+    *(f"examples/{name}.md" for name in ("microcontroller", "browser/README")),
 ]
 
 
@@ -50,6 +49,51 @@ def test_the_python_code_of_the_page_on_freezing_runs():
         exec(compile(block, "freezing.md", "exec"), names)
     assert names["model"].part("base").trainable
     assert names["model"].get_layer("base.conv").trainable
+
+
+# ---- the page on microcontrollers -------------------------------------------------------------
+
+MICROCONTROLLER = (ROOT / "examples" / "microcontroller.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def on_a_microcontroller(tmp_path_factory):
+    """Returns the folder in which the Python code of the page has run, and its names."""
+    folder = tmp_path_factory.mktemp("microcontroller")
+    names = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for block in re.findall(r"```python\n(.*?)```", MICROCONTROLLER, re.DOTALL):
+            exec(compile(block, "microcontroller.md", "exec"), names)
+    return folder, names
+
+
+@pytest.mark.slow  # it trains a network
+def test_the_python_code_of_the_page_on_microcontrollers_runs(on_a_microcontroller):
+    _, names = on_a_microcontroller
+    report = names["report"]
+    assert report.proof.holds
+    assert report.accuracy.file > 0.9
+    assert not report.accuracy.differs
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_the_c_array_of_the_page_is_the_file_to_a_compiler(on_a_microcontroller, tmp_path):
+    folder, _ = on_a_microcontroller
+    assert compiled_bytes(folder / "digits.cc", tmp_path) == (folder / "digits.tflite").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_program_of_the_page_registers_what_the_file_needs(on_a_microcontroller):
+    _, names = on_a_microcontroller
+    (program,) = re.findall(r"```cpp\n(.*?)```", MICROCONTROLLER, re.DOTALL)
+    lines = [line.strip() for line in program.splitlines() if "esolver" in line]
+    lines = [line for line in lines if not line.startswith(("#include", "tflite::MicroInterp"))]
+    assert lines == names["report"].micro.resolver.splitlines()
+    assert names["report"].micro.resolver in MICROCONTROLLER
+    (arena_kb,) = re.findall(r"arena\[(\d+) \* 1024\]", program)
+    assert (names["report"].micro.arena_bytes or 0) <= int(arena_kb) * 1024
 
 
 def test_the_readme_has_at_most_twelve_lines_of_code():

@@ -66,7 +66,10 @@ ARGUMENTS = {
     "unknown storage": ({"storage": "int3"}, "`storage` must be .*int8.*storage='int3'"),
     "storage of another type": ({"storage": 8}, "`storage` must be .*storage=8"),
     "unknown io": ({"io": "float16"}, "`io` must be .*uint8.*io='float16'"),
-    "batch size zero": ({"batch_size": 0}, "whole number from 1 to 2147483647.*batch_size=0"),
+    "batch size zero": (
+        {"batch_size": 0},
+        "whole number from 1 to 2147483647, or None.*batch_size=0. None writes .*strict=True",
+    ),
     "batch size beyond int32": ({"batch_size": 2**31}, "from 1 to 2147483647.*=2147483648"),
     "batch size beyond 2 GiB": ({"batch_size": 2**30}, "whole number from 1 to .*=1073741824"),
     "no data": ({"data": []}, "`data` must"),
@@ -96,7 +99,7 @@ def test_an_argument_that_is_not_allowed_is_named(model, path, name):
 
 
 @pytest.mark.parametrize("name", ["batch_size", "softmax", "strict", "runtimes"])
-@pytest.mark.parametrize("value", [2.5, None, "no"])
+@pytest.mark.parametrize("value", [2.5, b"", "no"])
 def test_an_argument_of_another_type_is_named(model, path, name, value):
     with pytest.raises(TypeError, match=f"`{name}` must be .* Received: {name}="):
         model.export_tflite(path, **{name: value})

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import keras
 import numpy as np
@@ -85,6 +86,13 @@ def test_double_rounding_moves_some_values_and_few_classes(exported):
 def test_a_report_is_plain_values(exported):
     plain = exported[0].to_dict()
     assert json.loads(json.dumps(plain)) == plain
+
+
+def test_the_c_array_has_the_bytes_of_the_file(exported, tmp_path):
+    report, content = exported
+    assert report.to_c_array(tmp_path / "m.cc") is None
+    values = re.findall(r"0x(..),", (tmp_path / "m.cc").read_text())
+    assert bytes.fromhex("".join(values)) == content
 
 
 def test_the_text_names_every_layer_with_weights(model, exported):

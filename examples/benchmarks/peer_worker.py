@@ -180,19 +180,19 @@ def speq_keras(w_bits, a_bits):
     network = resnet8(keras)
     copy_fused = lambda layer: fused(layer.__class__.from_config(layer.get_config()))  # noqa: E731
     models = {
-        "float": network,
-        "float, fused": keras.models.clone_model(network, clone_function=copy_fused),
+        "float": keras.models.clone_model(network, clone_function=copy_fused),
+        "float, Keras' BN": network,
     }
     bases = {}
     for method, distillation in (("QAT", None), ("SPEQ", "cosine")):
-        for suffix in ("", ", fused"):
+        for suffix in ("", ", Keras' BN"):
             models[method + suffix] = speq_keras.wrap(
                 network,
                 w_bits,
                 a_bits,
                 boundary_bits=BOUNDARY_BITS,
                 distillation=distillation,
-                fused_batch_norm=bool(suffix),
+                fused_batch_norm=not suffix,
                 seed=0,
             )
             bases[method + suffix] = f"float{suffix}"

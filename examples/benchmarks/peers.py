@@ -5,10 +5,11 @@
 
 Every package gets an environment of its own (`python -m venv`, pinned versions, 2 to 3 GB each) and
 a process that is kept alive (`peer_worker.py`); all take turns, a few steps each, round after
-round. Beside each stands the float step of the same network in the same environment: tf_keras
-and Keras 3 do not take the same time for it. Ratios are formed within a round. Prints a Markdown
-table; writes it with all step times to `peers.json`. A package that cannot be installed or run
-gets a row that says why.
+round. tf_keras and speq_keras compute BatchNormalization with TensorFlow's fused kernel, Keras 3
+itself does not ("Keras' BN"). Beside each stands the float step of the same network in the same
+environment: tf_keras and Keras 3 do not take the same time for it. Ratios are formed within a
+round. Prints a Markdown table; writes it with all step times to `peers.json`. A package that cannot
+be installed or run gets a row that says why.
 
 What is quantized is not the same everywhere: tfmot rounds weights and activations to 8 bits,
 QKeras weights and ReLUs to the widths given, HGQ2 trains a width for everything; speq_keras rounds

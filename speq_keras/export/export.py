@@ -13,6 +13,7 @@ from speq_keras.export.arithmetic.products import differs_elsewhere
 from speq_keras.export.fold import IO_TYPES, check_model, fold
 from speq_keras.export.folding.steps import plain_dtype
 from speq_keras.export.inputs import as_network_inputs
+from speq_keras.export.micro import micro_needs
 from speq_keras.export.network import CODES, in_float
 from speq_keras.export.report import Accuracy, Agreement, ExportReport, WeightRow
 from speq_keras.export.runtimes import (
@@ -27,7 +28,7 @@ from speq_keras.export.self_test import runner_path, self_test_files
 from speq_keras.export.session import prove
 from speq_keras.export.storage import STORAGES
 from speq_keras.export.trained import TrainedGraph, to_numpy
-from speq_keras.export.write import write
+from speq_keras.export.write import check_batch_size, write
 from speq_keras.files import check_path, write_safely
 from speq_keras.processes import is_first_process, local_values
 
@@ -61,7 +62,7 @@ def export_tflite(
         check_path(runner_path(self_test), name="self_test's runner", suffix=".py")
     check_choice("storage", storage, STORAGES)
     check_choice("io", io, IO_TYPES)
-    check_count("batch_size", batch_size, high=2**31 - 1, optional=True)
+    check_batch_size(None, batch_size)
     softmax, strict = check_bool("softmax", softmax), check_bool("strict", strict)
     _check_runtimes(runtimes)
     check_model(model)
@@ -92,6 +93,7 @@ def export_tflite(
         on_arm=_on_arm(network, inputs),
         weights=tuple(_weight_rows(folded.steps, network)),
         notes=tuple(network.notes),
+        micro=micro_needs(content, measure=io != "float32" or "micro" in runtimes),
         seconds=time.monotonic() - start,
     )
     if not is_first_process():

@@ -123,7 +123,7 @@ def inspect(path_or_bytes):
     for graph in model.subgraphs:
         ranges = {}
         for operator in graph.operators or []:
-            name = _operator_name(model.operatorCodes[operator.opcodeIndex], schema)
+            name = operator_name(model.operatorCodes[operator.opcodeIndex], schema)
             operations[name] += 1
             _follow_range(ranges, name, operator, graph, types, schema)
         for number, tensor in enumerate(graph.tensors or []):
@@ -191,7 +191,8 @@ def _quantization(tensor):
     return (scales[0] if len(quantization.scale) == 1 else tuple(scales)), zero_point
 
 
-def _operator_name(code, schema):
+def operator_name(code, schema):
+    """Returns the schema's name of an `OperatorCodeT`, or that of a custom operator."""
     number = max(code.builtinCode, code.deprecatedBuiltinCode)
     for name, value in vars(schema.BuiltinOperator).items():
         if value == number and name != "CUSTOM":

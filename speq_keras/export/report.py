@@ -7,6 +7,8 @@ import json
 import pathlib
 
 from speq_keras.columns import aligned
+from speq_keras.export.c_array import check_c_array_path, write_c_array
+from speq_keras.export.micro import MicroNeeds
 from speq_keras.export.pictures import (
     NODE_DATA,
     code_cells,
@@ -17,7 +19,7 @@ from speq_keras.export.pictures import (
 from speq_keras.export.proof import FLAT_SHARE, Proof
 from speq_keras.export.runtimes import Deviation, Partitions
 from speq_keras.files import check_path
-from speq_keras.processes import path_to_write
+from speq_keras.processes import is_first_process, path_to_write
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,7 @@ class ExportReport:
             and in browsers; None: the same.
         weights: A `WeightRow` per layer.
         notes: Sentences about what folding had to do.
+        micro: A `MicroNeeds`: what a program for TensorFlow Lite Micro registers, and its memory.
         seconds: How long the export took, proof included.
     """
 
@@ -121,6 +124,7 @@ class ExportReport:
     on_arm: Deviation | None
     weights: tuple
     notes: tuple
+    micro: MicroNeeds
     seconds: float
 
     @functools.cached_property
@@ -128,9 +132,26 @@ class ExportReport:
         """Size of what an app package makes of the file: of the one at `path` when first asked."""
         return len(gzip.compress(pathlib.Path(self.path).read_bytes()))
 
+    def to_c_array(self, path):
+        """Writes the file at `self.path` as a C array, for programs that keep it in flash.
+
+        Args:
+            path: Where the source goes; ends in ".cc" or ".cpp". "digits.cc" defines the bytes
+                `g_digits`, aligned to 16 of them; "digits.h", beside it, declares them and their
+                number, `g_digits_size`.
+
+        Raises:
+            TypeError, ValueError: If nothing can be written there, or the name of the file cannot
+                be part of a name in C++; nothing is written.
+        """
+        check_c_array_path(path)
+        if is_first_process():
+            write_c_array(pathlib.Path(self.path).read_bytes(), path)
+
     def to_dict(self):
         """Returns the report as plain dicts, lists, numbers and strings."""
         plain = dataclasses.asdict(self)
+        plain["micro"] = self.micro.to_dict()
         for name in ("elsewhere", "weights", "notes"):
             plain[name] = list(plain[name])
         plain["proof"]["runtimes"] = list(self.proof.runtimes)
@@ -216,6 +237,7 @@ class ExportReport:
             lines.append(f"  {_arm_line(self.on_arm)}")
         lines += [f"  {_sentence(row)}" for row in self.elsewhere]
         lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  {line}" for line in _micro_lines(self)]
         tables = (weight_cells(self.weights), code_cells(proof.tensors))
         return "\n".join(
             [*lines, "", *aligned(tables[0], (0, 1, 7)), "", *aligned(tables[1], (0, 1))]
@@ -299,3 +321,10 @@ def _difference(where, row, than):
         f"{where}: {row.differing:.2%} of the output values are others than {than}, by up to "
         f"{row.largest:.3g}{agreement}"
     )
+
+
+def _micro_lines(report):
+    """Returns what a program for a microcontroller needs; where none is in sight, where it is."""
+    if report.io != "float32" or report.micro.arena_bytes is not None:
+        return str(report.micro).splitlines()
+    return ["TensorFlow Lite Micro: `print(report.micro)` has what a program registers"]

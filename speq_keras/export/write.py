@@ -78,18 +78,27 @@ def write(network, *, batch_size=1, extra_outputs=()):
 
 
 def check_batch_size(network, batch_size):
-    """Checks that all tensors of a batch stay below 2 GiB, which runtimes do not go beyond."""
-    check_count("batch_size", batch_size, optional=True)
+    """Checks that all tensors of a batch stay below 2 GiB, which runtimes do not go beyond.
+
+    `network` None: it is not known yet.
+    """
+    tensors = () if network is None else network.tensors.values()
     largest = max(
         (
             math.prod(size or 1 for size in tensor.shape)
-            for tensor in network.tensors.values()
+            for tensor in tensors
             if None in tensor.shape
         ),
         default=1,
     )
-    most = max(1, _LARGEST_BYTES // (4 * largest))
-    check_count("batch_size", batch_size, high=most, optional=True)
+    most = 2**31 - 1 if network is None else max(1, _LARGEST_BYTES // (4 * largest))
+    try:
+        check_count("batch_size", batch_size, high=most, optional=True)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{error} None writes a file for `resize_tensor_input(strict=True)`; without `strict`, "
+            "the interpreter resizes others, too."
+        ) from None
 
 
 def tensor_bytes(tensor):
