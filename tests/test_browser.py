@@ -74,6 +74,8 @@ def test_the_build_for_older_browsers_computes_the_same(compare):
 def test_the_smallest_storage_is_another_network_in_a_browser(compare):
     (row,) = compare(["resnet8-smallest"]).values()
     assert row["differing"] > 0
+    # As many values as the report's simulation says.
+    assert row["differing"] / row["values"] == row["report"].on_arm.differing
 
 
 # ---- the page --------------------------------------------------------------------------------

@@ -80,6 +80,7 @@ def compare(files, folder, *, build="", turns=0):
             expected = data["output_0"].astype("<f4").view("<u4").ravel()
             yield {
                 "name": name,
+                "report": exported.report,
                 "bytes": exported.model.stat().st_size,
                 "values": expected.size,
                 "differing": int(np.sum(expected != np.array(found["bits"], "<u4"))),
