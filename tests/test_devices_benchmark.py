@@ -17,15 +17,15 @@ import devices
 """
 
 
-def test_an_empty_cell_was_not_run():
+def test_an_empty_cell_was_not_run_and_no_was_refused():
     code = """
 row = {"kB": 92.7, "values": 40, "Interpreter": 0, "CompiledModel": 0, "LiteRT.js": None}
-print(json.dumps(devices.markdown_table({"resnet8 int8": {**row, "tflite-micro": 3}})))
+print(json.dumps(devices.markdown_table({"resnet8-int8": {**row, "tflite-micro": -1}})))
 """
     assert result_of(DEVICES + code).splitlines() == [
         "| file | kB | values | Interpreter | CompiledModel | LiteRT.js | tflite-micro |",
         "| --- | --- | --- | --- | --- | --- | --- |",
-        "| resnet8 `int8` | 93 | 40 | 0 | 0 |  | 3 |",
+        "| resnet8 `int8` | 93 | 40 | 0 | 0 |  | no |",
     ]
 
 
@@ -54,24 +54,24 @@ def test_what_a_browser_computed_is_read_from_its_file(tmp_path):
         "| resnet8 | `smallest` | 55 | 30 of 40 | 0.5 | 0.1 |\n"
     )
     code = """
-devices.FLAGS(["devices", "--networks=resnet8", f"--browser={sys.argv[1]}/browser.md"])
+devices.FLAGS(["devices", "--files=resnet8-int8", f"--browser={sys.argv[1]}/browser.md"])
 devices.FLAGS.out_dir = sys.argv[1]
 devices.main([])
 print(json.dumps(json.loads(pathlib.Path(sys.argv[1], "devices.json").read_text())))
 """
-    row = result_of(DEVICES + code, tmp_path)["resnet8 int8"]
+    row = result_of(DEVICES + code, tmp_path)["resnet8-int8"]
     assert row["LiteRT.js"] == 17
     assert (row["Interpreter"], row["CompiledModel"]) == (0, 0)
-    # Micro rounds twice: single values differ, and no class here.
+    # Micro rounds twice.
     assert row["tflite-micro"] is None if missing_reason("micro") else row["tflite-micro"] < 40
 
 
 def test_an_unknown_network_is_refused_in_one_sentence():
     code = """
-devices.FLAGS(["devices", "--networks=resnet8,resnet9"])
+devices.FLAGS(["devices", "--files=resnet8-int8,resnet9-int8"])
 try:
     devices.main([])
 except SystemExit as error:
     print(json.dumps(str(error)))
 """
-    assert result_of(DEVICES + code).endswith("densenet. Received: resnet9.")
+    assert result_of(DEVICES + code).endswith(". Received: resnet9-int8.")

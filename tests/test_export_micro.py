@@ -177,6 +177,29 @@ def test_an_operator_without_a_kernel_is_named(tmp_path):
         assert "GELU" in report.micro.why_no_arena
 
 
+@pytest.mark.parametrize(("storage", "type_name"), [("int4", "int4"), ("int2", "int2")])
+def test_packed_weights_that_micro_does_not_take_are_named(tmp_path, storage, type_name):
+    keras.utils.set_random_seed(0)
+    dense = [layers.Dense(8, activation="relu", name=name) for name in ("first", "hidden", "last")]
+    model = speq_keras.wrap(
+        keras.Sequential([keras.Input((8,)), *dense]),
+        2,
+        4,
+        distillation=None,
+        weight_quantizer="lsq" if storage == "int2" else "sawb",
+    )
+    model.calibrate(np.random.default_rng(0).normal(size=(8, 8)), verbose=0)
+    report = model.export_tflite(tmp_path / "m.tflite", storage=storage, io="int8")
+    assert {row.type for row in report.weights} == {"int8", type_name}
+    (sentence,) = report.micro.without_kernel
+    assert sentence.startswith(f"FULLY_CONNECTED with {type_name} weights")
+    assert "resolver.AddFullyConnected();" in report.micro.resolver
+    if missing_reason("micro") is None:
+        assert report.micro.arena_bytes is None
+    report = model.export_tflite(tmp_path / "m.tflite", io="int8")
+    assert report.micro.without_kernel == ()
+
+
 def test_the_report_of_a_file_without_floats_at_its_ends_has_the_snippet(report):
     assert all(f"  {line}" in str(report) for line in report.micro.resolver.splitlines())
     assert f"TensorFlow Lite Micro: {report.micro.flash_bytes:,} bytes of flash; " in str(report)

@@ -3,7 +3,9 @@
     exported = export("resnet8", "int8", folder)     # files and what they have to compute
 
 Their weights are random, and ranges are calibrated on noise: what a kernel computes does not depend
-on what a network has learned, and wrong roundings show as well.
+on what a network has learned. Wrong roundings show because BatchNormalization has the statistics of
+that noise, without which signals fade to nothing in a deep network, and because the outputs are
+logits, since a softmax would round most of the difference away.
 """
 
 import dataclasses
@@ -45,6 +47,10 @@ def export(name, storage, folder):
         name: A key of `NETWORKS`.
         storage: As in `SPEQModel.export_tflite`.
         folder: Existing folder for the files, which are named after network and storage.
+
+    Raises:
+        RuntimeError: If most outputs are the same for all images: wrong files would pass such a
+            self test.
     """
     build, w_bits, a_bits, quantizer = NETWORKS[name]
     keras.utils.set_random_seed(0)
@@ -55,11 +61,17 @@ def export(name, storage, folder):
         network, w_bits, a_bits, activation_quantizer=quantizer, distillation=None
     )
     model.calibrate(images, training=True, verbose=0)
+    model.reestimate_batch_norm(images)
     path = pathlib.Path(folder) / f"{name}-{storage}.tflite"
     self_test = path.with_suffix(".npz")
     report = model.export_tflite(
-        path, storage=storage, data=images[:NUM_EXAMPLES], self_test=self_test
+        path, storage=storage, softmax=False, data=images[:NUM_EXAMPLES], self_test=self_test
     )
+    outputs = np.load(self_test)["output_0"]
+    if np.mean(np.ptp(outputs, axis=0) > 0) < 0.9:
+        raise RuntimeError(
+            f"The self test of {name!r} shows nothing: its outputs hardly depend on the image."
+        )
     return Exported(model=path, self_test=self_test, report=report)
 
 

@@ -63,7 +63,8 @@ class MicroNeeds:
 
     Attributes:
         operators: Names of the file's operators in the TFLite schema, each once.
-        without_kernel: Those of them that Micro has no kernel for, of any type.
+        without_kernel: Those of them that Micro has no kernel for, and what it has none for with
+            the types of the file.
         flash_bytes: Size of the file, which stays in flash and is read there.
         arena_bytes: The smallest arena, a multiple of 16 bytes on a multiple of 16, with which the
             installed tflite-micro loads the file on this machine; None: not measured. It has the
@@ -83,7 +84,7 @@ class MicroNeeds:
     @property
     def resolver(self):
         """The C++ lines that register the operators, those with a kernel."""
-        known = [name for name in self.operators if name not in self.without_kernel]
+        known = [name for name in self.operators if name in KERNELS]
         lines = [f"tflite::MicroMutableOpResolver<{len(known)}> resolver;"]
         return "\n".join([*lines, *(f"resolver.{method_of(name)}();" for name in known)])
 
@@ -126,18 +127,20 @@ def micro_needs(path_or_bytes, *, measure=True):
     content, model = read_model(path_or_bytes)
     from ai_edge_litert import schema_py_generated as schema
 
-    operators = sorted(
-        {
-            operator_name(model.operatorCodes[operator.opcodeIndex], schema)
-            for graph in model.subgraphs
-            for operator in graph.operators or []
-        }
-    )
+    operators, without_kernel = set(), set()
+    for graph in model.subgraphs:
+        for operator in graph.operators or []:
+            name = operator_name(model.operatorCodes[operator.opcodeIndex], schema)
+            operators.add(name)
+            if name not in KERNELS:
+                without_kernel.add(name)
+            elif name == "FULLY_CONNECTED":
+                without_kernel.update(_refused(graph.tensors[operator.inputs[1]], schema))
     reason = missing_reason("micro") if measure else NOT_ASKED
     arena_bytes, version, reason = (None, "", reason) if reason else _measured(content, model)
     return MicroNeeds(
-        operators=tuple(operators),
-        without_kernel=tuple(name for name in operators if name not in KERNELS),
+        operators=tuple(sorted(operators)),
+        without_kernel=tuple(sorted(without_kernel)),
         flash_bytes=len(content),
         arena_bytes=arena_bytes,
         why_no_arena=reason,
@@ -154,6 +157,16 @@ def method_of(operator):
     """
     words = operator.split("_")
     return "Add" + "".join(_SPELLINGS.get(word, word.capitalize()) for word in words)
+
+
+def _refused(weights, schema):
+    """Yields what Micro's kernel of dense layers and 1×1 convolutions does not take, of weights."""
+    quantization = weights.quantization
+    scales = None if quantization is None else quantization.scale
+    if weights.type == schema.TensorType.INT4 and scales is not None and len(scales) > 1:
+        yield "FULLY_CONNECTED with int4 weights and a scale per channel (storage='int8' has none)"
+    if weights.type == getattr(schema.TensorType, "INT2", None):
+        yield "FULLY_CONNECTED with int2 weights (storage='int8' has none)"
 
 
 def _measured(content, model):
