@@ -109,3 +109,16 @@ def test_other_files_are_the_same_everywhere(storage, tmp_path):
     report = model.export_tflite(tmp_path / "m.tflite", storage=storage, data=data)
     assert report.on_arm is None
     assert "everywhere" not in str(report)
+
+
+def test_packed_depthwise_weights_run_wherever_apps_run_them(tmp_path):
+    keras.utils.set_random_seed(3)
+    x = keras.Input((8, 8, 4))
+    y = layers.Conv2D(8, 3, activation="relu")(x)
+    y = layers.DepthwiseConv2D(3, activation="relu", name="packed")(y)
+    model = speq_keras.wrap(keras.Model(x, layers.Dense(3)(layers.Flatten()(y))), 3, 3, seed=0)
+    data = np.random.default_rng(4).uniform(-1, 1, (8, 8, 8, 4)).astype("float32")
+    model.calibrate(data, verbose=0)
+    report = model.export_tflite(tmp_path / "m.tflite", storage="smallest", data=data)
+    assert row_of(report, "packed").type == "int4"
+    assert report.proof.runtimes == ("default", "compiled")

@@ -23,6 +23,7 @@ PROVEN_RUNTIMES = ("default", "compiled")
 # Micro has no heap: everything lives in an arena, and too small a one fails. This much lies on top
 # of what the tensors need.
 SPARE_ARENA_BYTES = 16 * 2**20
+_INPUT_TYPES = ("float32", "int32", "uint8", "int8")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,8 +236,21 @@ class _Compiled:
         reason = missing_reason(runtime)
         if reason:
             raise RuntimeError(reason)
+        # Read off the file: none of the interpreter's runtimes loads every file.
+        from ai_edge_litert import schema_py_generated as schema
+
+        types = {getattr(schema.TensorType, name.upper()): name for name in _INPUT_TYPES}
+        graph = schema.Model.GetRootAs(content, 0).Subgraphs(0)
+        tensors = [graph.Tensors(graph.Inputs(i)) for i in range(graph.InputsLength())]
         self.content = content
-        self.inputs = _LiteRT(content, "reference").inputs  # which loads no delegate
+        self.inputs = [
+            {
+                "name": tensor.Name().decode(),
+                "shape": [tensor.Shape(i) for i in range(tensor.ShapeLength())],
+                "dtype": np.dtype(types[tensor.Type()]),
+            }
+            for tensor in tensors
+        ]
 
     def run(self, batches):
         """Runs batches of input arrays; returns a list of outputs for each."""
