@@ -75,3 +75,24 @@ except SystemExit as error:
     print(json.dumps(str(error)))
 """
     assert result_of(DEVICES + code).endswith(". Received: resnet9-int8.")
+
+
+@pytest.mark.slow  # a process that exports a network
+def test_a_self_test_that_would_pass_anywhere_is_refused(tmp_path):
+    code = """
+import keras
+layers, networks = keras.layers, devices.device_networks
+
+def build():
+    inputs = keras.Input((8, 8, 3))
+    features = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(inputs))
+    biased = layers.Dense(10, kernel_initializer="zeros", bias_initializer="normal")
+    return keras.Model(inputs, biased(features))
+
+networks.NETWORKS["flat"] = (build, 4, 4, "pact")
+try:
+    networks.export("flat", "int8", pathlib.Path(sys.argv[1]))
+except RuntimeError as error:
+    print(json.dumps(str(error)))
+"""
+    assert result_of(DEVICES + code, tmp_path).startswith("The self test of 'flat' shows nothing")
