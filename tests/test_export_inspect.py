@@ -29,9 +29,14 @@ def test_every_tensor_has_a_row():
 
 def test_a_row_names_type_shape_scale_and_zero_point():
     row = row_of(conv(), "x")
-    assert (row.type, row.shape, row.zero_point) == ("int8", (None, 8, 8, 4), 3)
+    assert (row.type, row.shape, row.zero_point) == ("int8", (1, 8, 8, 4), 3)
     assert row.scale == np.float32(0.05)
     assert not row.is_constant
+
+
+def test_an_axis_that_may_change_has_no_size():
+    rows = inspect(write(conv(), batch_size=None)).tensors
+    assert {row.name: row.shape for row in rows}["x"] == (None, 8, 8, 4)
 
 
 def test_scales_per_channel_are_given_by_the_smallest_and_the_largest():

@@ -484,9 +484,9 @@ def test_the_size_of_batches_does_not_change_the_result(monkeypatch):
 def test_tensors_without_readers_are_freed(monkeypatch):
     network, made, alive = small_network(), {}, {}
 
-    def watch(node, arrays, tensors):
+    def watch(node, arrays, tensors, **kwargs):
         alive[node.output] = [name for name, reference in made.items() if reference() is not None]
-        result = compute(node, arrays, tensors)
+        result = compute(node, arrays, tensors, **kwargs)
         made[node.output] = weakref.ref(result)
         return result
 
