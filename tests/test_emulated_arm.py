@@ -113,10 +113,12 @@ def test_the_table_has_a_row_per_file_and_a_column_per_cpu():
     ]
 
 
-def test_a_smallest_file_may_differ_and_the_others_may_not():
-    assert emulated_arm.faults(ROWS) == []
-    wrong = {("u_net", "int4"): {"cortex-a53": (0, 40), "max": (1, 40)}}
-    assert emulated_arm.faults({**ROWS, **wrong}) == ["u_net int4"]
+def test_a_file_differs_in_as_many_values_as_its_report_says():
+    shares = {("resnet8", "int8"): 0, ("resnet8", "smallest"): 0.75}
+    assert emulated_arm.faults(ROWS, shares) == ["resnet8 smallest"]  # 29 of 40 on one CPU
+    rows = {key: {"cortex-a53": counts["cortex-a53"]} for key, counts in ROWS.items()}
+    assert emulated_arm.faults(rows, shares) == []
+    assert emulated_arm.faults(rows, {**shares, ("resnet8", "int8"): 0.025}) == ["resnet8 int8"]
 
 
 # ---- an emulated CPU -------------------------------------------------------------------------
