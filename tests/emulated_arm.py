@@ -6,9 +6,9 @@
 The self test of every network in `examples/benchmarks/device_networks.py`, as int8 and as int4, and
 of one file as "smallest", runs on LiteRT's own ARM wheel in QEMU's user mode. Nothing is installed:
 QEMU, an ARM Python and the wheel (180 MB) are unpacked into a folder that stays, `--home`.
-Prints a Markdown table. Ends with status 1 where a value of an int8 or int4 file differs, or another
-number of values of the "smallest" one than was simulated, and with status 2 and a sentence where
-nothing could be fetched or run.
+Prints a Markdown table. Ends with status 1 where a value of an int8 or int4 file differs, or
+another number of values of the "smallest" one than was simulated, and with status 2 and a sentence
+where nothing could be fetched or run.
 """
 
 import argparse
