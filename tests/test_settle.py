@@ -209,6 +209,32 @@ def test_no_sum_of_two_codes_lies_near_a_half():
         assert np.min(np.abs(steps - np.floor(steps) - 0.5)) > 2 * 255 * 2.0**-21
 
 
+@pytest.mark.parametrize("unit", [1.0, 1 / 255, 2 / 255])
+def test_pixels_that_were_resized_are_not_halfway_between_two_codes(unit, tmp_path):
+    keras.utils.set_random_seed(4)
+    x = keras.Input((6, 6, 3))
+    y = layers.Conv2D(8, 3, activation="relu")(x)
+    network = keras.Model(x, layers.Dense(5)(layers.Flatten()(y)))
+    model = speq_keras.wrap(network, 8, 8, distillation=None, seed=0)
+    rng = np.random.default_rng(5)
+    pixels = rng.integers(0, 511, (64, 6, 6, 3)) / 2  # between two others
+    x = (np.minimum(pixels, 255) * unit).astype("float32")
+    x[0, 0, 0, 0], x[0, 0, 0, 1] = 0, 255 * unit
+    model.calibrate(x, verbose=0)
+    (quantizer,) = [q for q in model.activation_quantizers if "keras_tensor" in q.name]
+    quantizer.multiply_scale(unit / quantizer.grid()[0])
+    unsettled, _ = equal_share(model, x, tmp_path)
+    model.settle()
+    share, report = equal_share(model, x, tmp_path)
+    assert unit != 1.0 or unsettled < 0.5  # multiples of other units are no halves in float32
+    assert share >= 0.99
+    assert report.proof.settled
+    assert abs(quantizer.grid()[0] / unit - 1) < 1 / 500
+    scale = quantizer.grid()[0]
+    model.settle()
+    assert quantizer.grid()[0] == scale
+
+
 def test_training_afterwards_unsettles(tmp_path):
     model, x = built(residual)
     model.settle()

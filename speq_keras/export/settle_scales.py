@@ -4,7 +4,8 @@ A sum of codes is c = (s_a·a + s_b·b) / s_c before it is rounded. Float32 and 
 on what the nearest code is, and disagree near halves. Where s_a / s_c = p / q and s_b / s_c = r / q
 with whole numbers and an odd q, c is a multiple of 1/q, and the nearest one to a half is 1 / (2q)
 away from it: further than any kernel's rounding. It takes less than 1/500 of a scale to get there.
-Products, means and mere changes of the scale are ratios of the same kind.
+Products, means and mere changes of the scale are ratios of the same kind. What goes into the
+network is rounded, too: see `Scales.settle_input`.
 """
 
 import dataclasses
@@ -22,6 +23,10 @@ _FLOAT32 = 2.0**-21
 _LARGEST_MOVE = 2.0**-9
 # A ratio this near to p / q is one, as float32 scales can have it.
 _IS_RATIO = 2.0**-21
+# The terms of a fraction whose multiples the inputs of a network may be: pixels, perhaps resized.
+_LARGEST_TERM = 256
+# An input's scale that is such a fraction becomes larger by this part, or a multiple of it.
+_INPUT_MOVE = 0.31 * 2.0**-10
 _AGAIN = ("requantize", "affine")
 _RELATIONS = ("add", "subtract", "multiply", "matmul", "mean", "requantize")
 
@@ -121,6 +126,26 @@ class Scales:
         done = self._is_settled(relation) or self._move(relation, free, output_is_free)
         self.decided |= factors | {relation.output}
         return done
+
+    def settle_input(self, name):
+        """Moves the scale of a network's input away from fractions, which inputs are halves of.
+
+        Pixels whose size was doubled are halves of whole numbers: with a scale of 1, which 8 bits
+        have for pixels, every other one lies on a half, and kernels send that to even.
+        """
+        step = 1
+        while self._is_fraction(self.now[name] * (1 + step * _INPUT_MOVE)):
+            step += 1
+        if self._is_fraction(self.now[name]):
+            self._apply(name, 1 + step * _INPUT_MOVE)
+
+    @staticmethod
+    def _is_fraction(scale):
+        numerators = scale * np.arange(1, _LARGEST_TERM + 1)
+        if scale > 1:
+            numerators = np.arange(1, _LARGEST_TERM + 1) / scale
+        whole = np.maximum(np.rint(numerators), 1)
+        return bool(np.any(np.abs(numerators / whole - 1) < _IS_RATIO))
 
     def _ratios(self, relation):
         ratios = []
