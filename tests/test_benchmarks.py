@@ -231,7 +231,7 @@ def test_our_worker_greets_and_takes_a_turn():
     settings = {"peer": "speq_keras", "w_bits": 2, "a_bits": 2, "batch_size": 2}
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "peer_worker.py"), json.dumps(settings)],
-        input=json.dumps({"method": "QAT, fused", "steps": 2}) + "\n",
+        input=json.dumps({"method": "QAT", "steps": 2}) + "\n",
         capture_output=True,
         text=True,
         check=False,
@@ -240,9 +240,9 @@ def test_our_worker_greets_and_takes_a_turn():
     greeting, turn = map(json.loads, done.stdout.splitlines())
     assert greeting["bases"] == {
         "QAT": "float",
-        "QAT, fused": "float, fused",
+        "QAT, Keras' BN": "float, Keras' BN",
         "SPEQ": "float",
-        "SPEQ, fused": "float, fused",
+        "SPEQ, Keras' BN": "float, Keras' BN",
     }
     assert greeting["parameters"] == 78_666
     assert len(turn["step_times_s"]) == 2
