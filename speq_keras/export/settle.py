@@ -67,9 +67,10 @@ def settle(model, *, storage):
 def _settle_scales(model, storage, scales):
     folded = fold(model, storage=storage).steps
     for step in folded.steps:
+        name = getattr(step.quantizer, "name", None)  # codes as they come have none
         is_input = step.kind == "quantize" and step.inputs[0] in folded.inputs
-        if is_input and step.quantizer.name not in scales.prescribed:
-            scales.settle_input(step.quantizer.name)
+        if is_input and name is not None and name not in scales.prescribed:
+            scales.settle_input(name)
     left = [
         f"{relation.name}: its results may lie halfway between two codes, since the scales that "
         "meet there are prescribed, or used elsewhere too"
