@@ -2,7 +2,9 @@
 
 import html
 
+from speq_keras.files import check_path
 from speq_keras.ops import MAX_BITS
+from speq_keras.processes import path_to_write
 
 # How many columns of the tables of a report hold words.
 LAYER_WORDS = 4
@@ -91,6 +93,26 @@ def _layer_bars(report):
 
 def _share(bits):
     return 1.0 if bits is None else bits / MAX_BITS
+
+
+def written(path, make_page):
+    """Returns a page, after writing it to a file.
+
+    Args:
+        path: File, ".html", which is checked before the page is made; None: no file. It is written
+            whole or not at all; of several processes the first one writes.
+        make_page: Function without arguments that returns the page.
+
+    Raises:
+        TypeError, ValueError: If no file can be written to `path`.
+    """
+    if path is None:
+        return make_page()
+    path = check_path(path, suffix=".html")
+    text = make_page()
+    with path_to_write(path) as target:
+        target.write_bytes(text.encode())
+    return text
 
 
 def page(title, parts):

@@ -8,13 +8,11 @@ from keras import layers
 from speq_keras._checks import check_choice
 from speq_keras.columns import aligned
 from speq_keras.export.verdict import Verdict, verdict_of
-from speq_keras.files import check_path
 from speq_keras.graph import read_graph
-from speq_keras.html import LAYER_WORDS, RANGE_WORDS, report_page
+from speq_keras.html import LAYER_WORDS, RANGE_WORDS, report_page, written
 from speq_keras.layers import QuantizedLayer
 from speq_keras.operations import Kind, kind_of
 from speq_keras.ops import einsum_axes
-from speq_keras.processes import path_to_write
 from speq_keras.quantizers import ActivationQuantizer
 
 _FLOAT_BITS = 32
@@ -170,13 +168,7 @@ class Report:
             >>> ">last</td>" in page
             True
         """
-        if path is not None:
-            path = check_path(path, suffix=".html")
-        page = report_page(self)
-        if path is not None:
-            with path_to_write(path) as target:
-                target.write_bytes(page.encode())
-        return page
+        return written(path, lambda: report_page(self))
 
     def __str__(self):
         totals = self.totals

@@ -19,6 +19,7 @@ from speq_keras.export.pictures import (
 from speq_keras.export.proof import FLAT_SHARE, Proof
 from speq_keras.export.runtimes import Deviation, Partitions
 from speq_keras.files import check_path
+from speq_keras.html import written
 from speq_keras.processes import is_first_process, path_to_write
 
 
@@ -181,13 +182,7 @@ class ExportReport:
         Raises:
             TypeError, ValueError: If no file can be written to `path`.
         """
-        if path is not None:
-            path = check_path(path, suffix=".html")
-        text = export_page(self)
-        if path is not None:
-            with path_to_write(path) as target:
-                target.write_bytes(text.encode())
-        return text
+        return written(path, lambda: export_page(self))
 
     def to_model_explorer(self, path):
         """Writes numbers for the nodes of the file, which Google's Model Explorer shows in colours.
