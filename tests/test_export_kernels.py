@@ -24,9 +24,9 @@ from single_operation import (
     weights,
 )
 
-from speq_keras.export.runtimes import partitions
-from speq_keras.export.simulate import simulate
-from speq_keras.export.write import write
+from speq_keras.export.tflite.runtimes import partitions
+from speq_keras.export.tflite.simulate import simulate
+from speq_keras.export.tflite.write import write
 
 # All pairs of codes, one row each.
 LEFT, RIGHT = (grid.reshape(1, -1) for grid in np.meshgrid(ALL_CODES, ALL_CODES, indexing="ij"))

@@ -13,9 +13,10 @@ import pytest
 from keras import layers
 
 import speq_keras
-from speq_keras.export import emitters, micro
+from speq_keras.export import micro
 from speq_keras.export.micro import KERNELS, method_of, micro_needs
-from speq_keras.export.runtimes import missing_reason
+from speq_keras.export.tflite import emitters
+from speq_keras.export.tflite.runtimes import missing_reason
 
 needs_micro = pytest.mark.skipif(
     missing_reason("micro") is not None, reason="tflite-micro is not installed"

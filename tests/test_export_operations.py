@@ -22,9 +22,9 @@ from small_networks import (
     weights,
 )
 
-from speq_keras.export.emitters import EMITTERS
-from speq_keras.export.network import Node, Tensor
-from speq_keras.export.write import write
+from speq_keras.export.tflite.emitters import EMITTERS
+from speq_keras.export.tflite.network import Node, Tensor
+from speq_keras.export.tflite.write import write
 
 # ---- options and versions --------------------------------------------------------------------
 

@@ -18,14 +18,14 @@ from single_operation import (
     weights,
 )
 
-from speq_keras.export import simulate as simulation
-from speq_keras.export.arithmetic import KERNELS, compute
-from speq_keras.export.arithmetic.limits import LIMITS, is_within_limits, scale_ratios
-from speq_keras.export.arithmetic.products import exact_product, output_sizes
-from speq_keras.export.network import IntegerNetwork, Node
-from speq_keras.export.runtimes import RUNTIMES, missing_reason, partitions, run_file
-from speq_keras.export.simulate import evaluate, predict, simulate
-from speq_keras.export.write import write
+from speq_keras.export.tflite import simulate as simulation
+from speq_keras.export.tflite.arithmetic import KERNELS, compute
+from speq_keras.export.tflite.arithmetic.limits import LIMITS, is_within_limits, scale_ratios
+from speq_keras.export.tflite.arithmetic.products import exact_product, output_sizes
+from speq_keras.export.tflite.network import IntegerNetwork, Node
+from speq_keras.export.tflite.runtimes import RUNTIMES, missing_reason, partitions, run_file
+from speq_keras.export.tflite.simulate import evaluate, predict, simulate
+from speq_keras.export.tflite.write import write
 
 # ---- random single operations ----------------------------------------------------------------
 

@@ -6,7 +6,7 @@ the kernel adds; and the noise of float32.
 
 import numpy as np
 
-from speq_keras.export.arithmetic.products import rounds_twice
+from speq_keras.export.tflite.arithmetic.products import rounds_twice
 
 # Float32 sums of the training graph at up to 255 steps, and XNNPACK's 20-bit factors of sums: a
 # code of 255 may be off by 2 · 255 / 2^20 steps before it is rounded.

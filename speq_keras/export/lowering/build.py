@@ -4,11 +4,11 @@ import copy
 
 import numpy as np
 
-from speq_keras.export.arithmetic.limits import LIMITS, scale_ratios
 from speq_keras.export.folding.steps import CannotExport, Problem, Value, refusal
 from speq_keras.export.lowering import islands, linear, rows
 from speq_keras.export.lowering.encoding import encoding_of, fused_activation, tensor_of
-from speq_keras.export.network import IntegerNetwork, Node, Tensor
+from speq_keras.export.tflite.arithmetic.limits import LIMITS, scale_ratios
+from speq_keras.export.tflite.network import IntegerNetwork, Node, Tensor
 
 ROWS = {
     "quantize": lambda builder, step: builder.quantize(step),

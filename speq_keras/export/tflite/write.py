@@ -6,9 +6,9 @@ import numpy as np
 
 from speq_keras._checks import check_count, describe
 from speq_keras._version import __version__
-from speq_keras.export.emitters import EMITTERS, emit
-from speq_keras.export.network import CODES, Tensor
-from speq_keras.export.packing import pack_codes
+from speq_keras.export.tflite.emitters import EMITTERS, emit
+from speq_keras.export.tflite.network import CODES, Tensor
+from speq_keras.export.tflite.packing import pack_codes
 from speq_keras.graph.names import free_name
 
 SIGNATURE = "serving_default"

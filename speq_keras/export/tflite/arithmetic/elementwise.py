@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from speq_keras.export.arithmetic.rounding import (
+from speq_keras.export.tflite.rounding import (
     fixed_point,
     multiply_by_fixed_point,
     requantize,

@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-from speq_keras.export.arithmetic.rounding import (
+from speq_keras.export.tflite.rounding import (
     clamp_floats,
     float32_scale,
     requantize,

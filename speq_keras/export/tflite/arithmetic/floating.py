@@ -8,14 +8,14 @@ import math
 
 import numpy as np
 
-from speq_keras.export.arithmetic.pooling import (
+from speq_keras.export.tflite.arithmetic.pooling import (
     interpolate,
     pool_counts,
     pool_windows,
     resize_nearest_neighbor,
 )
-from speq_keras.export.arithmetic.products import output_sizes, pad_images
-from speq_keras.export.arithmetic.rounding import clamp_floats
+from speq_keras.export.tflite.arithmetic.products import output_sizes, pad_images
+from speq_keras.export.tflite.rounding import clamp_floats
 
 
 def unary(function):

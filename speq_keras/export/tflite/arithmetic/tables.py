@@ -4,14 +4,14 @@ import math
 
 import numpy as np
 
-from speq_keras.export.arithmetic.rounding import (
+from speq_keras.export.tflite.network import CODES
+from speq_keras.export.tflite.rounding import (
     divide_by_power_of_two,
     doubling_high_product,
     fixed_point,
     round_half_away,
     store,
 )
-from speq_keras.export.network import CODES
 
 
 def logistic(values, inputs, output):

@@ -7,8 +7,8 @@ on the node; the writer does not change.
 
 import numpy as np
 
-from speq_keras.export.network import Tensor
-from speq_keras.export.operation import (
+from speq_keras.export.tflite.network import Tensor
+from speq_keras.export.tflite.record import (
     Operation,
     activation_of,
     constant_of,

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from speq_keras.export.arithmetic.products import output_sizes, pad_images, taps
-from speq_keras.export.arithmetic.rounding import round_half_away, store
+from speq_keras.export.tflite.arithmetic.products import output_sizes, pad_images, taps
+from speq_keras.export.tflite.rounding import round_half_away, store
 
 
 def mean(values, inputs, output, *, axes, keep_dims=True):

@@ -24,7 +24,7 @@ and, for the operations that XNNPACK leaves alone, the builtin kernel:
 """
 
 from speq_keras._checks import describe
-from speq_keras.export.arithmetic import (
+from speq_keras.export.tflite.arithmetic import (
     elementwise,
     floating,
     pooling,
