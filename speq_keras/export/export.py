@@ -17,8 +17,9 @@ from speq_keras.export.self_test import runner_path, self_test_files
 from speq_keras.export.session import prove
 from speq_keras.export.storage import STORAGES
 from speq_keras.export.tflite import simulate
-from speq_keras.export.tflite.arithmetic.products import differs_elsewhere
 from speq_keras.export.tflite.network import CODES, in_float
+from speq_keras.export.tflite.operations import OPS
+from speq_keras.export.tflite.products import differs_elsewhere
 from speq_keras.export.tflite.runtimes import (
     RUNTIMES,
     deviation,
@@ -33,7 +34,6 @@ from speq_keras.files import check_path, write_safely
 from speq_keras.processes import is_first_process, local_values
 
 MOST_EXAMPLES = 32  # in the proof
-WEIGHTED_KINDS = ("conv_2d", "depthwise_conv_2d", "fully_connected", "transpose_conv")
 BATCH_SIZE = 64  # of what the training graph predicts
 
 
@@ -221,7 +221,7 @@ def _predict(model, arrays):
 
 
 def _weight_rows(steps, network):
-    filters = {node.layer: node.inputs[1] for node in network.nodes if node.kind in WEIGHTED_KINDS}
+    filters = {node.layer: node.inputs[1] for node in network.nodes if OPS[node.kind].has_bias}
     for step in steps.steps:
         if step.kind != "linear":
             continue

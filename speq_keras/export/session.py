@@ -5,8 +5,8 @@ import numpy as np
 from speq_keras.export.allowances import NOISE_STEPS, allowances, is_settled
 from speq_keras.export.inputs import as_network_inputs, generate_inputs
 from speq_keras.export.proof import FLAT_SHARE, OutputRow, Proof, TensorRow
-from speq_keras.export.tflite.arithmetic import compute as compute_node
 from speq_keras.export.tflite.network import CODES, in_float
+from speq_keras.export.tflite.operations import compute as compute_node
 from speq_keras.export.tflite.runtimes import PROVEN_RUNTIMES, missing_reason, run_file
 from speq_keras.export.tflite.simulate import simulate
 from speq_keras.export.tflite.write import write

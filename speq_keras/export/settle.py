@@ -18,7 +18,7 @@ from speq_keras.export.session import has_islands
 from speq_keras.export.settle_biases import apply_move, move_of
 from speq_keras.export.settle_scales import Scales, relations_of
 from speq_keras.export.storage import STORAGES
-from speq_keras.export.tflite.arithmetic.products import rounds_twice
+from speq_keras.export.tflite.products import rounds_twice
 from speq_keras.graph import read_graph
 from speq_keras.operations import Kind, kind_of
 

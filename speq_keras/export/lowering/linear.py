@@ -175,7 +175,6 @@ def _emit(builder, step, plan):
             low=-127,
         )
     )
-    builder.check_scales(filter_tensor.scale, x.scale, encoding.scale)
     bias = ""
     # Only that kernel can do without a bias.
     if weights.bias_codes.any() or plan.kind != "fully_connected":
