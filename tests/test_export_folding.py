@@ -220,7 +220,7 @@ def built(function, gamma=None, w_bits=3, **kwargs):
 
 def step_of(folded, layer):
     """Returns the step that computes a layer."""
-    (step,) = [s for s in folded.steps.steps if any(n.name == layer for n in s.nodes)]
+    (step,) = [s for s in folded.folded.steps if any(n.name == layer for n in s.nodes)]
     return step
 
 
@@ -426,7 +426,7 @@ def test_a_million_results_are_rounded_to_their_nearest_codes():
     model.calibrate(data[:512], verbose=0)
     folded = speq_keras.fold(model)
     step = step_of(folded, "first")
-    _, found = run_steps(folded.steps, [data], keep=True)
+    _, found = run_steps(folded.folded, [data], keep=True)
 
     source, grid = step.inputs[0].grid, step.output.grid
     codes = np.rint(data / np.float64(source.scale)).clip(source.low, source.high)

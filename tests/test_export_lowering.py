@@ -148,7 +148,7 @@ def test_a_signed_sum_or_product_below_8_bits_takes_a_second_operation(
         lambda x: layers.Conv2D(4, 1, name="reader")(body(x)), bits=bits, quantizer=quantizer
     )
     folded = speq_keras.fold(model)
-    (step,) = [s for s in folded.steps.steps if s.kind == merge.lower()]
+    (step,) = [s for s in folded.folded.steps if s.kind == merge.lower()]
     kinds = [(node.kind, node.activation) for node in folded.network.nodes]
     if bits == 8:
         clips = [(merge.lower()[:3], "none")]
@@ -228,7 +228,7 @@ def pool_over_the_image(bits, low, size, scale, channels=1):
     options = {"size": size, "strides": size, "padding": "valid"}
     folded = FoldedNetwork(
         "pool",
-        steps=[Step("quantize", [image], x), Step("average_pool", [x], output, options=options)],
+        steps=[Step("quantize", [image], x), Step("average_pool_2d", [x], output, options=options)],
         inputs=[image],
         outputs=[output],
         input_names=["image"],

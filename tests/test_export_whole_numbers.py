@@ -111,7 +111,7 @@ def test_random_inputs_reach_all_of_the_pixels():
 
     for name in ("x / 255", "cast(x) / 255"):
         _, model = quantized(*CASES[name][:2])
-        (x,) = generate_inputs(speq_keras.fold(model).steps)
+        (x,) = generate_inputs(speq_keras.fold(model).folded)
         assert np.array_equal(x, np.rint(x))
         assert x.min() < 16
         assert x.max() > 239
