@@ -137,6 +137,29 @@ MERGES = {
 }
 
 
+SEQUENCES = {
+    "Conv1D": lambda x, name: layers.Conv1D(4, 3, padding="same", name=name)(x),
+    "DepthwiseConv1D": lambda x, name: layers.DepthwiseConv1D(3, padding="same", name=name)(x),
+    "Conv1DTranspose": lambda x, name: layers.Conv1DTranspose(4, 3, padding="same", name=name)(x),
+    "Dense": lambda x, name: layers.Dense(4, name=name)(x),
+}
+
+
+@pytest.mark.parametrize("layer", SEQUENCES)
+def test_a_relu_on_a_signed_grid_takes_a_second_operation_in_sequences_too(layer, tmp_path):
+    """A ReLU gets a signed grid where it shares that of a Concatenate; kernels add a height."""
+    x = keras.Input((16, 4))
+    both = [layers.ReLU()(SEQUENCES[layer](x, "one")), SEQUENCES[layer](x, "other")]
+    y = layers.Conv1D(4, 3, name="middle")(layers.Concatenate()(both))
+    y = layers.Conv1D(3, 3, name="last")(y)
+    model = speq_keras.wrap(keras.Model(x, y), 3, 3, distillation=None)
+    data = np.random.default_rng(0).normal(size=(8, 16, 4)).astype("float32")
+    model.calibrate(data, verbose=0)
+    nodes = speq_keras.fold(model).network.nodes
+    assert [node.activation for node in nodes if node.kind == "mul"] == ["relu"]
+    check(model, data, tmp_path)
+
+
 @pytest.mark.parametrize("quantizer", ["pact", "lsq_plus"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("merge", MERGES)
