@@ -68,7 +68,6 @@ def on_a_microcontroller(tmp_path_factory):
     return folder, names
 
 
-@pytest.mark.slow  # it trains a network
 def test_the_python_code_of_the_page_on_microcontrollers_runs(on_a_microcontroller):
     _, names = on_a_microcontroller
     report = names["report"]
@@ -77,14 +76,12 @@ def test_the_python_code_of_the_page_on_microcontrollers_runs(on_a_microcontroll
     assert not report.accuracy.differs
 
 
-@pytest.mark.slow
 @needs_compiler
 def test_the_c_array_of_the_page_is_the_file_to_a_compiler(on_a_microcontroller, tmp_path):
     folder, _ = on_a_microcontroller
     assert compiled_bytes(folder / "digits.cc", tmp_path) == (folder / "digits.tflite").read_bytes()
 
 
-@pytest.mark.slow
 def test_the_program_of_the_page_registers_what_the_file_needs(on_a_microcontroller):
     _, names = on_a_microcontroller
     (program,) = re.findall(r"```cpp\n(.*?)```", MICROCONTROLLER, re.DOTALL)

@@ -1475,7 +1475,6 @@ def test_new_layers_over_a_frozen_extractor_are_trained(base):
     }
 
 
-@pytest.mark.slow  # a thousand layers take a while
 def test_a_graph_with_more_than_a_thousand_operations_in_a_row_is_wrapped_and_loaded(tmp_path):
     # Python stops functions that call themselves a thousand times, as Keras does on such a graph.
     limit = sys.getrecursionlimit()
