@@ -1,5 +1,6 @@
 """What the documents show is what runs."""
 
+import importlib
 import inspect
 import pathlib
 import re
@@ -7,6 +8,7 @@ import re
 import keras
 import pytest
 from c_compiler import compiled_bytes, needs_compiler
+from public_api import MODULES, public_names
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -146,16 +148,12 @@ def test_commands_are_found_on_the_page_of_results():
 def public_functions():
     """Yields (name, docstring) of what users call; Keras documents what it has itself."""
     import speq_keras
-    from speq_keras import callbacks, configs, losses, precision, quantizers
 
-    for module in (speq_keras, callbacks, configs, losses, precision, quantizers):
-        own = [
-            n for n, x in vars(module).items() if getattr(x, "__module__", "") == module.__name__
-        ]
-        for name in getattr(module, "__all__", [n for n in own if not n.startswith("_")]):
-            thing = getattr(module, name)
+    for module in set(MODULES) - {"speq_keras.tfmot"}:
+        for name in public_names(module):
+            thing = getattr(importlib.import_module(module), name)
             if inspect.isfunction(thing) or (inspect.isclass(thing) and name not in NOT_CALLED):
-                yield f"{module.__name__}.{name}", thing.__doc__
+                yield f"{module}.{name}", thing.__doc__
     for name in dir(speq_keras.SPEQModel):
         method = getattr(speq_keras.SPEQModel, name)
         is_keras = hasattr(keras.Model, name)  # documented there
