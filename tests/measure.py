@@ -3,10 +3,10 @@
     python tests/measure.py                     # all tests: most of an hour on an idle machine
     python tests/measure.py tests/test_ops.py   # these files; the lines of other files stay
 
-The rule: a test is slow if its cases take more than `MOST_SECONDS` of processor time on average, or
-together more than `MOST_SECONDS_TOGETHER`. Processes that a test starts count. What a
-shared fixture takes, or a cached function of the tests, is divided among the tests that use it. A
-test that was never measured is fast. Processor time depends little on what else the machine does.
+The rule: a test is slow if its cases take more than `MOST_SECONDS` of processor time on average.
+Processes that it starts count. What a shared fixture takes, or a cached function of the tests, is
+divided among those that use it. A test that was never measured is fast, as is one that was renamed.
+Processor time depends little on what else the machine does.
 """
 
 import collections
@@ -19,12 +19,11 @@ import sys
 import pytest
 
 MOST_SECONDS = 2.0
-MOST_SECONDS_TOGETHER = 20.0
 TESTS = pathlib.Path(__file__).parent
 SLOW_TESTS = TESTS / "slow.txt"
 HEADER = f"""\
-# Written by measure.py: tests that take more than {MOST_SECONDS:g} s of processor time per case, or
-# {MOST_SECONDS_TOGETHER:g} s in all cases. Seconds in all cases, number of cases, test.
+# Written by measure.py: tests that take more than {MOST_SECONDS:g} s of processor time per case.
+# Seconds in all cases, number of cases, test.
 """
 _cache = functools.cache  # while Keras and others see their own
 
@@ -48,7 +47,7 @@ def read_slow_tests(path=SLOW_TESTS):
 
 def is_slow(seconds, cases):
     """Whether a test is slow that takes so many seconds in all its cases."""
-    return seconds > MOST_SECONDS_TOGETHER or seconds > MOST_SECONDS * cases
+    return seconds > MOST_SECONDS * cases
 
 
 def processor_seconds():
