@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     "README.md",
     *(f"examples/{name}.md" for name in ("README", "results", "limits", "migration", "freezing")),
-    *(f"examples/{name}.md" for name in ("microcontroller", "browser/README")),
+    *(f"examples/{name}.md" for name in ("microcontroller", "contributing", "browser/README")),
 ]
 
 

@@ -11,7 +11,8 @@ import speq_keras
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROGRAMS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("examples/**/*.py"))
-PAGES = ["README.md", *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("examples/*.md"))]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("examples/*.md"))
+PAGES = ["README.md", *(page for page in PAGES if not page.endswith("contributing.md"))]
 REGISTRIES = {
     "WEIGHT_QUANTIZERS": speq_keras.quantizers.WEIGHT_QUANTIZERS,
     "ACTIVATION_QUANTIZERS": speq_keras.quantizers.ACTIVATION_QUANTIZERS,
