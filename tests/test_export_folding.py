@@ -16,6 +16,8 @@ from speq_keras.export.folding import Grid, Weights
 from speq_keras.export.folding.weights import NotOnGridError, codes_of, finish
 from speq_keras.export.reference import run_steps
 
+pytestmark = pytest.mark.every_backend
+
 # float32 products: a few units in the last place of the largest value.
 CLOSE = 1e-6
 
@@ -400,6 +402,7 @@ def test_padded_models_are_computed_as_trained(pads, tmp_path):
     assert excess <= 0
 
 
+@pytest.mark.tensorflow
 def test_tensorflow_pads_as_the_arithmetic_of_these_tests_says():
     for size in (6, 7, 8, 9):
         for kernel in (1, 2, 3, 5):

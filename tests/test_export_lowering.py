@@ -19,6 +19,8 @@ from speq_keras.export.lowering.encoding import encoding_of, fused_activation
 from speq_keras.export.tflite.runtimes import run_file
 from speq_keras.export.tflite.write import write
 
+pytestmark = pytest.mark.every_backend
+
 # ---- encodings ---------------------------------------------------------------------------------
 
 STEP = np.float32(0.37)

@@ -9,6 +9,8 @@ from keras import layers, ops, tree
 
 from speq_keras.graph import Ref, copy_operation, is_functional, read_graph
 
+pytestmark = pytest.mark.every_backend
+
 RNG = np.random.default_rng(0)
 
 

@@ -28,7 +28,7 @@ from speq_keras.export.tflite.write import write
 IMAGE = (13, 13, 3)
 EXAMPLES = 12
 # First, middle, last.
-PLACES = [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)]
+PLACES = [0, 1, 2]
 
 
 def convolutional():
