@@ -10,9 +10,8 @@ SPEQ, whose teacher is the student itself.
 import keras
 from keras import ops
 
-from speq_keras._checks import check_number, describe
+from speq_keras._checks import check_number, check_speq_model, describe, require_calibrated
 from speq_keras.losses import DistillationLoss
-from speq_keras.model import SPEQModel
 from speq_keras.saving import SafeSaving
 
 _LOSSES = {
@@ -40,11 +39,7 @@ class CoTraining(SafeSaving, keras.Model):
 
     def __init__(self, student, teacher, *, temperature=2.0, name=None, **kwargs):
         super().__init__(name=name, **kwargs)
-        if not isinstance(student, SPEQModel):
-            raise TypeError(
-                f"`student` must be a SPEQModel. {describe(student=student)} Make it with "
-                "`speq_keras.wrap`."
-            )
+        check_speq_model("student", student)
         if not isinstance(teacher, keras.Model):
             raise TypeError(f"`teacher` must be a Keras model. {describe(teacher=teacher)}")
         shapes = [[tuple(x.shape) for x in model.outputs] for model in (student, teacher)]
@@ -96,12 +91,7 @@ class CoTraining(SafeSaving, keras.Model):
             RuntimeError: If the student is not calibrated.
             ValueError: If the loss is no cross-entropy over classes.
         """
-        waiting = [q.name for q in self.student.activation_quantizers if not q.is_calibrated]
-        if waiting:
-            raise RuntimeError(
-                f"The student must be calibrated. Received: {len(waiting)} activation quantizers "
-                f"without a range, such as {waiting[0]!r}. Call `student.calibrate` first."
-            )
+        require_calibrated("student", self.student)
         if isinstance(loss, str) and loss in _LOSSES:
             loss = _LOSSES[loss]()
         if not isinstance(loss, tuple(_LOSSES.values())):

@@ -1,6 +1,5 @@
 """`speq_keras.wrap`: the entry of the package."""
 
-import dataclasses
 import json
 
 import keras
@@ -10,9 +9,15 @@ from speq_keras.graph import check_has_config, is_functional, plain_functional
 from speq_keras.live_objects import own_classes
 from speq_keras.losses import AUTO
 from speq_keras.model import SPEQModel
-from speq_keras.settings import Settings, speq_weight_from, teacher_precision_from
+from speq_keras.provenance import Provenance
+from speq_keras.settings import (
+    SettingsText,
+    TrainingSettings,
+    speq_weight_from,
+    teacher_precision_from,
+)
 from speq_keras.training.heads import check_teacher
-from speq_keras.wrapping import Rules, quantize_graph
+from speq_keras.wrapping import WrapOptions, quantize_graph
 
 
 def wrap(
@@ -107,7 +112,7 @@ def wrap(
     """
     _check_model(model)
     check_name("name", name, optional=True)
-    rules = Rules(
+    options = WrapOptions(
         w_bits=w_bits,
         a_bits=a_bits,
         boundary_bits=boundary_bits,
@@ -116,7 +121,7 @@ def wrap(
         skip=skip,
         configs=configs,
     )
-    settings = Settings(
+    settings = TrainingSettings(
         distillation=distillation,
         temperature=temperature,
         teacher_precision=teacher_precision_from(
@@ -125,7 +130,6 @@ def wrap(
         speq_weight=speq_weight_from(speq_weight, teacher),
         teacher_distillation=teacher_distillation,
         seed=seed,
-        output_names=tuple(plain_functional(model).output_names),
     )
     if a_bits is None and distillation not in (AUTO, None):
         raise ValueError(
@@ -135,7 +139,7 @@ def wrap(
     if teacher is not None:
         check_teacher(model, teacher)
     check_bool("fused_batch_norm", fused_batch_norm)
-    graph = quantize_graph(model, rules, fuses_batch_norm=fused_batch_norm)
+    graph = quantize_graph(model, options, fuses_batch_norm=fused_batch_norm)
     return assemble(model, graph, settings, name=name or model.name, teacher=teacher)
 
 
@@ -145,12 +149,14 @@ def assemble(model, graph, settings, *, name, teacher=None):
     Args:
         model: The float model.
         graph: The `QuantizedGraph` made of it.
-        settings: `Settings`; what follows from graph and float model is added.
+        settings: The `TrainingSettings`.
         name: Name of the new model.
         teacher: External float teacher, or None.
     """
-    settings = dataclasses.replace(settings.with_graph(graph), float_config=_config_of(model))
-    wrapped = SPEQModel(graph.inputs, graph.outputs, name=name, settings=settings)
+    names = tuple(plain_functional(model).output_names)
+    provenance = Provenance.of_graph(graph, float_config=_config_of(model), output_names=names)
+    text = SettingsText.of(settings, provenance)
+    wrapped = SPEQModel(graph.inputs, graph.outputs, name=name, settings=text)
     wrapped.float_classes = tuple(own_classes(model))
     graph.copy_weights(wrapped.layers)
     if teacher is not None:

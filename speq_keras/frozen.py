@@ -73,7 +73,7 @@ class FreezingModel(SafeSaving, keras.Model):
         """Lets the range of every activation quantizer follow the layers that it belongs to.
 
         Args:
-            owners: As in `Settings`.
+            owners: As in `Provenance`.
         """
         found = {layer.name: layer for layer in self.layers}
         for name, places in owners:
