@@ -37,7 +37,7 @@ import speq_keras
 import squad
 import training_run
 from program_flags import WIDTHS, bits, check_words, own_flags, set_defaults
-from speq_keras.export.runtimes import run_file
+from speq_keras.export.tflite.runtimes import run_file
 
 FLAGS = flags.FLAGS
 STAGES = ("pretrain", "retrain", "control", "speq")

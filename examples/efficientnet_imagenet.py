@@ -51,7 +51,7 @@ from program_flags import (
     own_flags,
     set_defaults,
 )
-from speq_keras.export.runtimes import run_file
+from speq_keras.export.tflite.runtimes import run_file
 from speq_keras.processes import is_first_process, local_values
 
 FLAGS = flags.FLAGS

@@ -10,9 +10,9 @@ from speq_keras._checks import describe
 from speq_keras.entry import wrap
 from speq_keras.export.c_array import check_c_array_path
 from speq_keras.export.fold import IO_TYPES
-from speq_keras.export.inspect import inspect
-from speq_keras.export.runtimes import RUNTIMES
 from speq_keras.export.storage import STORAGES
+from speq_keras.export.tflite.inspect import inspect
+from speq_keras.export.tflite.runtimes import RUNTIMES
 from speq_keras.files import check_path
 from speq_keras.model import SPEQModel
 from speq_keras.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from speq_keras.export.network import IntegerNetwork, Node, Tensor
-from speq_keras.export.runtimes import run_file
-from speq_keras.export.write import write
+from speq_keras.export.tflite.network import IntegerNetwork, Node, Tensor
+from speq_keras.export.tflite.runtimes import run_file
+from speq_keras.export.tflite.write import write
 
 ALL_CODES = np.arange(-128, 128).astype(np.int8)
 

@@ -4,8 +4,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from speq_keras.export.network import IntegerNetwork, Node, Tensor
-from speq_keras.export.write import write
+from speq_keras.export.tflite.network import IntegerNetwork, Node, Tensor
+from speq_keras.export.tflite.write import write
 
 CONV = {"strides": (1, 2), "dilations": (1, 1), "padding": "same"}
 IMAGE = (None, 8, 8, 4)

@@ -10,7 +10,7 @@ import pytest
 
 import speq_keras
 from speq_keras.__main__ import main
-from speq_keras.export.inspect import inspect
+from speq_keras.export.tflite.inspect import inspect
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 from dense_network import quantized_model
 from small_networks import codes, conv, run, two_inputs
 
-from speq_keras.export import compiled_model, runtimes
-from speq_keras.export.runtimes import run_file
-from speq_keras.export.write import write
+from speq_keras.export.tflite import compiled_model, runtimes
+from speq_keras.export.tflite.runtimes import run_file
+from speq_keras.export.tflite.write import write
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 from fresh_process import result_of
 
-from speq_keras.export.runtimes import missing_reason
+from speq_keras.export.tflite.runtimes import missing_reason
 
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "examples" / "benchmarks"
 

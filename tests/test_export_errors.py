@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 import speq_keras
-from speq_keras.export.network import Tensor
+from speq_keras.export.tflite.network import Tensor
 
 # The package's attribute of that name is the function.
 export_module = importlib.import_module("speq_keras.export.export")

@@ -9,10 +9,10 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from small_networks import IMAGE, conv, dense, network_of, one, quantized, two_inputs
 
-from speq_keras.export.inspect import inspect
-from speq_keras.export.network import Node, Tensor
-from speq_keras.export.reading import read_model
-from speq_keras.export.write import write
+from speq_keras.export.tflite.inspect import inspect
+from speq_keras.export.tflite.network import Node, Tensor
+from speq_keras.export.tflite.reading import read_model
+from speq_keras.export.tflite.write import write
 
 
 def row_of(network, name):

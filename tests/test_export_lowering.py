@@ -16,8 +16,8 @@ from speq_keras.export.folding import Grid
 from speq_keras.export.folding.steps import FoldedNetwork, Step, Value
 from speq_keras.export.lowering import lower
 from speq_keras.export.lowering.encoding import encoding_of, fused_activation
-from speq_keras.export.runtimes import run_file
-from speq_keras.export.write import write
+from speq_keras.export.tflite.runtimes import run_file
+from speq_keras.export.tflite.write import write
 
 # ---- encodings ---------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ import pytest
 from keras import layers, ops
 
 import speq_keras
-from speq_keras.export.runtimes import run_file
-from speq_keras.export.write import write
+from speq_keras.export.tflite.runtimes import run_file
+from speq_keras.export.tflite.write import write
 from speq_keras.operations.rows import (
     LAYER_ROWS,
     OPERATION_ROWS,

@@ -10,7 +10,7 @@ import pytest
 from keras import layers
 
 import speq_keras
-from speq_keras.export.runtimes import missing_reason, run_file
+from speq_keras.export.tflite.runtimes import missing_reason, run_file
 
 EXAMPLES, CLASSES = 24, 5
 

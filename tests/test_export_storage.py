@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 
 import speq_keras
-from speq_keras.export.inspect import inspect
-from speq_keras.export.runtimes import run_file
+from speq_keras.export.tflite.inspect import inspect
+from speq_keras.export.tflite.runtimes import run_file
 
 
 def dense(*, inputs=24, weight_quantizer="minmax"):

@@ -25,9 +25,9 @@ from small_networks import (
     weights,
 )
 
-from speq_keras.export.network import Node, Tensor
-from speq_keras.export.packing import pack_codes, unpack_codes
-from speq_keras.export.write import tensor_bytes, write
+from speq_keras.export.tflite.network import Node, Tensor
+from speq_keras.export.tflite.packing import pack_codes, unpack_codes
+from speq_keras.export.tflite.write import tensor_bytes, write
 
 # ---- the file --------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from keras import layers, ops
 
 import speq_keras
 from speq_keras.__main__ import main
-from speq_keras.export.inspect import inspect
+from speq_keras.export.tflite.inspect import inspect
 
 STORAGES = ("int8", "int4", "int2", "smallest")
 

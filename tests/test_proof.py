@@ -22,8 +22,8 @@ from speq_keras.export import session
 from speq_keras.export.fold import FoldedModel
 from speq_keras.export.lowering import lower
 from speq_keras.export.session import prove
-from speq_keras.export.simulate import simulate
-from speq_keras.export.write import write
+from speq_keras.export.tflite.simulate import simulate
+from speq_keras.export.tflite.write import write
 
 IMAGE = (13, 13, 3)
 EXAMPLES = 12

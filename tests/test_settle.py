@@ -8,7 +8,7 @@ import pytest
 from keras import layers, ops
 
 import speq_keras
-from speq_keras.export.runtimes import run_file
+from speq_keras.export.tflite.runtimes import run_file
 from speq_keras.graph import read_graph
 
 IMAGE = (8, 8, 3)

@@ -24,8 +24,8 @@ import numpy as np
 from absl import app, flags
 
 import speq_keras
-from speq_keras.export.runtimes import run_file
 from speq_keras.export.session import prove
+from speq_keras.export.tflite.runtimes import run_file
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder of the next imports
 import cifar_data

@@ -26,7 +26,7 @@ from absl import app, flags
 from ai_edge_litert.interpreter import Interpreter
 
 import speq_keras
-from speq_keras.export.runtimes import partitions
+from speq_keras.export.tflite.runtimes import partitions
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder of the next import
 import cifar_networks

@@ -6,14 +6,14 @@ the kernel adds; and the noise of float32.
 
 import numpy as np
 
-from speq_keras.export.arithmetic.products import rounds_twice
+from speq_keras.export.tflite.operations import OPS, slack_steps
+from speq_keras.export.tflite.products import unit_steps
 
 # Float32 sums of the training graph at up to 255 steps, and XNNPACK's 20-bit factors of sums: a
 # code of 255 may be off by 2 · 255 / 2^20 steps before it is rounded.
 NOISE_STEPS = 2e-3
 # Float kernels sum in another order; a code after a float island may lie this much further away.
 ISLAND_STEPS = 255 * 2.0**-13
-WITH_BIAS = ("conv_2d", "depthwise_conv_2d", "fully_connected", "transpose_conv")
 
 
 def is_settled(folded):
@@ -56,32 +56,16 @@ def _source(makers, name):
 def _units(network, makers, name):
     """Returns the distance of neighbouring sums, in steps of the output: a vector over channels."""
     node = _source(makers, name)
-    if node is None or len(node.inputs) < 2 or node.kind not in WITH_BIAS:
+    if node is None or not OPS[node.kind].has_bias:
         return 0.0
-    x, weights, output = (
-        network.tensors[part] for part in (node.inputs[0], node.inputs[1], node.output)
-    )
-    return np.float64(x.scale) * weights.scale / np.float64(output.scale)
+    return unit_steps(node, network.tensors)
 
 
 def _kernel_steps(network, makers, name):
-    """Returns how far the kernel's own rounding may move a result, in steps of the output.
-
-    Kernels outside of XNNPACK round sums twice, first to a fraction of a step that is as fine as
-    the accumulator. XNNPACK interpolates with weights that are multiples of 1/2048, each of both
-    axes off by up to half of that. Float kernels sum in another order.
-    """
+    """Returns how far the kernel's own rounding may move a result, in steps of the output."""
     node = _source(makers, name)
     if node is None:
         return 0.0
-    output = network.tensors[node.output]
-    if node.kind == "resize_bilinear":
-        return (output.high - output.low) * 2.0**-11
     if node.kind == "quantize" and node.inputs[0] not in network.inputs:
         return ISLAND_STEPS
-    if node.kind == "batch_matmul" and network.tensors[node.inputs[1]].zero_point:
-        x, y = (network.tensors[part] for part in node.inputs)
-        return float(x.scale * y.scale / output.scale)
-    if node.kind in WITH_BIAS and rounds_twice(node.kind, network.tensors[node.inputs[1]]):
-        return float(np.max(_units(network, makers, name)))
-    return 0.0
+    return slack_steps(node, network.tensors)

@@ -8,15 +8,19 @@ import numpy as np
 
 from speq_keras._checks import check_bool, check_choice, check_count, describe
 from speq_keras.data import class_numbers, inputs_of, packed, read
-from speq_keras.export import simulate
-from speq_keras.export.arithmetic.products import differs_elsewhere
 from speq_keras.export.fold import IO_TYPES, check_model, fold
 from speq_keras.export.folding.steps import plain_dtype
 from speq_keras.export.inputs import as_network_inputs
 from speq_keras.export.micro import micro_needs
-from speq_keras.export.network import CODES, in_float
 from speq_keras.export.report import Accuracy, Agreement, ExportReport, WeightRow
-from speq_keras.export.runtimes import (
+from speq_keras.export.self_test import runner_path, self_test_files
+from speq_keras.export.session import prove
+from speq_keras.export.storage import STORAGES
+from speq_keras.export.tflite import simulate
+from speq_keras.export.tflite.network import CODES, in_float
+from speq_keras.export.tflite.operations import OPS
+from speq_keras.export.tflite.products import differs_elsewhere
+from speq_keras.export.tflite.runtimes import (
     RUNTIMES,
     deviation,
     deviations,
@@ -24,16 +28,12 @@ from speq_keras.export.runtimes import (
     partitions,
     run_file,
 )
-from speq_keras.export.self_test import runner_path, self_test_files
-from speq_keras.export.session import prove
-from speq_keras.export.storage import STORAGES
+from speq_keras.export.tflite.write import check_batch_size, write
 from speq_keras.export.trained import TrainedGraph, to_numpy
-from speq_keras.export.write import check_batch_size, write
 from speq_keras.files import check_path, write_safely
 from speq_keras.processes import is_first_process, local_values
 
 MOST_EXAMPLES = 32  # in the proof
-WEIGHTED_KINDS = ("conv_2d", "depthwise_conv_2d", "fully_connected", "transpose_conv")
 BATCH_SIZE = 64  # of what the training graph predicts
 
 
@@ -221,7 +221,7 @@ def _predict(model, arrays):
 
 
 def _weight_rows(steps, network):
-    filters = {node.layer: node.inputs[1] for node in network.nodes if node.kind in WEIGHTED_KINDS}
+    filters = {node.layer: node.inputs[1] for node in network.nodes if OPS[node.kind].has_bias}
     for step in steps.steps:
         if step.kind != "linear":
             continue

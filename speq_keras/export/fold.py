@@ -8,12 +8,12 @@ import numpy as np
 from speq_keras._checks import check_bool, check_choice, describe
 from speq_keras._version import __version__
 from speq_keras.data import Inputs, inputs_of, read
-from speq_keras.export import simulate
 from speq_keras.export.folding import FoldedNetwork, fold_graph, store
 from speq_keras.export.lowering import lower
-from speq_keras.export.network import IntegerNetwork
 from speq_keras.export.reference import run_steps
 from speq_keras.export.storage import STORAGES
+from speq_keras.export.tflite import simulate
+from speq_keras.export.tflite.network import IntegerNetwork
 from speq_keras.graph import Graph, read_graph
 from speq_keras.operations import fixed_range
 from speq_keras.quantizers import ActivationQuantizer

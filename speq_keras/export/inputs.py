@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from speq_keras.export.network import CODES
+from speq_keras.export.tflite.network import CODES
 
 GENERATED_EXAMPLES = 4
 

@@ -5,9 +5,9 @@ import math
 import subprocess
 import sys
 
-from speq_keras.export.inspect import operator_name
-from speq_keras.export.reading import read_model
-from speq_keras.export.runtimes import SPARE_ARENA_BYTES, missing_reason
+from speq_keras.export.tflite.inspect import operator_name
+from speq_keras.export.tflite.reading import read_model
+from speq_keras.export.tflite.runtimes import SPARE_ARENA_BYTES, missing_reason
 
 # The operators with a method in micro_mutable_op_resolver.h (tflite-micro of August 2026).
 KERNELS = frozenset(

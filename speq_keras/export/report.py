@@ -16,7 +16,7 @@ from speq_keras.export.pictures import (
     weight_cells,
 )
 from speq_keras.export.proof import FLAT_SHARE, Proof
-from speq_keras.export.runtimes import Deviation, Partitions
+from speq_keras.export.tflite.runtimes import Deviation, Partitions
 from speq_keras.files import check_path
 from speq_keras.html import written
 from speq_keras.processes import is_first_process, path_to_write

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from speq_keras.export.runtimes import run_file
+from speq_keras.export.tflite.runtimes import run_file
 
 _RUNNER = pathlib.Path(__file__).parent / "runner.py"
 

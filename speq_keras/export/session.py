@@ -3,14 +3,14 @@
 import numpy as np
 
 from speq_keras.export.allowances import NOISE_STEPS, allowances, is_settled
-from speq_keras.export.arithmetic import compute as compute_node
 from speq_keras.export.inputs import as_network_inputs, generate_inputs
-from speq_keras.export.network import CODES, in_float
 from speq_keras.export.proof import FLAT_SHARE, OutputRow, Proof, TensorRow
-from speq_keras.export.runtimes import PROVEN_RUNTIMES, missing_reason, run_file
-from speq_keras.export.simulate import simulate
+from speq_keras.export.tflite.network import CODES, in_float
+from speq_keras.export.tflite.operations import compute as compute_node
+from speq_keras.export.tflite.runtimes import PROVEN_RUNTIMES, missing_reason, run_file
+from speq_keras.export.tflite.simulate import simulate
+from speq_keras.export.tflite.write import write
 from speq_keras.export.trained import End, TrainedGraph
-from speq_keras.export.write import write
 
 PLAIN = ("float32", "int32")
 MOST_DRAWS = 4  # of random inputs

@@ -12,13 +12,13 @@ import keras
 
 from speq_keras._checks import check_choice
 from speq_keras.export.allowances import WITH_BIAS
-from speq_keras.export.arithmetic.products import rounds_twice
 from speq_keras.export.fold import fold
 from speq_keras.export.folding.weights import slope_of
 from speq_keras.export.session import has_islands
 from speq_keras.export.settle_biases import apply_move, move_of
 from speq_keras.export.settle_scales import Scales, relations_of
 from speq_keras.export.storage import STORAGES
+from speq_keras.export.tflite.products import rounds_twice
 from speq_keras.graph import read_graph
 from speq_keras.operations import Kind, kind_of
 

@@ -3,7 +3,7 @@
 import numpy as np
 from keras import layers
 
-from speq_keras.export.network import CODES
+from speq_keras.export.tflite.network import CODES
 
 STORAGES = {
     "int8": "every weight in one byte",

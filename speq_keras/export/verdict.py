@@ -10,7 +10,7 @@ from speq_keras.export.fold import float_widths_reason, metadata_of, unfoldable_
 from speq_keras.export.folding import Grid, fold_graph, stored_copy
 from speq_keras.export.lowering import lower_steps
 from speq_keras.export.storage import DEFAULT_STORAGE, STORAGES
-from speq_keras.export.write import write
+from speq_keras.export.tflite.write import write
 from speq_keras.operations import Kind, kind_of
 from speq_keras.ops import MAX_BITS
 from speq_keras.processes import local_values

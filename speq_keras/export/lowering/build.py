@@ -4,11 +4,11 @@ import copy
 
 import numpy as np
 
-from speq_keras.export.arithmetic.limits import LIMITS, scale_ratios
 from speq_keras.export.folding.steps import CannotExport, Problem, Value, refusal
 from speq_keras.export.lowering import islands, linear, rows
 from speq_keras.export.lowering.encoding import encoding_of, fused_activation, tensor_of
-from speq_keras.export.network import IntegerNetwork, Node, Tensor
+from speq_keras.export.tflite.network import IntegerNetwork, Node, Tensor
+from speq_keras.export.tflite.operations import limits_problem
 
 ROWS = {
     "quantize": lambda builder, step: builder.quantize(step),
@@ -156,6 +156,9 @@ class _Builder:
             activation: As of a `Node`.
             options: As of a `Node`.
             layer: As of a `Node`.
+
+        Raises:
+            CannotExport: If its kernel does not take the scales.
         """
         node = Node(
             kind=kind,
@@ -165,8 +168,9 @@ class _Builder:
             options=options or {},
             layer=layer,
         )
-        if kind == "mul":
-            self.check_product(node)
+        problem = limits_problem(node, self.network.tensors)
+        if problem:
+            raise CannotExport(problem, by_ranges=True)
         self.network.nodes.append(node)
         return output
 
@@ -283,48 +287,6 @@ class _Builder:
         again = copy.copy(step)
         again.inputs = [value]
         return again
-
-    # ---- checks --------------------------------------------------------------------------------
-
-    def check_scales(self, weights, x, output):
-        """Checks that no factor of a requantization is too large for the kernels.
-
-        Args:
-            weights: Scales of the weights, a vector.
-            x: Scale of the input.
-            output: Scale of the output.
-
-        Raises:
-            CannotExport: If one is 256 or more.
-        """
-        ratio = np.max(np.float32(x) * weights / np.float32(output))
-        if not ratio < 256:
-            raise CannotExport(
-                f"its sums are {ratio:.3g} output steps wide, and kernels take less than 256",
-                by_ranges=True,
-            )
-
-    def check_product(self, node):
-        """Raises `CannotExport` if the step of a product is too large for its kernel.
-
-        The builtin kernel, which would take it, leaves 32 bits there.
-        """
-        ratio = np.max(scale_ratios(node, self.network.tensors), initial=0.0)
-        if not ratio < LIMITS["mul"][1]:
-            raise CannotExport(
-                f"its products are {ratio:.3g} output steps wide, and kernels take less than 256",
-                by_ranges=True,
-            )
-
-    def check_sum(self, step, inputs):
-        """Raises `CannotExport` if the scales of a sum are too far apart for its kernel."""
-        largest = max(float(t.scale) for t in inputs) / float(step.output.grid.scale)
-        if not 2.0**-10 <= largest < 2.0**8:
-            raise CannotExport(
-                f"its largest input has {largest:.3g} times the step of its output, and kernels "
-                "take 2^-10 to 2^8",
-                by_ranges=True,
-            )
 
     # ---- ends ----------------------------------------------------------------------------------
 

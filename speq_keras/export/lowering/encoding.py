@@ -15,7 +15,7 @@ import dataclasses
 
 import numpy as np
 
-from speq_keras.export.network import Tensor
+from speq_keras.export.tflite.network import Tensor
 
 
 @dataclasses.dataclass(frozen=True)

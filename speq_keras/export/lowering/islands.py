@@ -10,7 +10,7 @@ from speq_keras.export.folding.options import check_no_constants, unsupported
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.folding.weights import check_weights
 from speq_keras.export.lowering.linear import WEIGHTED, plan_of, prepared_input
-from speq_keras.export.network import Tensor
+from speq_keras.export.tflite.network import Tensor
 from speq_keras.graph import Ref
 from speq_keras.layers import QuantizedLayer
 from speq_keras.operations import Kind, function_name, fused_function, kind_of, name_of

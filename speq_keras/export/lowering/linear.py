@@ -8,7 +8,7 @@ from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.folding.weights import slope_of, summed_axes
 from speq_keras.export.lowering.encoding import encoding_of
-from speq_keras.export.network import Tensor
+from speq_keras.export.tflite.network import Tensor
 from speq_keras.operations import name_of
 
 # The largest code of a constant that a slope is made of.
@@ -175,7 +175,6 @@ def _emit(builder, step, plan):
             low=-127,
         )
     )
-    builder.check_scales(filter_tensor.scale, x.scale, encoding.scale)
     bias = ""
     # Only that kernel can do without a bias.
     if weights.bias_codes.any() or plan.kind != "fully_connected":

@@ -6,12 +6,12 @@ import math
 import keras
 import numpy as np
 
-from speq_keras.export.arithmetic.pooling import mean_sends_halves_up
 from speq_keras.export.folding.carry import slice_sizes
 from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.lowering.encoding import encoding_of
-from speq_keras.export.network import Tensor
+from speq_keras.export.tflite.network import Tensor
+from speq_keras.export.tflite.pooling import mean_sends_halves_up
 from speq_keras.operations import function_name, name_of
 
 # Functions whose kernel rounds the exact value to a grid that it prescribes.
@@ -23,8 +23,6 @@ def pair(kind):
 
     def row(builder, step):
         inputs = [builder.plain(value) for value in step.inputs]
-        if kind != "mul":
-            builder.check_sum(step, inputs)
         builder.rounded(step, kind, [tensor.name for tensor in inputs], {}, has_scale=False)
 
     return row

@@ -6,9 +6,9 @@ import numpy as np
 
 from speq_keras._checks import check_count, describe
 from speq_keras._version import __version__
-from speq_keras.export.emitters import EMITTERS, emit
-from speq_keras.export.network import CODES, Tensor
-from speq_keras.export.packing import pack_codes
+from speq_keras.export.tflite.network import CODES, Tensor
+from speq_keras.export.tflite.operations import OPS, emit
+from speq_keras.export.tflite.packing import pack_codes
 from speq_keras.graph.names import free_name
 
 SIGNATURE = "serving_default"
@@ -22,21 +22,9 @@ ENUMERATIONS = {
 }
 # Where kernels expect a constant to begin that they read in place, several values at once.
 ALIGNMENT_BYTES = 16
-# The first TensorFlow version whose runtime has all kernels that are used here, except those of the
-# operator versions below. For FULLY_CONNECTED: the oldest on which they were run.
+# The first TensorFlow version whose runtime has all kernels that are used here, except those that a
+# record says are younger (`record.Op.since`).
 OLDEST_RUNTIME = (2, 3, 0)
-RUNTIMES = {
-    ("CONV_2D", 6): (2, 9, 0),
-    ("CONV_2D", 7): (2, 11, 0),
-    ("DEPTHWISE_CONV_2D", 7): (2, 11, 0),
-    ("FULLY_CONNECTED", 10): (2, 14, 0),
-    ("FULLY_CONNECTED", 12): (2, 19, 0),
-    ("FULLY_CONNECTED", 14): (2, 21, 0),
-    ("GELU", 1): (2, 9, 0),
-    ("GELU", 2): (2, 9, 0),
-    ("TRANSPOSE_CONV", 4): (2, 13, 0),
-}
-
 _LARGEST_BYTES = 2**31 - 1  # of a tensor
 
 
@@ -57,14 +45,14 @@ def write(network, *, batch_size=1, extra_outputs=()):
         The file as bytes.
 
     Raises:
-        ValueError: If a node's kind has no emitter, a tensor is unknown, a constant's codes do not
+        ValueError: If a node's kind is not known, a tensor is unknown, a constant's codes do not
             fit its type, or the tensors of so large a batch do not fit a file.
     """
     check_batch_size(network, batch_size)
     for node in network.nodes:
-        if node.kind not in EMITTERS:
+        if node.kind not in OPS:
             raise ValueError(
-                f"The kind of a node must be one of {', '.join(sorted(EMITTERS))}. "
+                f"The kind of a node must be one of {', '.join(sorted(OPS))}. "
                 + describe(kind=node.kind, layer=node.layer)
             )
     outputs = list(dict.fromkeys([*network.outputs, *extra_outputs]))
@@ -135,6 +123,7 @@ class _File:
         # Numbers of what stands in the file: tensors by name, buffers by their bytes, operator
         # codes by (operator, version).
         self.tensors, self.buffers, self.operators = {}, {}, {}
+        self.runtime = OLDEST_RUNTIME  # the first one that has all operators so far
         self.graph = self.new("SubGraph", name=network.name, tensors=[], operators=[])
         # The first buffer is empty and stands for "no data".
         self.model = self.new(
@@ -159,7 +148,12 @@ class _File:
         for name, tensor in self.network.tensors.items():
             self.tensors[name] = self.add_tensor(tensor, name)
         for node in self.network.nodes:
-            self.add_operations(emit(node, self.network.tensors, self.batch_size))
+            operations = emit(node, self.network.tensors, self.batch_size)
+            self.add_operations(operations)
+            since = OPS[node.kind].since
+            self.runtime = max(
+                self.runtime, *(since.get(x.version, OLDEST_RUNTIME) for x in operations)
+            )
         self.graph.inputs = self.numbers(self.network.inputs)
         self.graph.outputs = self.numbers(outputs)
         self.model.signatureDefs = [
@@ -173,7 +167,7 @@ class _File:
         for name, text in self.network.metadata.items():
             self.add_metadata(name, text)
         # By convention in 16 bytes.
-        self.add_metadata("min_runtime_version", self.oldest_runtime().ljust(16, "\0"))
+        self.add_metadata("min_runtime_version", ".".join(map(str, self.runtime)).ljust(16, "\0"))
         return _packed(self.model)
 
     # ---- tensors and their buffers -----------------------------------------------------------
@@ -284,13 +278,6 @@ class _File:
         """Adds a text under a name."""
         buffer = self.buffer(text.encode())
         self.model.metadata.append(self.new("Metadata", name=name, buffer=buffer))
-
-    def oldest_runtime(self):
-        """Returns the version of the first runtime that has all operators, as text."""
-        version = max(
-            [OLDEST_RUNTIME, *(RUNTIMES[key] for key in self.operators if key in RUNTIMES)]
-        )
-        return ".".join(map(str, version))
 
 
 def _packed(model):

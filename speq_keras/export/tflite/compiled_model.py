@@ -14,7 +14,7 @@ import threading
 
 import numpy as np
 
-from speq_keras.export import compiled_worker
+from speq_keras.export.tflite import compiled_worker
 
 _lock = threading.Lock()
 _workers: dict = {}  # by the number of the process that talks to it: forked ones need their own

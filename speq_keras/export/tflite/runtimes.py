@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from speq_keras._checks import check_choice, describe
-from speq_keras.export.compiled_model import missing_interpreter, run_compiled
+from speq_keras.export.tflite.compiled_model import missing_interpreter, run_compiled
 
 RUNTIMES = ("default", "compiled", "builtin", "reference", "micro")
 # What apps run, with the same kernels: the proof runs these.

@@ -18,12 +18,23 @@ import math
 
 import numpy as np
 
-from speq_keras.export.arithmetic.rounding import (
-    clamp_floats,
-    float32_scale,
-    requantize,
-    rescale,
+from speq_keras.export.tflite.network import Tensor
+from speq_keras.export.tflite.record import (
+    Limits,
+    Op,
+    Operation,
+    activation_of,
+    always,
+    constant_of,
+    dilations_of,
+    operation_of,
+    product_ratio,
+    version_of,
+    window_of,
+    without_absent_end,
 )
+from speq_keras.export.tflite.rounding import clamp_floats, float32_scale, requantize, rescale
+from speq_keras.export.tflite.windows import output_sizes, pad_images, taps, windows
 
 LARGEST_EXACT_FLOAT32 = 2**24
 # Codes in a byte, of weights that are narrower than one.
@@ -120,6 +131,11 @@ def batch_matmul(values, inputs, output):
         return requantize(sums, scales[0] * scales[1] / scales[2], output)
     scales = [np.float64(scale) for scale in scales]
     return rescale(sums, scales[0] * scales[1] / scales[2], output)
+
+
+def float_batch_matmul(values, inputs, output):
+    """Matrix products of the last two axes, in float."""
+    return values[0] @ values[1]
 
 
 def transpose_conv(
@@ -237,38 +253,161 @@ def exact_product(x, matrix):
     return (x.astype(matrix.dtype) @ matrix).astype(dtype) * factor
 
 
-def output_sizes(sizes, kernel, strides, dilations, padding):
-    """Returns ((height, width), ((top, bottom), (left, right))) of a convolution or pooling."""
-    outputs, pads = [], []
-    for size, taps_, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
-        reach = (taps_ - 1) * dilation + 1
-        if padding == "same":
-            out = -(-size // stride)
-            total = max((out - 1) * stride + reach - size, 0)
-        else:
-            out = -(-(size - reach + 1) // stride)
-            total = 0
-        outputs.append(out)
-        pads.append((total // 2, total - total // 2))
-    return tuple(outputs), tuple(pads)
+def unit_steps(node, tensors):
+    """Returns the distance of neighbouring sums, in steps of the output: a vector over channels."""
+    x, weights = (tensors[name] for name in node.inputs[:2])
+    return np.float64(x.scale) * weights.scale / np.float64(tensors[node.output].scale)
 
 
-def pad_images(x, pads, value=0):
-    """Pads the height and width of NHWC images."""
-    if any(any(pair) for pair in pads):
-        x = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=value)
-    return x
+def _slack_of_weights(node, tensors):
+    """Returns the distance of sums, to a fraction of which builtin kernels round them first."""
+    if not rounds_twice(node.kind, tensors[node.inputs[1]]):
+        return 0.0
+    return float(np.max(unit_steps(node, tensors)))
 
 
-def taps(offset, dilation, stride, size):
-    """Returns the slice of the positions that filter row (or column) `offset` reads."""
-    start = offset * dilation
-    return slice(start, start + (size - 1) * stride + 1, stride)
+def _slack_of_matmul(node, tensors):
+    return float(unit_steps(node, tensors)) if tensors[node.inputs[1]].zero_point else 0.0
 
 
-def windows(x, kernel, strides, dilations, sizes):
-    """Returns the patches of padded NHWC images: a view of shape (N, H, W, *kernel, C)."""
-    reach = [(kernel[i] - 1) * dilations[i] + 1 for i in range(2)]
-    view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=(1, 2))
-    view = view[:, :: strides[0], :: strides[1], :, :: dilations[0], :: dilations[1]]
-    return view[:, : sizes[0], : sizes[1]].transpose(0, 1, 2, 4, 5, 3)
+# ---- emitters ---------------------------------------------------------------------------------
+
+
+def _biased(node, tensors):
+    """Returns the inputs of a convolution, with zeros for an absent bias: its kernels need one."""
+    image, weights, *bias = node.inputs
+    if any(bias):
+        return node.inputs
+    kernel = tensors[weights]
+    channels = kernel.shape[0 if node.kind == "conv_2d" else 3]
+    zeros = Tensor(
+        name=f"{node.output}/bias",
+        shape=(channels,),
+        dtype="float32" if kernel.scale is None else "int32",
+        data=np.zeros(channels, np.int32),
+    )
+    if kernel.scale is not None:
+        zeros.scale = np.float32(tensors[image].scale) * np.asarray(kernel.scale, np.float32)
+        zeros.axis = 0 if kernel.is_per_channel else None
+    return [image, weights, zeros]
+
+
+def _emit_conv_2d(node, tensors, batch_size):
+    image, weights = (tensors[name] for name in node.inputs[:2])
+    if weights.dtype == "int4":
+        version = 7
+    elif weights.shape[-1] != image.shape[-1]:  # grouped
+        version = 6
+    else:
+        version = version_of(node, tensors, quantized=3)
+    return operation_of(
+        node,
+        "CONV_2D",
+        "Conv2DOptions",
+        inputs=_biased(node, tensors),
+        version=version,
+        **window_of(node),
+        **dilations_of(node),
+    )
+
+
+def _emit_depthwise_conv_2d(node, tensors, batch_size):
+    options = {
+        **window_of(node),
+        **dilations_of(node),
+        "depthMultiplier": node.options["multiplier"],
+    }
+    dilated = options["dilationHFactor"] > 1 or options["dilationWFactor"] > 1
+    if tensors[node.inputs[1]].dtype == "int4":
+        version = 7
+    else:
+        version = max(2 if dilated else 1, version_of(node, tensors, quantized=3))
+    return operation_of(
+        node,
+        "DEPTHWISE_CONV_2D",
+        "DepthwiseConv2DOptions",
+        inputs=_biased(node, tensors),
+        version=version,
+        **options,
+    )
+
+
+def _emit_fully_connected(node, tensors, batch_size):
+    weights = tensors[node.inputs[1]]
+    keeps = bool(node.options.get("keep_num_dims", False))
+    needs = {
+        version_of(node, tensors, quantized=4): True,
+        5: keeps,
+        6: not any(node.inputs[2:]),
+        # The converter does not raise the version for scales per channel, but kernels from before
+        # them read one scale and say nothing. TensorFlow 2.14, which knows 10, computes them right.
+        10: weights.is_per_channel or weights.dtype == "int4",
+        12: weights.is_per_channel and weights.dtype == "int4",  # 2.14 fails on these
+        14: weights.dtype == "int2",
+    }
+    return operation_of(
+        node,
+        "FULLY_CONNECTED",
+        "FullyConnectedOptions",
+        version=max(version for version, needed in needs.items() if needed),
+        keepNumDims=keeps,
+        **activation_of(node),
+    )
+
+
+def _emit_transpose_conv(node, tensors, batch_size):
+    image, weights, *bias = node.inputs
+    size = (batch_size, *node.options["output_size"], tensors[weights].shape[0])
+    version = 3 if any(bias) else version_of(node, tensors)
+    return Operation(
+        operator="TRANSPOSE_CONV",
+        inputs=without_absent_end([constant_of(node, "shape", size), weights, image, *bias]),
+        outputs=node.outputs,
+        options_type="TransposeConvOptions",
+        options=window_of(node),
+        version=version if node.activation == "none" else 4,
+    )
+
+
+# ---- records ---------------------------------------------------------------------------------
+
+_LIMITS = Limits(
+    low=0,
+    high=2**8,
+    ratios=product_ratio,
+    says="its sums are {:.3g} output steps wide, and kernels take less than 256",
+)
+
+
+def _with_bias(emit, kernel, since):
+    """Returns the record of an operation that multiplies by weights and adds a bias."""
+    return Op(
+        emit=emit,
+        integer=kernel,
+        floating=kernel,
+        limits=_LIMITS,
+        slack=_slack_of_weights,
+        since=since,
+        is_spatial=kernel is not fully_connected,
+        has_bias=True,
+    )
+
+
+OPS = {
+    "conv_2d": _with_bias(_emit_conv_2d, conv_2d, {6: (2, 9, 0), 7: (2, 11, 0)}),
+    "depthwise_conv_2d": _with_bias(_emit_depthwise_conv_2d, depthwise_conv_2d, {7: (2, 11, 0)}),
+    # The oldest on which they were run.
+    "fully_connected": _with_bias(
+        _emit_fully_connected,
+        fully_connected,
+        {10: (2, 14, 0), 12: (2, 19, 0), 14: (2, 21, 0)},
+    ),
+    "transpose_conv": _with_bias(_emit_transpose_conv, transpose_conv, {4: (2, 13, 0)}),
+    "batch_matmul": Op(
+        emit=always("BATCH_MATMUL", "BatchMatMulOptions", quantized=2),
+        integer=batch_matmul,
+        floating=float_batch_matmul,
+        limits=_LIMITS,
+        slack=_slack_of_matmul,
+    ),
+}

@@ -6,8 +6,8 @@ import numpy as np
 
 from speq_keras._checks import describe
 from speq_keras.data import Inputs, class_numbers, read
-from speq_keras.export.arithmetic import compute
-from speq_keras.export.network import CODES
+from speq_keras.export.tflite.network import CODES
+from speq_keras.export.tflite.operations import compute
 
 # A batch is as large as keeps the largest node's tensors, in 4-byte numbers, below this: small
 # enough for caches, which is several times faster than a large one.

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from speq_keras.export.network import CODES
+from speq_keras.export.tflite.network import CODES
 
 # What a fused activation clamps real values to.
 BOUNDS = {

@@ -1,0 +1,191 @@
+"""Sums and products of two tensors, and the way into and out of integers."""
+
+import numpy as np
+
+from speq_keras.export.tflite.record import (
+    Limits,
+    Op,
+    activation_of,
+    always,
+    input_ratios,
+    operation_of,
+    product_ratio,
+    version_of,
+)
+from speq_keras.export.tflite.rounding import clamp_floats, requantize, store
+
+
+def quantize(values, inputs, output):
+    """Float values to codes, or codes to the codes of another type or scale.
+
+    From float32: round(x · float32(1 / s)) + z, ties to even. Between integers the runtime
+    multiplies by s_x / s_y rounded to 1/256, ties up, which is exact where the scales are equal.
+    """
+    (x,) = values
+    if x.dtype == np.float32:
+        scaled = x * (np.float32(1) / np.float32(output.scale))
+        low, high = np.float32(-(2**30)), np.float32(2**30)
+        return store(np.rint(np.clip(scaled, low, high)) + np.float32(output.zero_point), output)
+    ratio = np.float32(inputs[0].scale) / np.float32(output.scale)
+    multiplier = int(np.rint(np.float32(256) * ratio))
+    centred = x.astype(np.int32) - inputs[0].zero_point
+    return store(((centred * multiplier + 128) >> 8) + output.zero_point, output)
+
+
+def dequantize(values, inputs, output):
+    """(q − z) · s in float32."""
+    (x,) = values
+    centred = (x.astype(np.int32) - inputs[0].zero_point).astype(np.float32)
+    return centred * np.float32(inputs[0].scale)
+
+
+def add(values, inputs, output, *, activation="none"):
+    """Sum in XNNPACK's fixed point.
+
+        y = ((m_a·(a − z_a) + m_b·(b − z_b) + 2^(k−1)) >> k) + z_y,   m = round(s / s_y · 2^k)
+
+    k is chosen so that the larger multiplier has 21 bits. Ties go up.
+    """
+    return _sum(values, inputs, output, activation, sign=1)
+
+
+def sub(values, inputs, output, *, activation="none"):
+    """Difference, as `add` with a negative multiplier for `b`."""
+    return _sum(values, inputs, output, activation, sign=-1)
+
+
+def _sum(values, inputs, output, activation, sign):
+    ratios = [np.float32(tensor.scale) / np.float32(output.scale) for tensor in inputs]
+    _, exponent = np.frexp(max(ratios))
+    shift = 20 - (int(exponent) - 1)
+    # Two numbers of 8 + 21 bits and the half of 2^30 or less: int32 holds them.
+    total = np.int32(1 << (shift - 1))
+    for value, tensor, ratio, factor in zip(values, inputs, ratios, (1, sign), strict=True):
+        multiplier = np.int32(factor * int(np.rint(np.ldexp(ratio, shift))))
+        total = total + (value.astype(np.int32) - np.int32(tensor.zero_point)) * multiplier
+    total >>= np.int32(shift)
+    total += np.int32(output.zero_point)
+    return store(total, output, activation)
+
+
+def mul(values, inputs, output, *, activation="none"):
+    """Product: round(float32((a − z_a)·(b − z_b)) · float32(float32(s_a·s_b) / s_y)) + z_y."""
+    a, b = [
+        value.astype(np.int32) - np.int32(tensor.zero_point)
+        for value, tensor in zip(values, inputs, strict=True)
+    ]
+    scale = np.float32(inputs[0].scale) * np.float32(inputs[1].scale)
+    return requantize(a * b, scale / np.float32(output.scale), output, activation)
+
+
+# ---- in float ---------------------------------------------------------------------------------
+
+
+def unary(function):
+    """Returns the kernel of a function of one float tensor."""
+
+    def kernel(values, inputs, output):
+        return np.asarray(function(values[0]), output.dtype)
+
+    return kernel
+
+
+def binary(function):
+    """Returns the kernel of a function of two float tensors that broadcast."""
+
+    def kernel(values, inputs, output, *, activation="none"):
+        return clamp_floats(function(*values), activation)
+
+    return kernel
+
+
+def cast(values, inputs, output):
+    """The same numbers in the output's type."""
+    return values[0].astype(output.dtype)
+
+
+# ---- emitters ---------------------------------------------------------------------------------
+
+
+def _emit_mul(node, tensors, batch_size):
+    version = version_of(node, tensors)
+    if tensors[node.output].scale is not None:  # codes, and no whole numbers
+        a, b, product = (float(tensors[name].scale) for name in (*node.inputs, node.output))
+        version = 3 if a * b >= product else version
+    return operation_of(node, "MUL", "MulOptions", version=version, **activation_of(node))
+
+
+def _emit_cast(node, tensors, batch_size):
+    types = [tensors[name].dtype.upper() for name in (node.inputs[0], node.output)]
+    return operation_of(node, "CAST", "CastOptions", inDataType=types[0], outDataType=types[1])
+
+
+# ---- records ---------------------------------------------------------------------------------
+
+_SUMS = Limits(
+    low=2**-10,
+    high=2**8,
+    ratios=input_ratios,
+    says="its largest input has {:.3g} times the step of its output, and kernels take 2^-10 to 2^8",
+)
+_PRODUCTS = Limits(
+    low=2**-16,
+    high=2**8,
+    ratios=product_ratio,
+    says="its products are {:.3g} output steps wide, and kernels take less than 256",
+)
+_CODES = Limits(
+    low=2**-8,
+    high=2**7,
+    ratios=input_ratios,
+    says="its input has {:.3g} times the step of its output, and kernels take less than 128",
+)
+
+
+def _in_float(emit, function):
+    """Returns the record of an operation that stands in float islands only."""
+    return Op(emit=emit, integer=None, floating=function)
+
+
+_MINIMUM = always("MINIMUM", "MaximumMinimumOptions")
+_SQUARED_DIFFERENCE = always("SQUARED_DIFFERENCE", "SquaredDifferenceOptions")
+
+OPS = {
+    "quantize": Op(
+        emit=always("QUANTIZE", "QuantizeOptions"),
+        integer=quantize,
+        floating=None,
+        limits=_CODES,
+    ),
+    "dequantize": Op(
+        emit=always("DEQUANTIZE", "DequantizeOptions", quantized=2),
+        integer=dequantize,
+        floating=None,
+    ),
+    "add": Op(
+        emit=always("ADD", "AddOptions", quantized=2, fused=True),
+        integer=add,
+        floating=binary(np.add),
+        limits=_SUMS,
+    ),
+    "sub": Op(
+        emit=always("SUB", "SubOptions", quantized=2, fused=True),
+        integer=sub,
+        floating=binary(np.subtract),
+        limits=_SUMS,
+    ),
+    "mul": Op(emit=_emit_mul, integer=mul, floating=binary(np.multiply), limits=_PRODUCTS),
+    "cast": _in_float(_emit_cast, cast),
+    "div": _in_float(always("DIV", "DivOptions", fused=True), binary(np.divide)),
+    "minimum": _in_float(_MINIMUM, binary(np.minimum)),
+    "squared_difference": _in_float(_SQUARED_DIFFERENCE, binary(lambda a, b: np.square(a - b))),
+    "abs": _in_float(always("ABS", "AbsOptions"), unary(np.abs)),
+    "exp": _in_float(always("EXP", "ExpOptions"), unary(np.exp)),
+    "log": _in_float(always("LOG"), unary(np.log)),
+    "maximum": _in_float(always("MAXIMUM", "MaximumMinimumOptions"), binary(np.maximum)),
+    "neg": _in_float(always("NEG", "NegOptions"), unary(np.negative)),
+    "pow": _in_float(always("POW", "PowOptions"), binary(np.power)),
+    "sqrt": _in_float(always("SQRT"), unary(np.sqrt)),
+    "square": _in_float(always("SQUARE", "SquareOptions"), unary(np.square)),
+    "rsqrt": _in_float(always("RSQRT"), unary(lambda x: 1 / np.sqrt(x))),
+}

@@ -1,0 +1,124 @@
+"""Operations that move values and compute nothing; they serve integers and floats alike."""
+
+import numpy as np
+
+from speq_keras.export.tflite.record import Op, activation_of, constant_of, operation_of, version_of
+
+
+def concatenation(values, inputs, output, *, axis, activation="none"):
+    """Joins tensors of one scale and zero point."""
+    return np.concatenate(values, axis=axis)
+
+
+def gather(values, inputs, output, *, axis=0):
+    """Slices of the first input at the positions that the second one names."""
+    return values[0].take(values[1], axis)
+
+
+def reshape(values, inputs, output, *, shape):
+    """Gives every example another shape."""
+    return values[0].reshape([-1 if size is None else size for size in shape])
+
+
+def transpose(values, inputs, output, *, permutation):
+    """Orders the axes."""
+    return np.ascontiguousarray(values[0].transpose(permutation))
+
+
+def pad(values, inputs, output, *, paddings):
+    """Surrounds the tensor with zeros: stored as the zero point."""
+    value = inputs[0].zero_point if inputs[0].scale is not None else 0
+    return np.pad(values[0], [tuple(pair) for pair in paddings], constant_values=value)
+
+
+def mirror_pad(values, inputs, output, *, paddings, mode):
+    """Surrounds the tensor with itself, mirrored: without ("reflect") or with its edge."""
+    return np.pad(values[0], [tuple(pair) for pair in paddings], mode=mode)
+
+
+def strided_slice(values, inputs, output, *, begin, end, strides):
+    """Cuts a piece out."""
+    slices = tuple(slice(*limits) for limits in zip(begin, end, strides, strict=True))
+    return np.ascontiguousarray(values[0][slices])
+
+
+# ---- emitters ---------------------------------------------------------------------------------
+
+
+def _emit_concatenation(node, tensors, batch_size):
+    options = {"axis": int(node.options["axis"]), **activation_of(node)}
+    version = version_of(node, tensors)
+    return operation_of(node, "CONCATENATION", "ConcatenationOptions", version=version, **options)
+
+
+def _emit_gather(node, tensors, batch_size):
+    axis = int(node.options.get("axis", 0))
+    return operation_of(
+        node, "GATHER", "GatherOptions", version=version_of(node, tensors), axis=axis
+    )
+
+
+def _emit_reshape(node, tensors, batch_size):
+    # -1 rather than the batch size, so that the batch can be resized.
+    shape = np.array([-1 if size is None else size for size in node.options["shape"]], np.int32)
+    target = [constant_of(node, "shape", shape)]
+    return operation_of(node, "RESHAPE", "ReshapeOptions", more_inputs=target, newShape=shape)
+
+
+def _emit_transpose(node, tensors, batch_size):
+    rank = len(tensors[node.inputs[0]].shape)
+    order = [constant_of(node, "permutation", node.options["permutation"])]
+    version = {5: 4, 6: 6}.get(rank, version_of(node, tensors))
+    return operation_of(node, "TRANSPOSE", "TransposeOptions", more_inputs=order, version=version)
+
+
+def _emit_pad(node, tensors, batch_size):
+    rank = len(tensors[node.inputs[0]].shape)
+    paddings = [constant_of(node, "paddings", node.options["paddings"])]
+    version = 4 if rank > 4 else version_of(node, tensors)
+    return operation_of(node, "PAD", "PadOptions", more_inputs=paddings, version=version)
+
+
+def _emit_mirror_pad(node, tensors, batch_size):
+    paddings = [constant_of(node, "paddings", node.options["paddings"])]
+    version = version_of(node, tensors)
+    mode = node.options["mode"].upper()
+    return operation_of(
+        node, "MIRROR_PAD", "MirrorPadOptions", more_inputs=paddings, version=version, mode=mode
+    )
+
+
+def _emit_strided_slice(node, tensors, batch_size):
+    end = node.options["end"]
+    limits = {
+        "begin": node.options["begin"],
+        "end": [0 if stop is None else stop for stop in end],
+        "strides": node.options["strides"],
+    }
+    return operation_of(
+        node,
+        "STRIDED_SLICE",
+        "StridedSliceOptions",
+        more_inputs=[constant_of(node, what, values) for what, values in limits.items()],
+        version=4 if len(end) > 4 else version_of(node, tensors),
+        endMask=sum(1 << axis for axis, stop in enumerate(end) if stop is None),
+    )
+
+
+# ---- records ---------------------------------------------------------------------------------
+
+
+def _copies(emit, kernel):
+    """Returns the record of an operation that copies codes, floats and whole numbers alike."""
+    return Op(emit=emit, integer=kernel, floating=kernel)
+
+
+OPS = {
+    "concatenation": _copies(_emit_concatenation, concatenation),
+    "gather": _copies(_emit_gather, gather),
+    "reshape": _copies(_emit_reshape, reshape),
+    "transpose": _copies(_emit_transpose, transpose),
+    "pad": _copies(_emit_pad, pad),
+    "mirror_pad": _copies(_emit_mirror_pad, mirror_pad),
+    "strided_slice": _copies(_emit_strided_slice, strided_slice),
+}

@@ -1,0 +1,89 @@
+"""The table of all operations that a file can have, `OPS`, and what is asked of it.
+
+The integers are those of LiteRT's default runtime, bit for bit: XNNPACK on x86 and, for the
+operations that XNNPACK leaves alone, the builtin kernel.
+
+    module       rounds
+    -----------  -------------------------------------------------------------------------
+    products     conv_2d, depthwise_conv_2d, fully_connected, transpose_conv: float32, even;
+                 batch_matmul: float32, even, or* fixed point, twice
+    elementwise  mul: float32, even; add, sub: fixed point, up
+    functions    logistic, tanh: float32, even; leaky_relu: 1/256, up; gelu*: float32, away
+                 from zero; hard_swish*: 16-bit fixed point; softmax*: away from zero;
+                 lookup*: does not round
+    pooling      mean: float32, even; resize_bilinear: 1/2048, up; average_pool_2d*: away
+                 from zero; max_pool_2d, resize_nearest_neighbor*: do not round
+    moving       do not round; mirror_pad*, concatenation* of more than 5 tensors,
+                 strided_slice* by steps
+
+    * a builtin kernel, which ends an XNNPACK partition
+
+Float kernels add in an order of their own, so `floating` agrees with the runtime to float32
+rounding and not bit for bit.
+"""
+
+from speq_keras._checks import describe
+from speq_keras.export.tflite import elementwise, functions, moving, pooling, products
+
+OPS = {
+    **products.OPS,
+    **elementwise.OPS,
+    **functions.OPS,
+    **pooling.OPS,
+    **moving.OPS,
+}
+
+
+def emit(node, tensors, batch_size):
+    """Returns the `Operation`s that compute `node`, in computing order.
+
+    Args:
+        node: A `Node`.
+        tensors: {name: `Tensor`} of its network.
+        batch_size: The file's batch size.
+    """
+    operations = OPS[node.kind].emit(node, tensors, batch_size)
+    return operations if isinstance(operations, list) else [operations]
+
+
+def compute(node, values, tensors, *, elsewhere=False):
+    """Returns the array that a node writes.
+
+    Args:
+        node: `network.Node`.
+        values: Arrays of its inputs; None: absent.
+        tensors: {name: `network.Tensor`}.
+        elsewhere: Whether on ARM and in browsers, where a kernel rounds otherwise than on x86.
+
+    Raises:
+        NotImplementedError: If no kernel of the node's kind is known for these types.
+    """
+    inputs = [tensors[name] if name else None for name in node.inputs]
+    output = tensors[node.output]
+    options = dict(node.options)
+    if node.activation != "none":
+        options["activation"] = node.activation
+    if elsewhere and products.differs_elsewhere(node, tensors):
+        options["once"] = True
+    is_plain = all(tensor is None or tensor.scale is None for tensor in (*inputs, output))
+    op = OPS.get(node.kind)
+    kernel = op and (op.floating if is_plain else op.integer)
+    if kernel is None:
+        types = "plain numbers" if is_plain else "codes"
+        raise NotImplementedError(
+            f"`simulate` must know every node's kind. {describe(kind=node.kind, layer=node.layer)} "
+            f"`tflite.operations.OPS` holds the known ones, and what they compute from {types}."
+        )
+    return kernel(values, inputs, output, **options)
+
+
+def limits_problem(node, tensors):
+    """Returns which scales of a node its kernel does not take, as a sentence, or ""."""
+    limits = OPS[node.kind].limits
+    return "" if limits is None else limits.problem(node, tensors)
+
+
+def slack_steps(node, tensors):
+    """Returns by how many steps of its output a kernel may be off, beyond the nearest code."""
+    op = OPS[node.kind]
+    return 0.0 if op.slack is None else op.slack(node, tensors)

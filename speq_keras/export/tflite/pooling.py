@@ -1,0 +1,211 @@
+"""Pooling, means and resizing."""
+
+import math
+
+import numpy as np
+
+from speq_keras.export.tflite.record import Op, constant_of, operation_of, version_of, window_of
+from speq_keras.export.tflite.rounding import clamp_floats, store
+from speq_keras.export.tflite.windows import (
+    interpolate,
+    output_sizes,
+    pad_images,
+    pool_counts,
+    pool_windows,
+)
+
+
+def mean(values, inputs, output, *, axes, keep_dims=True):
+    """Mean over `axes`.
+
+        y = round(float32(float32(Σx) · m) + float32(z_y − float32(float32(N·z_x) · m)))
+        m = float32(s_x / s_y) · float32(1 / N)
+
+    Ties of the whole sum, zero points included, go to even: XNNPACK sums the stored values and
+    lets the zero point of `x` come in as a float32 offset. At sums that are close to a tie this is
+    not the rounded exact mean.
+    """
+    (x,) = values
+    axes = tuple(axes)
+    count = math.prod(x.shape[axis] for axis in axes)
+    sums = x.sum(axis=axes, keepdims=keep_dims, dtype=np.int32).astype(np.float32)
+    multiplier, offset = _mean_factors(inputs[0], output, count)
+    return store(np.rint(sums * multiplier + offset), output)
+
+
+def _mean_factors(x, output, count):
+    multiplier = np.float32(x.scale) / np.float32(output.scale)
+    multiplier = multiplier * (np.float32(1) / np.float32(count))
+    offset = np.float32(count * x.zero_point) * multiplier
+    return multiplier, np.float32(output.zero_point) - offset
+
+
+def mean_sends_halves_up(x, output, count):
+    """Whether `mean` is the exact mean of codes with halves rounded up, for each sum there can be.
+
+    With a fused multiplication and addition, too: processors differ in that.
+
+    Args:
+        x: `network.Tensor` of the codes.
+        output: `network.Tensor` of their mean, in the same codes and near to the same scale.
+        count: How many codes there are.
+    """
+    sums = np.arange(count * x.low, count * x.high + 1)
+    exact = (2 * (sums - count * x.zero_point) + count) // (2 * count) + output.zero_point
+    multiplier, offset = _mean_factors(x, output, count)
+    once = np.rint(sums.astype(np.float32) * multiplier + offset)
+    fused = np.rint((sums * np.float64(multiplier) + np.float64(offset)).astype(np.float32))
+    return bool(np.all(once == exact) and np.all(fused == exact))
+
+
+def average_pool_2d(values, inputs, output, *, activation="none", size, strides, padding="valid"):
+    """Average of the stored values inside the image, ties away from zero: a builtin kernel.
+
+    The output has the scale and zero point of `x`.
+    """
+    (x,) = values
+    sizes, pads = output_sizes(x.shape[1:3], size, strides, (1, 1), padding)
+    sums = sum(pool_windows(pad_images(x.astype(np.int32), pads), size, strides, sizes))
+    counts = pool_counts(x.shape[1:3], size, strides, padding)
+    means = np.sign(sums) * ((np.abs(sums) + counts // 2) // counts)
+    return store(means, output, activation, builtin=True)
+
+
+def max_pool_2d(values, inputs, output, *, activation="none", size, strides, padding="valid"):
+    """Largest stored value inside the image; the output has the scale and zero point of `x`."""
+    (x,) = values
+    sizes, pads = output_sizes(x.shape[1:3], size, strides, (1, 1), padding)
+    padded = pad_images(x, pads, value=np.iinfo(x.dtype).min)
+    largest = np.full((), np.iinfo(x.dtype).min, x.dtype)
+    for view in pool_windows(padded, size, strides, sizes):
+        largest = np.maximum(largest, view)
+    return store(largest, output, activation)
+
+
+def resize_nearest_neighbor(values, inputs, output, *, size, half_pixel_centers=False):
+    """Copies of the nearest pixels."""
+    (x,) = values
+    for axis in (1, 2):
+        scale = np.float32(x.shape[axis]) / np.float32(size[axis - 1])
+        centre = np.float32(0.5 if half_pixel_centers else 0)
+        positions = np.floor((np.arange(size[axis - 1], dtype=np.float32) + centre) * scale)
+        x = x.take(np.clip(positions.astype(int), 0, x.shape[axis] - 1), axis)
+    return x
+
+
+def resize_bilinear(values, inputs, output, *, size, half_pixel_centers=False):
+    """Bilinear interpolation with weights in 1/2048, rounded once, ties up."""
+    sums = interpolate(values[0].astype(np.int64), size, half_pixel_centers, weight_one=2048)
+    return store((sums + 2**21) >> 22, output)
+
+
+def _slack_of_interpolation(node, tensors):
+    """Weights of both axes are multiples of 1/2048, each off by up to half of that."""
+    output = tensors[node.output]
+    return (output.high - output.low) * 2.0**-11
+
+
+# ---- in float ---------------------------------------------------------------------------------
+
+
+def float_mean(values, inputs, output, *, axes, keep_dims=True):
+    """Mean over `axes`."""
+    return values[0].mean(axis=tuple(axes), keepdims=keep_dims, dtype=np.float32)
+
+
+def float_average_pool_2d(
+    values, inputs, output, *, activation="none", size, strides, padding="valid"
+):
+    """Average of the values inside the image."""
+    (x,) = values
+    sizes, pads = output_sizes(x.shape[1:3], size, strides, (1, 1), padding)
+    sums = sum(pool_windows(pad_images(x, pads), size, strides, sizes))
+    counts = pool_counts(x.shape[1:3], size, strides, padding)
+    return clamp_floats(sums / counts, activation)
+
+
+def float_max_pool_2d(values, inputs, output, *, activation="none", size, strides, padding="valid"):
+    """Largest value inside the image."""
+    (x,) = values
+    sizes, pads = output_sizes(x.shape[1:3], size, strides, (1, 1), padding)
+    padded = pad_images(x, pads, value=-np.inf)
+    largest = -np.inf
+    for view in pool_windows(padded, size, strides, sizes):
+        largest = np.maximum(largest, view)
+    return clamp_floats(largest, activation)
+
+
+def float_resize_bilinear(values, inputs, output, *, size, half_pixel_centers=False):
+    """Bilinear interpolation."""
+    return interpolate(values[0], size, half_pixel_centers).astype(np.float32)
+
+
+# ---- emitters ---------------------------------------------------------------------------------
+
+
+def _emit_pool(operator):
+    def emit(node, tensors, batch_size):
+        height, width = node.options["size"]
+        options = {**window_of(node), "filterHeight": int(height), "filterWidth": int(width)}
+        version = version_of(node, tensors)
+        return operation_of(node, operator, "Pool2DOptions", version=version, **options)
+
+    return emit
+
+
+def _emit_mean(node, tensors, batch_size):
+    return operation_of(
+        node,
+        "MEAN",
+        "ReducerOptions",
+        more_inputs=[constant_of(node, "axes", np.atleast_1d(node.options["axes"]))],
+        version=version_of(node, tensors),
+        keepDims=bool(node.options["keep_dims"]),
+    )
+
+
+def _emit_resize(operator, options_type):
+    def emit(node, tensors, batch_size):
+        centers = bool(node.options.get("half_pixel_centers", False))
+        return operation_of(
+            node,
+            operator,
+            options_type,
+            more_inputs=[constant_of(node, "size", node.options["size"])],
+            version=3 if centers else version_of(node, tensors),
+            halfPixelCenters=centers,
+        )
+
+    return emit
+
+
+# ---- records ---------------------------------------------------------------------------------
+
+OPS = {
+    "average_pool_2d": Op(
+        emit=_emit_pool("AVERAGE_POOL_2D"),
+        integer=average_pool_2d,
+        floating=float_average_pool_2d,
+        is_spatial=True,
+    ),
+    "max_pool_2d": Op(
+        emit=_emit_pool("MAX_POOL_2D"),
+        integer=max_pool_2d,
+        floating=float_max_pool_2d,
+        is_spatial=True,
+    ),
+    "mean": Op(emit=_emit_mean, integer=mean, floating=float_mean),
+    "resize_nearest_neighbor": Op(
+        emit=_emit_resize("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions"),
+        integer=resize_nearest_neighbor,
+        floating=resize_nearest_neighbor,
+        is_spatial=True,
+    ),
+    "resize_bilinear": Op(
+        emit=_emit_resize("RESIZE_BILINEAR", "ResizeBilinearOptions"),
+        integer=resize_bilinear,
+        floating=float_resize_bilinear,
+        slack=_slack_of_interpolation,
+        is_spatial=True,
+    ),
+}

@@ -1,0 +1,204 @@
+"""One record per operation of the file: all that the exporter knows of it.
+
+    field      says                                               asked by
+    ---------  -------------------------------------------------  -----------------------------
+    emit       the operators and options of the TFLite schema     write
+    integer    the codes that LiteRT's default runtime computes   simulate, the proof
+    floating   the same in float32, for float islands             simulate, the proof
+    limits     the ratios of scales that its kernel takes         lowering, before writing
+    slack      by how much its kernel rounds beyond half a step   the proof
+    since      the first runtime that has an operator's version   write
+    is_spatial, has_bias                                          lowering, the proof, the report
+
+Both kernels are called as `kernel(values, inputs, output, *, activation="none", **options)`, with
+the arrays of the inputs (None: absent) and the `Tensor`s that say scales and zero points. `emit` is
+called as `emit(node, tensors, batch_size)`. A record has all of its fields, or it cannot be made.
+"""
+
+import dataclasses
+import typing
+
+import numpy as np
+
+from speq_keras.export.tflite.network import Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Which ratios of scales a kernel takes, as probed on ai-edge-litert 2.3.
+
+    Beyond `high` a file with a convolution or a matrix product does not load, and the kernel that
+    takes a product of two tensors leaves 32 bits. Below `low` a builtin kernel takes over.
+
+    Attributes:
+        low, high: Smallest ratio, and the first that is too large.
+        ratios: (node, tensors) -> the ratios of input to output scales, a float32 vector.
+        says: What is said of a ratio that is too large, with a place for it.
+    """
+
+    low: float
+    high: float
+    ratios: typing.Callable
+    says: str
+
+    def ratios_of(self, node, tensors):
+        """Returns the ratios of a node; none where it computes in float."""
+        ends = tensors[node.inputs[0]], tensors[node.output]
+        if any(tensor.scale is None for tensor in ends):
+            return np.zeros(0, np.float32)
+        return np.atleast_1d(self.ratios(node, tensors))
+
+    def are_met(self, node, tensors):
+        """Whether XNNPACK takes the scales of a node."""
+        ratios = self.ratios_of(node, tensors)
+        return bool(np.all((ratios >= self.low) & (ratios < self.high)))
+
+    def problem(self, node, tensors):
+        """Returns what is too large, as a sentence for the user, or ""."""
+        largest = np.max(self.ratios_of(node, tensors), initial=0.0)
+        return "" if largest < self.high else self.says.format(largest)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Op:
+    """What is known of one kind of node.
+
+    Attributes:
+        emit: Makes the node's `Operation`, or a list of them.
+        integer: Kernel for codes; None: none is needed, it stands in float islands only.
+        floating: Kernel for plain numbers; None: it reads or makes codes always.
+        limits: `Limits` of scales, or None: any will do.
+        slack: (node, tensors) -> steps of the output by which the kernel rounds further than to the
+            nearest code, or None.
+        since: {version of an operator: first TensorFlow that has it}; all others are as old as
+            `write.OLDEST_RUNTIME`.
+        is_spatial: Whether its kernel reads and makes images, with a height: sequences get one.
+        has_bias: Whether it multiplies by weights and adds a bias.
+    """
+
+    emit: typing.Callable
+    integer: typing.Callable | None
+    floating: typing.Callable | None
+    limits: Limits | None = None
+    slack: typing.Callable | None = None
+    since: dict = dataclasses.field(default_factory=dict)
+    is_spatial: bool = False
+    has_bias: bool = False
+
+    def __post_init__(self):
+        if self.integer is None and self.floating is None:
+            raise TypeError("An Op must have a kernel: integer, floating, or both.")
+
+
+# ---- ratios of scales ------------------------------------------------------------------------
+
+
+def _scales(node, tensors):
+    names = [name for name in (*node.inputs, node.output) if name]
+    scales = [tensors[name].scale for name in names]
+    return [None if scale is None else np.asarray(scale, np.float32) for scale in scales]
+
+
+def product_ratio(node, tensors):
+    """Returns the scale of a product of the first two inputs over that of the output."""
+    x, y, *_, output = _scales(node, tensors)
+    return x * y / output
+
+
+def input_ratios(node, tensors):
+    """Returns the scale of each input over that of the output."""
+    *inputs, output = _scales(node, tensors)
+    return np.array([scale / output for scale in inputs], np.float32)
+
+
+# ---- the schema ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One operation in the schema's own words.
+
+    Attributes:
+        operator: Name in the schema's `BuiltinOperator`.
+        inputs, outputs: Tensor names, "" for an input that is absent, or a `Tensor` that is not in
+            the network and exists for this operation only.
+        options_type: Name in the schema's `BuiltinOptions`, or None.
+        options: {field of that options table: value}. Enumerations by name: "SAME", "RELU".
+        version: Of the operator: the oldest one whose kernels compute this right.
+    """
+
+    operator: str
+    inputs: list
+    outputs: list
+    options_type: str | None = None
+    options: dict = dataclasses.field(default_factory=dict)
+    version: int = 1
+
+
+def operation_of(
+    node, operator, options_type=None, *, inputs=None, more_inputs=(), version=1, **options
+):
+    """Returns an `Operation` that reads `inputs` (those of `node`), and then `more_inputs`."""
+    return Operation(
+        operator=operator,
+        inputs=without_absent_end([*(node.inputs if inputs is None else inputs), *more_inputs]),
+        outputs=node.outputs,
+        options_type=options_type,
+        options=options,
+        version=version,
+    )
+
+
+def always(operator, options_type=None, *, quantized=1, fused=False, **options):
+    """Returns the emitter of an operator whose options are the same for all nodes.
+
+    `quantized` is its version for 8-bit tensors; `fused`: its options hold the fused activation.
+    """
+
+    def emit(node, tensors, batch_size):
+        activation = activation_of(node) if fused else {}
+        version = version_of(node, tensors, quantized=quantized)
+        return operation_of(node, operator, options_type, version=version, **options, **activation)
+
+    return emit
+
+
+def without_absent_end(inputs):
+    """Returns `inputs` without the absent ones at the end."""
+    while inputs and inputs[-1] == "":
+        inputs = inputs[:-1]
+    return inputs
+
+
+def constant_of(node, what, values):
+    """Returns an int32 constant for `node`: a shape, axes, paddings."""
+    values = np.asarray(values, np.int32)
+    name = f"{node.output}/{what}"
+    return Tensor(name=name, shape=values.shape, dtype="int32", data=values)
+
+
+def version_of(node, tensors, *, quantized=2):
+    """Returns 1 for float32, and `quantized` for the versions that brought 8 bits."""
+    return 1 if tensors[node.inputs[0]].dtype == "float32" else quantized
+
+
+def activation_of(node):
+    """Returns the field of the fused activation."""
+    return {"fusedActivationFunction": node.activation.upper()}
+
+
+def window_of(node):
+    """Returns the fields that convolutions and pooling share."""
+    height, width = node.options["strides"]
+    return {
+        "padding": node.options["padding"].upper(),
+        "strideH": int(height),
+        "strideW": int(width),
+        **activation_of(node),
+    }
+
+
+def dilations_of(node):
+    """Returns the fields of the dilations."""
+    height, width = node.options.get("dilations", (1, 1))
+    return {"dilationHFactor": int(height), "dilationWFactor": int(width)}
