@@ -6,8 +6,10 @@ import warnings
 import keras
 
 from speq_keras import training
+from speq_keras._checks import describe
 from speq_keras.damping import check_damping
 from speq_keras.data import inputs_of, packed, peek
+from speq_keras.losses import is_registered
 from speq_keras.quantized_model import QuantizedModel
 from speq_keras.settings import speq_weight_from
 from speq_keras.training.heads import check_teacher
@@ -220,6 +222,31 @@ class SPEQModel(QuantizedModel):
             return make_plan(self, warn=sentences.append), sentences, None
         except ValueError as error:
             return plan, (), error
+
+    # ---- saving --------------------------------------------------------------------------------
+
+    def save(self, filepath, *args, **kwargs):
+        """Saves as `SafeSaving.save`; says of a loss of one's own that only its name is saved.
+
+        Example:
+            >>> import os, speq_keras, tempfile
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     model.save(f"{folder}/m.keras")
+            ...     os.listdir(folder)
+            ['m.keras']
+        """
+        for name in ("distillation", "teacher_distillation"):
+            loss = getattr(self, name)
+            if not is_registered(loss):
+                self._say_once(
+                    "A file has no more than the name of a loss, which must be registered where "
+                    f"the model is loaded. {describe(**{name: loss})} Register it with "
+                    "keras.saving.register_keras_serializable(), or pass custom_objects to "
+                    "load_model."
+                )
+        super().save(filepath, *args, **kwargs)
 
     # ---- training ------------------------------------------------------------------------------
 
