@@ -66,7 +66,9 @@ def wrap(
             0.5 unless given.
         temperature: T of Eq. 2, positive.
         distillation: `"cosine"` (Eq. 8, divided by the L2 norms), `"dot"` (Eq. 8 as printed, with
-            the gradient of Eq. 9), `"kl"` (Eq. 6), or None: plain quantization-aware training.
+            the gradient of Eq. 9), `"kl"` (Eq. 6), a loss of your own (a function of the softened
+            probabilities of teacher and student, such as `keras.losses.kl_divergence`, or its name:
+            `losses.register_distillation`), or None: plain quantization-aware training.
             "auto": the cosine where there is something to distil, an output with logits and a
             teacher that may have another width than the student; else plain training, at its
             cost, which is said once. Decided anew at `compile` and when `set_bits` changes it.
@@ -74,8 +76,8 @@ def wrap(
             not saved with the model.
         speq_weight: λ of Eq. 4, 0 to 1; 0.5 unless given. Only with `teacher`.
         teacher_distillation: The loss against `teacher`, as `distillation`; "kl" in Eq. 3.
-        weight_quantizer: Name ("sawb", "minmax", "mse", "lsq", "dorefa", "qil") or object.
-        activation_quantizer: Name ("pact", "lsq_plus", "dorefa", "fixed") or object.
+        weight_quantizer: Name or object; `quantizers` has a table, and registers your own.
+        activation_quantizer: Likewise.
         boundary_bits: Width in bits of the weights and inputs of the first and last weighted
             layers; None leaves them float. Weights of a fixed width are min-max, per channel.
         skip: Name or names of layers to leave in float; shell patterns ("block1_*").
@@ -131,11 +133,7 @@ def wrap(
         teacher_distillation=teacher_distillation,
         seed=seed,
     )
-    if a_bits is None and distillation not in (AUTO, None):
-        raise ValueError(
-            "SPEQ draws activation widths, and with `a_bits`=None there are none. "
-            f"{describe(a_bits=a_bits, distillation=distillation)} Pass distillation=None."
-        )
+    _check_drawable(a_bits, distillation)
     if teacher is not None:
         check_teacher(model, teacher)
     check_bool("fused_batch_norm", fused_batch_norm)
@@ -176,6 +174,14 @@ def _config_of(model):
             f"{describe(model=model.name, error=brief(error))} Define `get_config()` in every "
             "layer of your own."
         ) from error
+
+
+def _check_drawable(a_bits, distillation):
+    if a_bits is None and distillation not in (AUTO, None):
+        raise ValueError(
+            "SPEQ draws activation widths, and with `a_bits`=None there are none. "
+            f"{describe(a_bits=a_bits, distillation=distillation)} Pass distillation=None."
+        )
 
 
 def _check_model(model):
