@@ -223,7 +223,7 @@ def _predict(model, arrays):
 def _weight_rows(steps, network):
     filters = {node.layer: node.inputs[1] for node in network.nodes if OPS[node.kind].has_bias}
     for step in steps.steps:
-        if step.kind != "linear":
+        if step.kind != "linear" or step.is_float:
             continue
         weights = step.weights
         low, high = CODES[weights.container]
@@ -238,5 +238,5 @@ def _weight_rows(steps, network):
             largest=int(np.abs(weights.codes).max()),
             multiplier=int(weights.multiplier.max()),
             bytes=-(-weights.codes.size * width // 8),
-            why=step.options.get("why", ""),
+            why=weights.why,
         )

@@ -232,6 +232,5 @@ def _drop_last_tables(folded):
 
 def _is_last_function(step):
     """Whether a step is a softmax, sigmoid or tanh that nothing rounds, in codes or in float."""
-    if step.kind == "float":
-        return fixed_range(step.nodes[0].operation) is not None
-    return step.kind == "table" and step.quantizer is None
+    is_last = step.kind == "table" and step.quantizer is None
+    return is_last and (not step.is_float or fixed_range(step.layer) is not None)

@@ -25,7 +25,7 @@ def _array(rng, value, reader, seed):
         is_table = reader is not None and reader.kind == "embedding"
         if value.whole and not is_table:
             return rng.integers(value.whole[0], value.whole[1] + 1, shape, dtype="int32")
-        rows = len(reader.options["codes"]) if is_table else 2
+        rows = len(reader.codes) if is_table else 2
         return rng.integers(0, rows, shape, dtype="int32")
     low, high = -3.0, 3.0  # nothing says what range a layer in float has
     if reader is not None and reader.kind == "quantize":

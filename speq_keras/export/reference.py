@@ -44,6 +44,8 @@ def compute(step, arrays, *, rounds=True):
 
     With `rounds` False it returns what would have been rounded.
     """
+    if step.is_float:
+        return _in_float(step, arrays)
     if step.kind == "linear":
         y = _linear(step, arrays[0])
     elif step.kind == "matmul":
@@ -52,19 +54,25 @@ def compute(step, arrays, *, rounds=True):
         weights = step.weights
         y = arrays[0] * weights.values + weights.rounded_bias
     elif step.kind == "constant":
-        y = step.options["codes"][None] * np.float64(step.output.grid.scale)
+        y = step.codes[None] * np.float64(step.output.grid.scale)
     elif step.kind in ("quantize", "requantize", "dequantize", "cast"):
         y = arrays[0].astype("float64")
-    elif step.output.dtype == "int32":
-        return keras.ops.convert_to_numpy(call(step.nodes[0], arrays)).astype("int32")
-    elif step.kind == "average_pool" and step.activation == "none":
+    elif step.kind == "average_pool_2d" and step.activation == "none":
         return _average_pool(step, arrays[0], rounds)
     else:
-        if len(arrays) == 2 and step.inputs[1].dtype == "int32":  # the mask of a softmax
-            arrays = [arrays[0], arrays[1] != 0]
         y = _float64(call(step.nodes[0], [keras.ops.convert_to_tensor(a) for a in arrays]))
     y = _activated(y, step.activation)
     return _rounded(step, y) if rounds else y
+
+
+def _in_float(step, arrays):
+    """Calls a layer of a float island, or an operation on whole numbers."""
+    if step.output.dtype == "int32":
+        return keras.ops.convert_to_numpy(call(step.nodes[0], arrays)).astype("int32")
+    if len(arrays) == 2 and step.inputs[1].dtype == "int32":  # the mask of a softmax
+        arrays = [arrays[0], arrays[1] != 0]
+    y = call(step.nodes[0], [keras.ops.convert_to_tensor(array) for array in arrays])
+    return _float64(y).astype("float32")
 
 
 def _rounded(step, y):
@@ -121,8 +129,8 @@ def _linear(step, array):
     wrapper, weights = step.nodes[0].operation, step.weights
     input_scale = np.float64(step.inputs[0].grid.scale)
     x = keras.ops.convert_to_tensor(np.rint(array / input_scale).astype("float32"))
-    if "absorbed" in step.options:
-        x = call(step.options["absorbed"], [x])
+    if step.absorbed is not None:
+        x = call(step.absorbed, [x])
     (attribute,) = wrapper.quantizers
     variable = wrapper.variable(attribute)
     layer = wrapper.layer

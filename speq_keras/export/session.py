@@ -154,7 +154,7 @@ class _Results:
         tensor, maker = self.network.tensors[name], self.makers.get(name)
         if tensor.dtype not in CODES and maker is not None and maker.kind == "dequantize":
             tensor = self.network.tensors[maker.inputs[0]]
-        return float(tensor.step) if tensor.dtype in CODES else None
+        return float(tensor.trained_scale) if tensor.dtype in CODES else None
 
 
 class _Tally:

@@ -11,13 +11,13 @@ import dataclasses
 import keras
 
 from speq_keras._checks import check_choice
-from speq_keras.export.allowances import WITH_BIAS
 from speq_keras.export.fold import fold
 from speq_keras.export.folding.weights import slope_of
 from speq_keras.export.session import has_islands
 from speq_keras.export.settle_biases import apply_move, move_of
 from speq_keras.export.settle_scales import Scales, relations_of
 from speq_keras.export.storage import STORAGES
+from speq_keras.export.tflite.operations import OPS
 from speq_keras.export.tflite.products import rounds_twice
 from speq_keras.graph import read_graph
 from speq_keras.operations import Kind, kind_of
@@ -123,14 +123,16 @@ def _kernels_left(folded):
     left, tensors = [], folded.network.tensors
     for step in folded.steps.steps:
         name = step.nodes[0].name if step.nodes else step.name
-        if step.kind == "average_pool" and step.options["padding"] != "valid":
+        if step.is_float:
+            continue
+        if step.kind == "average_pool_2d" and step.options["padding"] != "valid":
             left.append(f"{name}: an average with padding 'same' sends halves away from zero")
-        elif step.kind == "resize" and not _is_exact(step):
+        elif step.kind == "resize_bilinear" and not _is_exact(step):
             left.append(f"{name}: it interpolates with weights of 11 bits")
     for node in folded.network.nodes:
         weights = tensors[node.inputs[1]] if len(node.inputs) > 1 else None
         off_centre = node.kind == "batch_matmul" and weights.zero_point
-        if off_centre or (node.kind in WITH_BIAS and rounds_twice(node.kind, weights)):
+        if off_centre or (OPS[node.kind].has_bias and rounds_twice(node.kind, weights)):
             left.append(f"{node.layer}: its kernel rounds twice")
     if has_islands(folded.network):
         left.append("layers in float: sums of floats depend on their order")

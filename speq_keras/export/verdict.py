@@ -156,8 +156,8 @@ def _layers(graph, folded, problems):
     """Returns {node name: what becomes of it}; a layer that is called twice has one name."""
     found = {}
     for step in folded.steps:
-        is_island = step.kind == "float" and step.output.dtype == "float32"
-        absorbed = [step.options["absorbed"]] if "absorbed" in step.options else []
+        is_island = step.is_float and step.output.dtype == "float32"
+        absorbed = [] if step.absorbed is None else [step.absorbed]
         for node in [*step.nodes, *absorbed]:
             found.setdefault(node.name, set()).add(_FLOAT if is_island else _INTEGER)
     refused = {}

@@ -8,6 +8,9 @@ from speq_keras.export.folding.steps import CannotExport
 from speq_keras.graph import Ref
 from speq_keras.operations import name_of
 
+# Layers whose numbers may go along any axes: floats are scaled so, too.
+ALONG_AXES = ("Rescaling", "Normalization")
+
 
 def of(operation, shape):
     """Returns float64 `(slope, shift)`, vectors over the channels, of an AFFINE layer.
@@ -22,13 +25,19 @@ def of(operation, shape):
     name = name_of(operation)
     if name == "BatchNormalization":
         return _batch_normalization(operation, shape)
-    if name == "Rescaling":
-        return _rescaling(operation, shape)
-    if name == "Normalization":
-        return _normalization(operation, shape)
+    if name in ALONG_AXES:
+        slope, shift = along_axes(operation)
+        return _vector(slope, shape), _vector(shift, shape)
     if name == "ChannelOperation":
         return _channel_operation(operation, shape)
     raise CannotExport("it is not known to be a slope and a shift")
+
+
+def in_float(operation, shape):
+    """Returns `(slope, shift)` as they broadcast against floats; arguments as of `of`."""
+    free = name_of(operation) in ALONG_AXES
+    pair = along_axes(operation) if free else of(operation, shape)
+    return tuple(np.atleast_1d(vector) for vector in pair)
 
 
 def of_call(node, shape):
@@ -78,16 +87,6 @@ def _batch_normalization(layer, shape):
     slope = (_numpy(layer.gamma) if layer.scale else np.ones(shape[-1])) / deviation
     shift = (_numpy(layer.beta) if layer.center else np.zeros(shape[-1])) - mean * slope
     return slope, shift
-
-
-def _rescaling(layer, shape):
-    slope, shift = along_axes(layer)
-    return _vector(slope, shape), _vector(shift, shape)
-
-
-def _normalization(layer, shape):
-    slope, shift = along_axes(layer)
-    return _vector(slope, shape), _vector(shift, shape)
 
 
 def along_axes(layer):

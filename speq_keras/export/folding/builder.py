@@ -3,8 +3,8 @@
 import numpy as np
 
 from speq_keras.export.folding import ties
-from speq_keras.export.folding.floats import check_float, check_whole_numbers
 from speq_keras.export.folding.grids import grid_of
+from speq_keras.export.folding.node_rules import RULES
 from speq_keras.export.folding.padding import Padded, is_same_padding
 from speq_keras.export.folding.pending import Pending
 from speq_keras.export.folding.steps import (
@@ -17,21 +17,13 @@ from speq_keras.export.folding.steps import (
 )
 from speq_keras.export.folding.weights import folded_weights
 from speq_keras.graph import Names
-from speq_keras.operations import Kind, kind_of, name_of
+from speq_keras.operations import Kind, function_name, kind_of, name_of
 
 # The codes of whole numbers of 8 bits.
 _BYTES = {
     "uint8": Grid(np.float32(1), 0, 255),
     "int8": Grid(np.float32(1), -128, 127),
 }
-
-
-class GridTies(Exception):
-    """Many results of the quantizer `name` tie, and on `grid` they do not."""
-
-    def __init__(self, name, grid):
-        super().__init__(name)
-        self.name, self.grid = name, grid
 
 
 class Builder:
@@ -54,6 +46,7 @@ class Builder:
         self.constants = {}  # id(value): the step that makes it
         self.weights = {}  # id(value): (value, the codes of a weight in the shape that Keras knows)
         self.floats = {}  # id(value): (value, the same in float)
+        self.nudged = None  # (name of a quantizer, a grid at which its results do not tie)
 
     # ---- steps ---------------------------------------------------------------------------------
 
@@ -98,10 +91,15 @@ class Builder:
             self.constants[id(step.output)] = step
         return step.output
 
-    def copied(self, kind, inputs, node, grid, options):
+    def copied(self, kind, inputs, node, grid, options=None, codes=None):
         """Adds a step that rounds nothing, with codes on `grid`; returns its output."""
-        output = Value(self.names.unique(node.name), self.shape_of(node), grid)
-        return self.add(Step(kind, inputs, output, [node], options=options))
+        output = self.value(node, self.shape_of(node), grid)
+        return self.add(Step(kind, inputs, output, [node], options=options or {}, codes=codes))
+
+    def value(self, node, shape, grid, layer=""):
+        """Returns a new `Value` for what a node makes."""
+        dtype = "float32" if grid else plain_dtype(self.graph.tensors[node.outputs[0]].dtype)
+        return Value(self.names.unique(node.name), shape, grid, layer=layer, dtype=dtype)
 
     def constant(self, node, codes, grid):
         """Adds a step that makes the same codes, without a batch axis, for every example.
@@ -110,7 +108,7 @@ class Builder:
             Its output, with a first axis of size 1.
         """
         output = Value(self.names.unique(node.name), (1, *codes.shape), grid)
-        return self.add(Step("constant", [], output, [node], options={"codes": codes}))
+        return self.add(Step("constant", [], output, [node], codes=codes))
 
     def weight(self, node, codes, grid):
         """Adds a constant that has no batch in Keras either; returns its output."""
@@ -121,14 +119,15 @@ class Builder:
 
     def pending(self, kind, node, inputs, options=None):
         """Returns the `Pending` of one node; a convolution takes in the padding before it."""
-        options = dict(options or {})
+        absorbed = None
         if kind == "linear" and isinstance(inputs[0], Padded):
             padded = inputs[0]
             if is_same_padding(node.operation.layer, padded):
-                inputs, options["absorbed"] = [padded.source], padded.node
+                inputs, absorbed = [padded.source], padded.node
             else:
                 inputs = [self.codes(padded)]
-        return Pending(kind, inputs, self.shape_of(node), [node], options=options)
+        shape, options = self.shape_of(node), options or {}
+        return Pending(kind, inputs, shape, [node], options=options, absorbed=absorbed)
 
     def shape_of(self, node):
         """Returns the shape that a node makes, batch first.
@@ -169,11 +168,11 @@ class Builder:
         if id(value) in self.constants:
             output = self.round_constant(self.constants[id(value)], node, grid, quantizer)
             if id(value) in self.weights:
-                codes = self.constants[id(output)].options["codes"]
+                codes = self.constants[id(output)].codes
                 shape = self.weights[id(value)][1].shape
                 self.weights[id(output)] = (output, codes.reshape(shape))
             return output
-        self.check_ties("requantize", [value], grid, quantizer)
+        self.look_for_ties("requantize", [value], grid, quantizer)
         return self.rounded("requantize", node, [value], grid, quantizer)
 
     def stand_ins(self, node, arguments):
@@ -212,20 +211,17 @@ class Builder:
 
     def round_constant(self, step, node, grid, quantizer):
         """Adds a constant step like `step`, on another grid; returns its output."""
-        codes = grid.round(step.options["codes"] * np.float64(step.output.grid.scale))
+        codes = grid.round(step.codes * np.float64(step.output.grid.scale))
         output = Value(self.names.unique(node.name), step.output.shape, grid, layer=node.name)
-        options = {"codes": codes}
-        return self.add(
-            Step("constant", step.inputs, output, step.nodes, options=options, quantizer=quantizer)
-        )
+        return self.add(Step("constant", [], output, step.nodes, codes=codes, quantizer=quantizer))
 
-    def check_ties(self, kind, values, grid, quantizer):
-        """Raises `GridTies` if many results would lie halfway between two codes of `grid`."""
-        if quantizer is None or quantizer.name in self.grids:
+    def look_for_ties(self, kind, values, grid, quantizer):
+        """Remembers a better grid if many results would lie halfway between two codes of `grid`."""
+        if quantizer is None or quantizer.name in self.grids or self.nudged is not None:
             return
         better = ties.nudged(kind, [value.grid for value in values], grid)
         if better is not None:
-            raise GridTies(quantizer.name, better)
+            self.nudged = (quantizer.name, better)
 
     def rounded(self, kind, node, values, grid, quantizer):
         """Adds a step that rounds what it reads; returns its output."""
@@ -233,24 +229,31 @@ class Builder:
         return self.add(Step(kind, values, output, [node], quantizer=quantizer))
 
     def round(self, pending, node, grid, quantizer=None):
-        """Adds the step that computes `pending` and rounds it to `grid`; returns its output."""
+        """Adds the step that computes `pending` and rounds it to `grid`; returns its output.
+
+        A grid of None rounds nothing, and the step computes in float.
+        """
         layer = node.name if quantizer is not None else ""
-        output = Value(self.names.unique(node.name), pending.shape, grid, layer=layer)
         step = Step(
             pending.kind,
             pending.inputs,
-            output,
+            self.value(node, pending.shape, grid, layer),
             pending.nodes,
             pending.activation,
             options=dict(pending.options),
+            absorbed=pending.absorbed,
             quantizer=quantizer,
         )
-        if pending.kind in ("average_pool", "resize") and grid != pending.inputs[0].grid:
+        if grid is None:
+            step.affines = pending.affines
+            return self.add(step)
+        kind = kind_of(pending.nodes[0].operation)
+        if kind is Kind.SAME_GRID and grid != pending.inputs[0].grid:
             error = CannotExport("what it makes must have the grid of its input")
             error.node = pending.nodes[0]
             raise error
         if pending.kind in ("add", "subtract", "multiply"):
-            self.check_ties(pending.kind, pending.inputs, grid, quantizer)
+            self.look_for_ties(pending.kind, pending.inputs, grid, quantizer)
         elif pending.kind in ("linear", "affine"):
             try:
                 self.give_weights(step, pending)
@@ -266,20 +269,23 @@ class Builder:
     # ---- floats --------------------------------------------------------------------------------
 
     def in_float(self, node, values):
-        """Adds a step that computes one node in float."""
+        """Adds a step that computes one node on floats, or on whole numbers; returns its output."""
+        kind = kind_of(node.operation)
         dtype = plain_dtype(self.graph.tensors[node.outputs[0]].dtype)
+        if kind in (Kind.AFFINE, Kind.ELEMENTWISE) and dtype == "float32":
+            values = [self.cast(value) if value.is_whole else value for value in values]
         try:
-            check_float(node)
+            if len(node.outputs) != 1:
+                raise CannotExport("it has several outputs")
+            made = RULES[kind](self, node, values)
             check_whole_numbers(node.operation, values, dtype)
-            shape = self.shape_of(node)
         except CannotExport as error:
             error.node = node  # not the one that reads it in float
             raise
-        output = Value(self.names.unique(node.name), shape, None, dtype=dtype)
-        self.add(Step("float", values, output, [node]))
+        made = self.round(made, node, None) if isinstance(made, Pending) else self.codes(made)
         if node.name not in self.folded.float_layers and dtype == "float32":
             self.folded.float_layers.append(node.name)
-        return output
+        return made
 
     def as_float(self, value):
         """Returns `value` as floats; codes go through DEQUANTIZE, once."""
@@ -303,8 +309,28 @@ class Builder:
             return self.add(Step("dequantize", [value], output))
         # Nothing rounds what was computed: it is computed in float from its inputs on.
         values = [self.as_float(x) for x in value.inputs]
-        if "absorbed" in value.options:
-            values = [self.in_float(value.options["absorbed"], values)]
+        if value.absorbed is not None:
+            values = [self.in_float(value.absorbed, values)]
         for node in value.nodes:
             values = [self.in_float(node, values)]
         return values[0]
+
+
+def check_whole_numbers(operation, values, dtype):
+    """Checks that whole numbers become floats, or floats whole numbers, only where kernels do so.
+
+    Args:
+        operation: Of a node.
+        values: The `Value`s that it reads, without grids.
+        dtype: Of what it makes: "float32" or "int32".
+
+    Raises:
+        CannotExport: If a kernel would read another type than it knows.
+    """
+    reads_whole = [value.is_whole for value in values]
+    if dtype == "int32" and any(value.dtype == "float32" for value in values):
+        raise CannotExport("whole numbers are not made of floats")
+    is_masked = reads_whole == [False, True] and function_name(operation) == "softmax"
+    is_cast = name_of(operation) == "Cast"
+    if dtype == "float32" and any(reads_whole) and not (is_masked or is_cast):
+        raise CannotExport("whole numbers have to be cast to floats first")

@@ -20,7 +20,7 @@ class Pending:
         nodes: In order.
         affines: (slope, shift) per channel of what is folded into it, in order.
         activation: "none", "relu" or "relu6".
-        options: As of a `Step`.
+        options, absorbed: As of a `Step`.
     """
 
     kind: str
@@ -30,15 +30,17 @@ class Pending:
     affines: list = dataclasses.field(default_factory=list)
     activation: str = "none"
     options: dict = dataclasses.field(default_factory=dict)
+    absorbed: object = None
 
 
-def fused(pending, node, kind):
+def fused(pending, node, kind, *, in_float=False):
     """Returns a `Pending` with one more node in it: a BatchNormalization, Rescaling, ... or ReLU.
 
     Args:
         pending: What the node reads.
         node: The node.
-        kind: `Kind.AFFINE` or `Kind.RELU`.
+        kind: `Kind.RELU`, or that of a slope and a shift.
+        in_float: Whether it computes with floats.
 
     Raises:
         CannotExport: If the node is no part of that step.
@@ -50,5 +52,6 @@ def fused(pending, node, kind):
         return result
     if pending.kind not in ("linear", "affine") or pending.activation != "none":
         raise CannotExport("it cannot be folded into what stands before it")
-    result.affines = [*pending.affines, affine.of(node.operation, result.shape)]
+    factors = affine.in_float if in_float else affine.of
+    result.affines = [*pending.affines, factors(node.operation, result.shape)]
     return result

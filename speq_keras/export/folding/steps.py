@@ -1,24 +1,27 @@
 """The folded network: what stands between two roundings is one step.
 
-kind          reads       computes, before it is rounded to `grid`
+kind          reads       computes, before it is rounded to the grid of its output
 ------------  ----------  -----------------------------------------------------------------
 quantize      float       x
-linear        codes       the layer `operation` with weights · scale, + bias, activation
+linear        codes       its layer with weights · scale, + bias, activation
 affine        codes       x · scale + bias per channel (BatchNormalization, Rescaling, ...)
 add           2 codes     a + b, activation             (subtract, multiply: likewise)
+matmul        2 codes     their product
 mean          codes       mean over `options["axes"]`
-average_pool  codes       the pooling layer             (grid: that of its input)
-resize        codes       bilinear interpolation        (grid: that of its input)
 table         codes       a function of one value       (softmax: of the last axis)
 requantize    codes       x
-max_pool, reshape, transpose, pad, mirror_pad, slice, resize_nearest, concatenate
-codes       nothing: codes are copied, there is no rounding
-dequantize    codes       x, in float
-cast          int32       x, in float
-float         float       the operation itself
+concatenate   codes       nothing: the codes of all inputs, which have one grid
 embedding     int32       rows of the layer's table, which are codes already
 constant      -           the layer's table itself (PositionEmbedding)
+dequantize    codes       x, in float
+cast          int32       x, in float
 refused       -           nothing: stands for what a refused layer would make
+
+All other kinds are those of an operation that copies or averages codes on the grid that they have
+(`copying`), by its name in `tflite.operations.OPS`: reshape, max_pool_2d, resize_bilinear, ...
+
+A float island is a grid of None: its steps have the same kinds, one for every node, and read and
+make floats. These stand in islands alone: divide, negative, square, layer_normalization.
 """
 
 import dataclasses
@@ -29,6 +32,10 @@ from speq_keras.layers import QuantizedLayer
 
 # A bias this near to the grid of the sums, in steps of the output, is on it: float32 is no finer.
 SETTLED_STEPS = 2.0**-14
+
+
+# Why a layer that nobody knows is refused.
+NO_KERNEL = "neither an integer nor a float kernel is known for it"
 
 
 class CannotExport(Exception):
@@ -61,9 +68,7 @@ class Problem:
     def at(cls, node, error):
         """Returns the `Problem` of a node that raised a `CannotExport`."""
         node = error.node or node
-        operation = node.operation
-        if isinstance(operation, QuantizedLayer):  # of other wrappers, users know the outer one
-            operation = operation.layer
+        operation = unwrapped(node.operation)  # of other wrappers, users know the outer one
         return cls(node.name, type(operation).__name__, str(error), error.by_ranges)
 
     def __str__(self):
@@ -129,6 +134,7 @@ class Weights:
         bias: float64 per output channel, in units of the output.
         channel_axes: Axes of `codes` that number the output channels.
         container: "int8", "int4" or "int2": what the stored codes have to fit.
+        why: Why it is not a narrower one, or "".
         multiplier: Whole number per output channel; stored code = code · multiplier.
         bias_codes: int64 per channel; the bias in units of input scale · scale / multiplier.
         input_scale: The scale of the input's grid.
@@ -139,6 +145,7 @@ class Weights:
     bias: np.ndarray
     channel_axes: tuple
     container: str = "int8"
+    why: str = ""
     multiplier: np.ndarray | None = None
     bias_codes: np.ndarray | None = None
     input_scale: float = 1.0
@@ -176,7 +183,21 @@ class Weights:
 
 @dataclasses.dataclass(eq=False)
 class Step:
-    """One step. `nodes`: the nodes of the trained graph that it computes, in order."""
+    """One step.
+
+    Attributes:
+        kind: See above.
+        inputs: `Value`s.
+        output: The `Value` that it makes.
+        nodes: The nodes of the trained graph that it computes, in order.
+        activation: "none", "relu" or "relu6".
+        weights: `Weights` of a linear or affine step of codes.
+        affines: Of an affine step of floats: [(slope, shift), ...], which broadcast.
+        options: What else its kind has to know: axes, sizes, ...
+        codes: Of an embedding or constant: the codes of the table.
+        absorbed: The node whose zeros around the input the layer adds itself, or None.
+        quantizer: The trained quantizer that decided the grid, or None.
+    """
 
     kind: str
     inputs: list
@@ -184,13 +205,31 @@ class Step:
     nodes: list = dataclasses.field(default_factory=list)
     activation: str = "none"
     weights: Weights | None = None
+    affines: list = dataclasses.field(default_factory=list)
     options: dict = dataclasses.field(default_factory=dict)
+    codes: np.ndarray | None = None
+    absorbed: object = None
     quantizer: object = None
 
     @property
     def name(self):
         """The name of what it makes."""
         return self.output.name
+
+    @property
+    def layer(self):
+        """The layer or operation of its first node; of a quantized layer the one inside."""
+        return unwrapped(self.nodes[0].operation)
+
+    @property
+    def is_float(self):
+        """Whether it computes a node of the trained graph in float or on plain whole numbers."""
+        return self.output.grid is None and bool(self.nodes) and self.kind != "refused"
+
+
+def unwrapped(operation):
+    """Returns the layer in a `QuantizedLayer`; all others as they are."""
+    return operation.layer if isinstance(operation, QuantizedLayer) else operation
 
 
 @dataclasses.dataclass(eq=False)

@@ -3,14 +3,14 @@
 import copy
 import dataclasses
 
-from speq_keras.export.folding.builder import Builder, GridTies
-from speq_keras.export.folding.carry import changes_nothing
+from speq_keras.export.folding.builder import Builder
+from speq_keras.export.folding.copying import changes_nothing
 from speq_keras.export.folding.grids import fixed_grid
+from speq_keras.export.folding.node_rules import RULES, is_whole, table_rows
 from speq_keras.export.folding.options import check_options
 from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending
 from speq_keras.export.folding.steps import CannotExport, Problem, Value
-from speq_keras.export.folding.visits import VISITS, is_whole, table_rows
 from speq_keras.export.folding.weights import finish, is_table
 from speq_keras.export.storage import container_of
 from speq_keras.operations import Kind, fixed_range, kind_of, name_of
@@ -29,16 +29,16 @@ def fold_graph(model, graph, grids=None):
         steps stand for the layers that cannot be exported.
     """
     grids = dict(grids or {})
-    while True:
-        try:
-            folded = _walk(Builder(graph, model.name, grids))
-        except GridTies as tie:
-            # A grid may belong to several tensors, also to earlier ones: begin again.
-            grids[tie.name] = tie.grid
-        else:
-            folded.input_names = [tensor.name for tensor in model.inputs]
-            folded.output_names = list(model.output_names)
-            return folded
+    builder = _walk(graph, model.name, grids)
+    while builder.nudged is not None:
+        # A grid may belong to several tensors, also to earlier ones: begin again.
+        name, grid = builder.nudged
+        grids[name] = grid
+        builder = _walk(graph, model.name, grids)
+    folded = builder.folded
+    folded.input_names = [tensor.name for tensor in model.inputs]
+    folded.output_names = list(model.output_names)
+    return folded
 
 
 def store(folded, storage):
@@ -53,7 +53,7 @@ def store(folded, storage):
         if step.weights is None:
             continue
         if step.kind == "linear":
-            step.weights.container, step.options["why"] = container_of(step, storage)
+            step.weights.container, step.weights.why = container_of(step, storage)
         finish(step.weights, step.output.grid, notes, step.name)
     folded.notes[:0] = notes
 
@@ -69,9 +69,10 @@ def stored_copy(folded, storage):
     return result
 
 
-def _walk(builder):
-    """Visits all nodes of the builder's graph and returns its network."""
-    graph, folded = builder.graph, builder.folded
+def _walk(graph, name, grids):
+    """Visits all nodes of a graph and returns the `Builder` of its network."""
+    builder = Builder(graph, name, grids)
+    folded = builder.folded
     values = {index: builder.input(index) for index in graph.input_indices}
     problems = folded.problems
     for node in graph.nodes:
@@ -97,7 +98,7 @@ def _walk(builder):
                 problems.append(Problem.at(graph.tensors[index].producer, error))
     folded.problems = list(dict.fromkeys(problems))  # a layer read twice is refused twice
     folded.notes += _notes(builder)
-    return folded
+    return builder
 
 
 def _outputs(builder, node, arguments):
@@ -121,11 +122,8 @@ def _visit(builder, node, arguments):
     if kind is Kind.WEIGHTED and is_table(node.operation.layer):
         return table_rows(builder, node, arguments)
     if kind is Kind.FLOAT or any(_is_float(value, kind) for value in arguments):
-        values = [builder.as_float(value) for value in arguments]
-        if kind in (Kind.AFFINE, Kind.ELEMENTWISE) and builder.makes_floats(node):
-            values = [builder.cast(value) if is_whole(value) else value for value in values]
-        return builder.in_float(node, values)
-    return VISITS[kind](builder, node, arguments)
+        return builder.in_float(node, [builder.as_float(value) for value in arguments])
+    return RULES[kind](builder, node, arguments)
 
 
 def _only_renames_type(builder, node, arguments):

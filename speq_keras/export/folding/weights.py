@@ -79,13 +79,18 @@ def _step_of(unique, likely):
     raise NotOnGridError
 
 
+def is_linear(layer):
+    """Whether some kernel multiplies by the weights of a layer, and sums."""
+    return name_of(layer) in _LINEAR_LAYERS
+
+
 def check_linear(layer):
     """Checks that integer kernels compute a layer with weights.
 
     Raises:
         CannotExport: If they do not.
     """
-    if name_of(layer) not in _LINEAR_LAYERS:
+    if not is_linear(layer):
         raise CannotExport("there is no integer kernel for it")
     if fused_function(layer) is not None:
         raise CannotExport("its activation function has to be a layer of its own")
@@ -199,7 +204,7 @@ def finish(weights, output_grid, notes, name):
 
 def slope_of(step):
     """Returns the number by which an affine step multiplies, or None where it does more."""
-    if step.kind != "affine" or step.weights.bias_codes.any():
+    if step.kind != "affine" or step.is_float or step.weights.bias_codes.any():
         return None
     slopes = step.weights.scale * step.weights.codes
     return float(slopes[0]) if slopes[0] and np.all(slopes == slopes[0]) else None

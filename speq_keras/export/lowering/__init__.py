@@ -1,11 +1,16 @@
-"""Steps in, TFLite operations out.
+"""Steps in, operations of the file out.
 
-encoding   codes as int8 that stock kernels clip right     encoding.py
-linear     convolutions, dense and affine steps            linear.py
-rows       one small function for every other step         rows.py
-build      the table, the ends of the network, pruning     build.py
+module      does
+----------  ----------------------------------------------------------
+encoding    codes as int8 that stock kernels clip right
+build       the network while it is made: tensors, nodes, its ends
+operations  one small function for every kind of step without weights
+linear      convolutions, dense layers, slopes per channel
+functions   functions of one value, by kernel or by table
+float_only  what float islands alone compute
+lower       the table of kinds, and the walk over the steps
 """
 
-from speq_keras.export.lowering.build import lower, lower_steps
+from speq_keras.export.lowering.lower import lower, lower_steps
 
 __all__ = ["lower", "lower_steps"]

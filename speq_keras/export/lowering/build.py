@@ -1,95 +1,23 @@
-"""Puts the operations together: the table of rows, the ends of the network, pruning."""
+"""Puts the operations together: nodes, what clips behind them, the ends of the network."""
 
 import copy
 
 import numpy as np
 
-from speq_keras.export.folding.steps import CannotExport, Problem, Value, refusal
-from speq_keras.export.lowering import islands, linear, rows
+from speq_keras.export.folding.steps import CannotExport, Value
 from speq_keras.export.lowering.encoding import encoding_of, fused_activation, tensor_of
 from speq_keras.export.tflite.network import IntegerNetwork, Node, Tensor
-from speq_keras.export.tflite.operations import limits_problem
-
-ROWS = {
-    "quantize": lambda builder, step: builder.quantize(step),
-    "linear": linear.linear,
-    "affine": linear.affine,
-    "requantize": lambda builder, step: linear.slope(builder, step, 1.0),
-    "add": rows.pair("add"),
-    "subtract": rows.pair("sub"),
-    "multiply": rows.pair("mul"),
-    "matmul": rows.matmul,
-    "mean": rows.mean,
-    "average_pool": rows.average_pool,
-    "max_pool": rows.pool("max_pool_2d"),
-    "resize": rows.resize("resize_bilinear"),
-    "resize_nearest": rows.resize("resize_nearest_neighbor"),
-    "table": rows.table,
-    "concatenate": rows.concatenate,
-    "reshape": rows.reshape,
-    "transpose": rows.transpose,
-    "pad": rows.pad,
-    "mirror_pad": rows.mirror_pad,
-    "slice": rows.slice_,
-    "embedding": rows.embedding,
-    "constant": rows.constant,
-    "dequantize": islands.dequantize,
-    "cast": islands.cast,
-    "float": islands.float_,
-    "refused": lambda builder, step: builder.placeholder(step),
-}
+from speq_keras.export.tflite.operations import OPS, limits_problem
 
 
-def lower(folded, *, io="float32"):
-    """Lowers a `FoldedNetwork` to operations.
+class Builder:
+    """An `IntegerNetwork` that grows, one step of the folded network after the other.
 
     Args:
-        folded: The network.
-        io: "float32": QUANTIZE and DEQUANTIZE stand at the ends; "int8" or "uint8": they do not.
-
-    Returns:
-        An `IntegerNetwork`.
-
-    Raises:
-        ValueError: If a layer cannot be computed; names all of them, those of `folded` too.
+        folded: The `FoldedNetwork`.
+        io: See `lowering.lower`.
     """
-    network, problems = lower_steps(folded, io=io)
-    problems = [*folded.problems, *problems]
-    if problems:
-        raise ValueError(refusal(folded.name, problems))
-    return network
 
-
-def lower_steps(folded, *, io="float32"):
-    """As `lower`, with the problems as data.
-
-    Returns:
-        `(network, problems)`: the `IntegerNetwork`, and a `Problem` for every step that cannot be
-        computed. With one, here or in `folded`, the network is no network.
-    """
-    builder = _Builder(folded, io)
-    problems = []
-    for value in folded.inputs:
-        builder.input(value)
-    for step in folded.steps:
-        try:
-            ROWS[step.kind](builder, step)
-        except CannotExport as error:
-            problems.append(_problem(step, error))
-            builder.placeholder(step)
-    for value in folded.outputs:
-        builder.output(value)
-    return builder.network, list(dict.fromkeys(problems))
-
-
-def _problem(step, error):
-    """Returns the `Problem` of a step that raised a `CannotExport`."""
-    if step.nodes:
-        return Problem.at(step.nodes[0], error)
-    return Problem(step.name, step.kind, str(error), error.by_ranges)
-
-
-class _Builder:
     def __init__(self, folded, io):
         self.io = io
         self.network = IntegerNetwork(
@@ -109,40 +37,42 @@ class _Builder:
 
     def tensor_for(self, step):
         """Returns the tensor of a step's output, made once."""
-        if id(step.output) not in self.tensors:
-            tensor = self.network.add_tensor(tensor_of(step.output))
-            self.tensors[id(step.output)] = tensor
-        return self.tensors[id(step.output)]
+        value = step.output
+        if id(value) not in self.tensors:
+            made = tensor_of(value) if value.grid is not None else plain_tensor(value)
+            self.tensors[id(value)] = self.network.add_tensor(made)
+        return self.tensors[id(value)]
 
-    def placeholder(self, step):
-        """Gives a step that cannot be lowered an output, so that the others can be checked."""
-        if step.output.grid is None:
-            islands.float_output(self, step)
-        else:
-            self.tensor_for(step)
-
-    def plain(self, value, *, around_zero=False):
+    def at_trained_scale(self, value, *, around_zero=False):
         """Returns a tensor whose scale is its step, for operations without a scale of their own.
 
         With `around_zero` its zero point is 0 as well, if 8 bits hold its codes so: XNNPACK
-        multiplies by such a tensor.
+        multiplies by such a tensor. Floats are as they are.
         """
         tensor, grid = self.tensor(value), value.grid
+        if grid is None:
+            return tensor
         moves = around_zero and tensor.zero_point and grid.low >= -128 and grid.high <= 127
-        if tensor.scale == tensor.step and not moves:
+        if tensor.scale == tensor.trained_scale and not moves:
             return tensor
         if id(value) not in self.plains:
             made = self.network.add_tensor(_unclipped(f"{value.name}/plain", tensor.shape, tensor))
-            factor = np.float64(tensor.step) / np.float64(tensor.scale)
-            one = self.constant(f"{value.name}/one", 127, np.float32(factor / 127))
+            factor = np.float64(tensor.trained_scale) / np.float64(tensor.scale)
+            one = self.one(value.name, factor)
             # The value is kept, so that its id stays its own.
             self.plains[id(value)] = (value, self.add("mul", [tensor.name, one.name], made))
         return self.plains[id(value)][1]
 
-    def constant(self, name, code, scale):
+    def code_constant(self, name, code, scale):
         """Adds and returns a constant of one number, `code` · `scale`."""
         data = np.array([code], "int8")
         return self.network.add_tensor(Tensor(name=name, shape=(1,), scale=scale, data=data))
+
+    def constant(self, name, values, dtype="float32"):
+        """Adds and returns a constant of plain numbers."""
+        values = np.asarray(values, dtype)
+        tensor = Tensor(name=name, shape=values.shape, dtype=dtype, data=values)
+        return self.network.add_tensor(tensor)
 
     # ---- nodes ---------------------------------------------------------------------------------
 
@@ -174,9 +104,11 @@ class _Builder:
         self.network.nodes.append(node)
         return output
 
-    def emit(
-        self, step, kind, inputs, options=None, *, activation="none", flattened=False, shape=None
-    ):
+    def one(self, name, factor):
+        """Adds and returns a constant by which codes are multiplied exactly."""
+        return self.code_constant(f"{name}/one", 127, np.float32(factor / 127))
+
+    def emit(self, step, kind, inputs, options=None, *, activation="none", shape=None):
         """Adds the node that makes a step's output, and returns that.
 
         Args:
@@ -185,30 +117,21 @@ class _Builder:
             inputs: Names of tensors.
             options: As of a `Node`.
             activation: As of a `Node`.
-            flattened: Whether the kernel makes four axes whatever the step has: a reshape follows.
             shape: What the kernel makes, if it is not the shape of the step: a reshape follows.
+                Kernels of images make four axes whatever the step has.
         """
+        if shape is None and OPS[kind].is_spatial:
+            shape = image_shape(step.output.shape)
+        if step.output.grid is None:
+            return self.finish(step, self.make(step, kind, inputs, shape, options))
         output = self.tensor_for(step)
-        made_shape = shape
-        if flattened and made_shape is None:
-            made_shape = self.shape_made(output)
-        if made_shape is None or tuple(made_shape) == tuple(output.shape):
+        if shape is None or tuple(shape) == tuple(output.shape):
             return self.add(
                 kind, inputs, output, activation=activation, options=options, layer=step.name
             )
-        inner = self.like(output, f"{step.name}/{kind}", made_shape)
+        inner = self.like(output, f"{step.name}/{kind}", shape)
         self.add(kind, inputs, inner, activation=activation, options=options, layer=step.name)
         return self.add("reshape", [inner.name], output, options={"shape": output.shape})
-
-    @staticmethod
-    def shape_made(output):
-        """Returns the 4-D shape that a kernel makes, where the step has another rank."""
-        shape = output.shape
-        if len(shape) == 4:
-            return shape
-        if len(shape) == 3:
-            return (shape[0], 1, *shape[1:])
-        return (shape[0], 1, int(np.prod([1, *shape[1:-1]])), shape[-1])
 
     def like(self, tensor, name, shape):
         """Adds and returns a tensor with the encoding of another one."""
@@ -216,22 +139,29 @@ class _Builder:
         inner.name, inner.shape, inner.layer = name, tuple(shape), ""
         return self.network.add_tensor(inner)
 
-    def rounded(self, step, kind, inputs, options, *, flattened=False, has_scale=True, shape=None):
+    def rounded(self, step, kind, inputs, options, *, has_scale=True, shape=None):
         """Adds a node that rounds to the step's grid, and one more where it cannot clip.
 
-        `shape` is what the node makes, if it is not the shape of the step. `has_scale` says whether
-        the operation multiplies by a scale of its own, which takes in the factor between a file's
-        scale and the step of the trained grid.
+        Args:
+            step: The step; of floats, there is nothing to round.
+            kind: As of a `Node`.
+            inputs: Names of tensors.
+            options: As of a `Node`.
+            has_scale: Whether the operation multiplies by a scale of its own, which takes in the
+                factor between a file's scale and the step of the trained grid.
+            shape: What the node makes, if it is not the shape of the step.
         """
         grid = step.output.grid
+        if shape is None and OPS[kind].is_spatial and len(step.output.shape) != 4:
+            shape = image_shape(step.output.shape)
+        if grid is None:
+            return self.emit(step, kind, inputs, options, shape=shape)
         fused, after = fused_activation(step.activation, grid)
         encoding = encoding_of(grid)
-        can_fuse = kind not in ("mean", "batch_matmul")
+        can_fuse = OPS[kind].fuses
         fuses = can_fuse or fused == "none"
         if after is None and fuses and (has_scale or encoding.clip != "relu_n1_to_1"):
-            return self.emit(
-                step, kind, inputs, options, activation=fused, flattened=flattened, shape=shape
-            )
+            return self.emit(step, kind, inputs, options, activation=fused, shape=shape)
         if after == "relu6":
             reason = "ReLU6 below 6 on a signed grid of fewer than 8 bits"
             raise CannotExport(reason, by_ranges=True)
@@ -244,8 +174,8 @@ class _Builder:
         first = fused if has_scale else step.activation if can_fuse else "none"
         second = after if has_scale else fused
         self.add(kind, inputs, inner, activation=first, options=options, layer=step.name)
-        factor = np.float64(inner.step) / np.float64(inner.scale) / encoding.factor
-        one = self.constant(f"{step.name}/one", 127, np.float32(factor / 127))
+        factor = np.float64(inner.trained_scale) / np.float64(inner.scale) / encoding.factor
+        one = self.one(step.name, factor)
         if tuple(inner.shape) != tuple(output.shape):
             output = self.like(output, f"{step.name}/flat", inner.shape)
         made = self.add("mul", [inner.name, one.name], output, activation=second)
@@ -288,14 +218,40 @@ class _Builder:
         again.inputs = [value]
         return again
 
+    # ---- floats --------------------------------------------------------------------------------
+
+    def make(self, step, kind, inputs, shape=None, options=None):
+        """Adds one of the float nodes of a step, and returns what it makes; `finish` ends them.
+
+        Args:
+            step: The step.
+            kind: As of a `Node`.
+            inputs: Names of tensors.
+            shape: The shape that the node makes, that of the step's output unless given.
+            options: As of a `Node`.
+        """
+        shape = step.output.shape if shape is None else shape
+        dtype = "float32" if kind == "cast" else step.output.dtype
+        made = Tensor(name=f"{step.name}/{kind}", shape=tuple(shape), dtype=dtype)
+        return self.add(
+            kind, inputs, self.network.add_tensor(made), options=options, layer=step.name
+        )
+
+    def finish(self, step, tensor):
+        """Makes the last node write a step's output, with a reshape where ranks differ."""
+        if tuple(tensor.shape) != tuple(step.output.shape):
+            options = {"shape": step.output.shape}
+            return self.add("reshape", [tensor.name], self.tensor_for(step), options=options)
+        del self.network.tensors[tensor.name]
+        output = self.tensor_for(step)
+        self.network.nodes[-1].outputs = [output.name]
+        return output
+
     # ---- ends ----------------------------------------------------------------------------------
 
     def input(self, value):
         """Adds an input; `quantize` replaces a float one where the input is to be codes."""
-        tensor = self.network.add_tensor(
-            Tensor(name=value.name, shape=tuple(value.shape), dtype=value.dtype)
-        )
-        self.tensors[id(value)] = tensor
+        tensor = self.tensors[id(value)] = self.network.add_tensor(plain_tensor(value))
         self.network.inputs.append(tensor.name)
 
     def quantize(self, step):
@@ -309,7 +265,7 @@ class _Builder:
             del self.network.tensors[outside.name]
             self.network.inputs[place] = output.name
             return output
-        self.make_uint8(outside, output)
+        _make_uint8(outside, output)
         return self.emit(step, "quantize", [outside.name])
 
     def clipped(self, step, x):
@@ -326,21 +282,10 @@ class _Builder:
         made = self.network.add_tensor(Tensor(name=name, shape=x.shape, dtype="float32"))
         if encoding.clip == "relu":
             return self.add("relu", [x.name], made, layer=step.name)
-        factor = np.array([1 / encoding.factor], "float32")
-        name = f"{step.name}/factor"
-        factor = self.network.add_tensor(
-            Tensor(name=name, shape=(1,), dtype="float32", data=factor)
-        )
+        factor = self.constant(f"{step.name}/factor", [1 / encoding.factor])
         return self.add(
             "mul", [x.name, factor.name], made, activation=encoding.clip, layer=step.name
         )
-
-    @staticmethod
-    def make_uint8(tensor, codes):
-        """Makes `tensor` one of uint8 for the codes in the tensor `codes`, moved up by 128."""
-        tensor.dtype, tensor.scale, tensor.step = "uint8", codes.scale, codes.step
-        tensor.zero_point = codes.zero_point + 128
-        tensor.low, tensor.high = codes.low + 128, codes.high + 128
 
     def output(self, value):
         """Adds an output: a step that makes floats or uint8 of codes, where that is asked for."""
@@ -352,9 +297,23 @@ class _Builder:
             Tensor(name=f"{value.name}/output", shape=tensor.shape, dtype="float32")
         )
         if self.io == "uint8":
-            self.make_uint8(made, tensor)
+            _make_uint8(made, tensor)
         self.add("dequantize" if self.io == "float32" else "quantize", [tensor.name], made)
         self.network.outputs.append(made.name)
+
+
+def plain_tensor(value):
+    """Returns the `Tensor` of a `Value` of floats or whole numbers."""
+    return Tensor(name=value.name, shape=tuple(value.shape), dtype=value.dtype)
+
+
+def image_shape(shape):
+    """Returns the shape of four axes that a kernel of images makes for a step of any rank."""
+    if len(shape) == 4:
+        return shape
+    if len(shape) == 3:
+        return (shape[0], 1, *shape[1:])
+    return (shape[0], 1, int(np.prod([1, *shape[1:-1]])), shape[-1])
 
 
 def _unclipped(name, shape, like):
@@ -362,4 +321,12 @@ def _unclipped(name, shape, like):
 
     Signed codes of fewer than 8 bits fit whatever their offset is.
     """
-    return Tensor(name=name, shape=tuple(shape), scale=np.float32(like.step), step=like.step)
+    scale = np.float32(like.trained_scale)
+    return Tensor(name=name, shape=tuple(shape), scale=scale, trained_scale=like.trained_scale)
+
+
+def _make_uint8(tensor, codes):
+    """Makes `tensor` one of uint8 for the codes in the tensor `codes`, moved up by 128."""
+    tensor.dtype, tensor.scale, tensor.trained_scale = "uint8", codes.scale, codes.trained_scale
+    tensor.zero_point = codes.zero_point + 128
+    tensor.low, tensor.high = codes.low + 128, codes.high + 128

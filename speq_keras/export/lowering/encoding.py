@@ -70,7 +70,7 @@ def tensor_of(value):
         zero_point=encoding.zero_point,
         low=encoding.low,
         high=encoding.high,
-        step=encoding.step,
+        trained_scale=encoding.step,
         layer=value.layer,
     )
 

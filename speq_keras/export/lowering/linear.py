@@ -2,21 +2,25 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 
 from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.folding.weights import slope_of, summed_axes
+from speq_keras.export.lowering import float_only
+from speq_keras.export.lowering.build import image_shape
 from speq_keras.export.lowering.encoding import encoding_of
+from speq_keras.export.lowering.functions import activated
 from speq_keras.export.tflite.network import Tensor
-from speq_keras.operations import name_of
+from speq_keras.operations import fused_function, name_of
 
 # The largest code of a constant that a slope is made of.
 _LARGEST = 127
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class KernelCall:
     """How a layer is written: node kind, kernel in the file's order, its channel axis, options.
 
     `rank` is 4 where the kernel reads height and width whatever the layer reads. `reads` and
@@ -32,8 +36,8 @@ class Plan:
     makes: tuple | None = None
 
 
-def plan_of(step, layer, kernel, container="int8"):
-    """Returns the `Plan` of a weighted layer; chosen by the layer's class.
+def call_of(step, layer, kernel, container="int8"):
+    """Returns the `KernelCall` of a weighted layer; chosen by the layer's class.
 
     Args:
         step: The step; its output's shape and absorbed padding are read.
@@ -52,8 +56,33 @@ def plan_of(step, layer, kernel, container="int8"):
 
 def linear(builder, step):
     """Lowers a step with a weighted layer."""
-    layer, weights = step.nodes[0].operation.layer, step.weights
-    _emit(builder, step, plan_of(step, layer, weights.codes, weights.container))
+    weights = step.weights
+    if step.is_float:
+        return _linear_in_float(builder, step)
+    _emit(builder, step, call_of(step, step.layer, weights.codes, weights.container), step.layer)
+
+
+def _linear_in_float(builder, step):
+    """A layer with float weights, or quantized ones as floats, and its activation function."""
+    operation, layer = step.nodes[0].operation, step.layer
+    kernel = layer.kernel
+    if operation is not layer:
+        kernel = operation.quantizers["kernel"](kernel.value)
+    call = call_of(step, layer, keras.ops.convert_to_numpy(kernel))
+    x = prepared_input(builder, builder.tensor(step.inputs[0]), layer, call.rank, step.name)
+    if call.reads is not None:
+        x = builder.make(step, "reshape", [x.name], call.reads, {"shape": call.reads})
+    bias = np.zeros(call.kernel.shape[call.axis])
+    if layer.bias is not None:
+        bias = keras.ops.convert_to_numpy(layer.bias).ravel()
+    kernel = builder.constant(f"{step.name}/weights", call.kernel)
+    bias = builder.constant(f"{step.name}/bias", bias)
+    shape = step.output.shape if call.makes is None else call.makes
+    shape = shape if call.rank is None else image_shape(shape)
+    y = builder.make(step, call.kind, [x.name, kernel.name, bias.name], shape, call.options)
+    if (function := fused_function(layer)) is not None:
+        y = activated(builder, step, layer, function, y)
+    return builder.finish(step, y)
 
 
 def _dense(step, layer, kernel, container):
@@ -61,7 +90,7 @@ def _dense(step, layer, kernel, container):
     kernel = kernel.reshape(int(np.prod(kernel.shape[:summed])), -1).T
     kept = tuple(step.inputs[0].shape[:-summed])
     reads, makes = (*kept, kernel.shape[1]), (*kept, kernel.shape[0])
-    return Plan(
+    return KernelCall(
         "fully_connected",
         kernel,
         0,
@@ -79,8 +108,8 @@ def _convolution(step, layer, kernel, container):
     if container != "int8" and pointwise and layer.groups == 1:
         # The kernel that reads narrow weights at full speed.
         matrix = kernel.reshape(kernel.shape[0], -1)
-        return Plan("fully_connected", matrix, 0, {"keep_num_dims": True})
-    return Plan("conv_2d", kernel, 0, options, rank=4)
+        return KernelCall("fully_connected", matrix, 0, {"keep_num_dims": True})
+    return KernelCall("conv_2d", kernel, 0, options, rank=4)
 
 
 def _depthwise(step, layer, kernel, container):
@@ -88,7 +117,7 @@ def _depthwise(step, layer, kernel, container):
     height, width, channels, multiplier = kernel.shape
     kernel = kernel.reshape(1, height, width, channels * multiplier)
     options = {**_window(step, layer), "multiplier": multiplier}
-    return Plan("depthwise_conv_2d", kernel, 3, options, rank=4)
+    return KernelCall("depthwise_conv_2d", kernel, 3, options, rank=4)
 
 
 def _transposed(step, layer, kernel, container):
@@ -111,7 +140,7 @@ def _transposed(step, layer, kernel, container):
         "padding": "valid" if apart else layer.padding,
         "output_size": (1, *size) if len(size) == 1 else size,
     }
-    return Plan("transpose_conv", np.transpose(kernel, (2, 0, 1, 3)), 0, options, rank=4)
+    return KernelCall("transpose_conv", np.transpose(kernel, (2, 0, 1, 3)), 0, options, rank=4)
 
 
 # By Keras' name of the class.
@@ -137,7 +166,7 @@ def _pair(values):
 
 
 def _window(step, layer):
-    padding = "same" if "absorbed" in step.options else layer.padding
+    padding = "same" if step.absorbed is not None else layer.padding
     return {
         "strides": _pair(layer.strides),
         "dilations": _pair(layer.dilation_rate),
@@ -153,23 +182,22 @@ def prepared_input(builder, x, layer, rank, name):
     return x if rank is None else builder.with_height(x, name)
 
 
-def _emit(builder, step, plan):
+def _emit(builder, step, call, layer=None):
     """Adds filter, bias and node."""
-    weights, kernel = step.weights, plan.kernel
-    layer = step.nodes[0].operation.layer if step.kind == "linear" else None
-    x = prepared_input(builder, builder.tensor(step.inputs[0]), layer, plan.rank, step.name)
-    if plan.reads is not None:
-        x = builder.reshape(x, plan.reads, step.name)
+    weights, kernel = step.weights, call.kernel
+    x = prepared_input(builder, builder.tensor(step.inputs[0]), layer, call.rank, step.name)
+    if call.reads is not None:
+        x = builder.reshape(x, call.reads, step.name)
     encoding = encoding_of(step.output.grid)
     scale = weights.unit / encoding.factor / np.float64(x.scale)
-    multiplier = _along(weights.multiplier, kernel.ndim, plan.axis)
+    multiplier = _along(weights.multiplier, kernel.ndim, call.axis)
     filter_tensor = builder.network.add_tensor(
         Tensor(
             name=f"{step.name}/weights",
             shape=kernel.shape,
-            dtype=weights.container if plan.kind != "transpose_conv" else "int8",
+            dtype=weights.container if call.kind != "transpose_conv" else "int8",
             scale=scale.astype("float32"),
-            axis=plan.axis,
+            axis=call.axis,
             data=(kernel * multiplier).astype("int8"),
             multiplier=int(weights.multiplier.max()),
             low=-127,
@@ -177,7 +205,7 @@ def _emit(builder, step, plan):
     )
     bias = ""
     # Only that kernel can do without a bias.
-    if weights.bias_codes.any() or plan.kind != "fully_connected":
+    if weights.bias_codes.any() or call.kind != "fully_connected":
         bias = builder.network.add_tensor(
             Tensor(
                 name=f"{step.name}/bias",
@@ -189,8 +217,7 @@ def _emit(builder, step, plan):
             )
         ).name
     inputs = [x.name, filter_tensor.name, bias]
-    flattened = plan.rank is not None
-    builder.rounded(step, plan.kind, inputs, plan.options, flattened=flattened, shape=plan.makes)
+    builder.rounded(step, call.kind, inputs, call.options, shape=call.makes)
 
 
 def _along(vector, rank, axis):
@@ -199,6 +226,8 @@ def _along(vector, rank, axis):
 
 def affine(builder, step):
     """Lowers a slope and shift per channel: a 1×1 depthwise convolution, or one multiplication."""
+    if step.is_float:
+        return float_only.affine(builder, step)
     weights = step.weights
     factor = slope_of(step)
     if factor is not None:
@@ -207,22 +236,22 @@ def affine(builder, step):
     channels = x.shape[-1]
     kernel = weights.codes.reshape(1, 1, 1, channels)
     options = {"strides": (1, 1), "dilations": (1, 1), "padding": "valid", "multiplier": 1}
-    plan = Plan("depthwise_conv_2d", kernel, 3, options, rank=4)
+    call = KernelCall("depthwise_conv_2d", kernel, 3, options, rank=4)
     if len(x.shape) == 4:
-        return _emit(builder, step, plan)
+        return _emit(builder, step, call)
     # Kernels want height and width; the values do not care.
     spatial = int(np.prod([1, *x.shape[1:-1]]))
     flat = builder.reshape(x, (x.shape[0], 1, spatial, channels), step.name)
     inner = builder.renamed(step, flat)
-    return _emit(builder, inner, plan)
+    return _emit(builder, inner, call)
 
 
 def slope(builder, step, factor):
     """Lowers multiplication by one number (1: a mere change of grid) to MUL with a constant."""
     x = builder.tensor(step.inputs[0])
     encoding = encoding_of(step.output.grid)
-    in_factor = np.float64(x.step) / np.float64(x.scale)
+    in_factor = np.float64(x.trained_scale) / np.float64(x.scale)
     scale = np.float32(abs(factor) * in_factor / encoding.factor / _LARGEST)
     code = _LARGEST if factor > 0 else -_LARGEST
-    constant = builder.constant(f"{step.name}/slope", code, scale)
+    constant = builder.code_constant(f"{step.name}/slope", code, scale)
     builder.rounded(step, "mul", [x.name, constant.name], {})

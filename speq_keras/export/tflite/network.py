@@ -60,8 +60,9 @@ class Tensor:
         axis: The axis of per-channel scales.
         data: The values of a constant, else None. Codes narrower than 8 bits stand one per int8.
         low, high: Smallest and largest stored value that the quantizer of this tensor makes.
-        step: Distance of neighbouring values in units of the trained network, which is not `scale`
-            where RELU_N1_TO_1 demands a certain scale (readers and producer make up for it).
+        trained_scale: Distance of neighbouring values in units of the trained network, which is not
+            `scale` where RELU_N1_TO_1 demands a certain scale (readers and producer make up for
+            it).
         layer: Name of the trained layer whose output this tensor holds, or "".
         multiplier: Of constant weights: `data` is this whole number times the trained codes.
     """
@@ -75,7 +76,7 @@ class Tensor:
     data: np.ndarray | None = None
     low: int = -128
     high: int = 127
-    step: object = None
+    trained_scale: object = None
     layer: str = ""
     multiplier: int = 1
 
@@ -152,4 +153,4 @@ def in_float(tensor, stored):
     values = np.asarray(stored, "float64")
     if tensor.dtype not in CODES:
         return values
-    return (values - tensor.zero_point) * np.float64(tensor.step)
+    return (values - tensor.zero_point) * np.float64(tensor.trained_scale)

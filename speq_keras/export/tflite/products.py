@@ -390,6 +390,7 @@ def _with_bias(emit, kernel, since):
         since=since,
         is_spatial=kernel is not fully_connected,
         has_bias=True,
+        fuses=True,
     )
 
 

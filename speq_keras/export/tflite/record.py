@@ -8,6 +8,7 @@
     limits     the ratios of scales that its kernel takes         lowering, before writing
     slack      by how much its kernel rounds beyond half a step   the proof
     since      the first runtime that has an operator's version   write
+    fuses      whether it clips what it makes                     lowering
     is_spatial, has_bias                                          lowering, the proof, the report
 
 Both kernels are called as `kernel(values, inputs, output, *, activation="none", **options)`, with
@@ -72,6 +73,7 @@ class Op:
             nearest code, or None.
         since: {version of an operator: first TensorFlow that has it}; all others are as old as
             `write.OLDEST_RUNTIME`.
+        fuses: Whether a fused activation clips what it makes.
         is_spatial: Whether its kernel reads and makes images, with a height: sequences get one.
         has_bias: Whether it multiplies by weights and adds a bias.
     """
@@ -82,6 +84,7 @@ class Op:
     limits: Limits | None = None
     slack: typing.Callable | None = None
     since: dict = dataclasses.field(default_factory=dict)
+    fuses: bool = False
     is_spatial: bool = False
     has_bias: bool = False
 

@@ -1,39 +1,37 @@
 """Layers and operations that copy codes, or average them on their own grid: what they do, as data.
 
-Every function takes `(operation, node, shape)`, the shape of the input, and returns `(kind,
-options)`; a kind is one of `steps.py`. Shapes begin with the batch.
+Every function takes `(operation, node, shape)`, the shape of the input, batch first, and returns
+`(kind, options)` of the operation in the file (`tflite.operations.OPS`) that does so. Floats and
+whole numbers are copied in the same way.
 """
 
 import numpy as np
 from keras import layers
 
 from speq_keras.export.folding.options import unsupported
-from speq_keras.export.folding.steps import CannotExport
+from speq_keras.export.folding.steps import NO_KERNEL, CannotExport
 from speq_keras.operations import TRAINING_ONLY, function_name, name_of
 
 
-def carry_of(node, shape, output_shape):
-    """Returns `(kind, options)` of a node that copies or pools codes.
+def copying_of(node, shape):
+    """Returns `(kind, options)` of a node that copies or averages codes.
 
     Raises:
-        CannotExport: If no integer kernel does what the node does.
+        CannotExport: If no kernel does what the node does.
     """
-    operation = node.operation
-    row = CARRIES.get(name_of(operation))
+    row = COPYING.get(name_of(node.operation))
     if row is None:
-        if function_name(operation) == "linear":
-            return "identity", {}
-        raise CannotExport("there is no integer kernel for it")
-    kind, options = row(operation, node, shape)
-    return kind, {**options, "shape": tuple(output_shape)}
+        raise CannotExport(NO_KERNEL)
+    return row(node.operation, node, shape)
 
 
-def _identity(operation, node, shape):
-    return "identity", {}
+def changes_nothing(operation):
+    """Whether a layer passes its input on at inference."""
+    return function_name(operation) == "linear" or name_of(operation) in _IDENTITIES
 
 
 def _reshape(operation, node, shape):
-    return "reshape", {}
+    return "reshape", {}  # to the shape that the node makes
 
 
 def _permute(operation, node, shape):
@@ -71,7 +69,7 @@ def _crop(operation, node, shape):
     end = list(shape)
     for axis, (before, after) in enumerate(cropping, 1):
         begin[axis], end[axis] = before, shape[axis] - after
-    return "slice", {"begin": tuple(begin), "end": tuple(end), "strides": (1,) * rank}
+    return "strided_slice", {"begin": tuple(begin), "end": tuple(end), "strides": (1,) * rank}
 
 
 def _tuple(operation):
@@ -83,7 +81,7 @@ def _get_item(operation, node, shape):
     key = node.args[1] if len(node.args) > 1 else node.kwargs["key"]
     key = list(key) if isinstance(key, list | tuple) else [key]
     if any(k is None for k in key):
-        raise CannotExport("an index that adds axes has no integer kernel; use ExpandDims")
+        raise CannotExport("an index that adds axes has no kernel; use ExpandDims")
     if not all(isinstance(k, slice | int | np.integer) or k is Ellipsis for k in key):
         raise CannotExport("its index is not a number or a slice")
     if Ellipsis in key:
@@ -105,11 +103,11 @@ def _get_item(operation, node, shape):
         begin.append(first)
         end.append(last)
         strides.append(stride)
-    return "slice", {"begin": tuple(begin), "end": tuple(end), "strides": tuple(strides)}
+    return "strided_slice", {"begin": tuple(begin), "end": tuple(end), "strides": tuple(strides)}
 
 
 def slice_sizes(options):
-    """Returns the sizes that a "slice" leaves, per axis; None where an axis is open."""
+    """Returns the sizes that a "strided_slice" leaves, per axis; None where an axis is open."""
     ends = zip(options["begin"], options["end"], options["strides"], strict=True)
     return [None if end is None else -(-(end - begin) // stride) for begin, end, stride in ends]
 
@@ -145,7 +143,7 @@ def _pool(kind):
     def row(operation, node, shape):
         rank = len(shape) - 2
         if rank > 2:
-            raise CannotExport("pooling in three dimensions has no integer kernel")
+            raise CannotExport("pooling in three dimensions has no kernel")
         size = _sizes(operation.pool_size, rank)
         strides = _sizes(operation.strides, rank) if operation.strides is not None else size
         return kind, {"size": size, "strides": strides, "padding": operation.padding}
@@ -161,7 +159,7 @@ def _global_pool(kind):
     def row(operation, node, shape):
         size = tuple(shape[1:-1])
         if len(size) > 2:
-            raise CannotExport("pooling in three dimensions has no integer kernel")
+            raise CannotExport("pooling in three dimensions has no kernel")
         return kind, {"size": size, "strides": size, "padding": "valid"}
 
     return row
@@ -180,7 +178,7 @@ def mean_options(operation, rank):
         axes = (axes,) if isinstance(axes, int) else tuple(axes)
         axes = tuple(sorted(axis % rank for axis in axes))
     if 0 in axes:
-        raise CannotExport("a mean over the batch has no integer kernel")
+        raise CannotExport("a mean over the batch has no kernel")
     return {"axes": axes, "keep_dims": bool(operation.keepdims)}
 
 
@@ -209,19 +207,18 @@ def _resizing(operation, node, shape):
 
 def _resize(interpolation, size):
     if interpolation == "nearest":
-        return "resize_nearest", {"size": size}
+        return "resize_nearest_neighbor", {"size": size, "half_pixel_centers": True}
     if interpolation == "bilinear":
-        return "resize", {"size": size}
+        return "resize_bilinear", {"size": size, "half_pixel_centers": True}
     raise unsupported("interpolation", interpolation)
 
 
-_MAX = _pool("max_pool")
-_AVERAGE = _pool("average_pool")
-_GLOBAL_MAX = _global_pool("max_pool")
+_IDENTITIES = frozenset((*TRAINING_ONLY, "Identity"))
+_MAX, _GLOBAL_MAX = _pool("max_pool_2d"), _global_pool("max_pool_2d")
+_AVERAGE = _pool("average_pool_2d")
 
 # By Keras' name of the class.
-CARRIES = {
-    **dict.fromkeys((*TRAINING_ONLY, "Identity"), _identity),
+COPYING = {
     **dict.fromkeys("Reshape Flatten Squeeze ExpandDims Ravel".split(), _reshape),
     **dict.fromkeys("MaxPooling1D MaxPooling2D MaxPool".split(), _MAX),
     **dict.fromkeys("AveragePooling1D AveragePooling2D AveragePool".split(), _AVERAGE),
@@ -238,8 +235,3 @@ CARRIES = {
     "Repeat": _repeat,
     "Resizing": _resizing,
 }
-
-
-def changes_nothing(operation):
-    """Whether a layer passes its input on at inference."""
-    return function_name(operation) == "linear" or CARRIES.get(name_of(operation)) is _identity

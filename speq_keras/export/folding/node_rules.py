@@ -1,33 +1,44 @@
 """One small function for every kind of node: what stands in the network for it.
 
 Each takes `(builder, node, arguments)` and returns what stands for the node's output: a `Value`, a
-`Padded` or a `Pending`. Arguments, too, are one of these.
+`Padded` or a `Pending`. Arguments, too, are one of these; in a float island all of them are
+`Value`s without a grid, and what is pending is not rounded (`Builder.in_float`).
 """
 
 import keras
 import numpy as np
 
 from speq_keras.export.folding import affine
-from speq_keras.export.folding.carry import carry_of, mean_options
+from speq_keras.export.folding.copying import copying_of, mean_options
 from speq_keras.export.folding.options import check_no_constants, unsupported
 from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending, fused
-from speq_keras.export.folding.steps import CannotExport, Grid, Value
-from speq_keras.export.folding.weights import (
-    check_linear,
-    check_weights,
-    table_of,
-)
+from speq_keras.export.folding.steps import NO_KERNEL, CannotExport, Grid, Value, unwrapped
+from speq_keras.export.folding.weights import check_linear, check_weights, is_linear, table_of
 from speq_keras.graph import map_refs
-from speq_keras.operations import Kind, kind_of, name_of
+from speq_keras.operations import Kind, function_name, kind_of, name_of
 
 _TABLES = {"PositionEmbedding": "position_embeddings", "Weight": "weight"}
-_PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply", "Square": "multiply"}
+# Kinds of steps that compute with two tensors; in float one of them may be a constant.
+_PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply"}
+_PAIRS_IN_FLOAT = {**_PAIRS, "Divide": "divide", "TrueDivide": "divide"}
+# What is computed in float alone, by Keras' name of the class.
+_FLOAT_ALONE = {
+    "Negative": "negative",
+    "Square": "square",
+    "Cast": "cast",
+    "LayerNormalization": "layer_normalization",
+}
 
 
 def is_whole(argument):
     """Whether an argument is plain whole numbers."""
     return isinstance(argument, Value) and argument.is_whole
+
+
+def _in_float(arguments):
+    """Whether a node computes with floats, or with plain whole numbers, and not with codes."""
+    return isinstance(arguments[0], Value) and arguments[0].grid is None
 
 
 def table_rows(builder, node, arguments):
@@ -42,13 +53,16 @@ def table_rows(builder, node, arguments):
         return builder.constant(node, codes[: builder.shape_of(node)[-2]], grid)
     if not is_whole(arguments[0]):
         raise CannotExport("only whole numbers can look rows up")
-    return builder.copied("embedding", arguments, node, grid, {"codes": codes})
+    return builder.copied("embedding", arguments, node, grid, codes=codes)
 
 
 def weighted(builder, node, arguments):
     """A layer with weights; it may pad for itself."""
-    check_linear(node.operation.layer)
-    check_weights(node.operation, "kernel")
+    layer = unwrapped(node.operation)
+    if not _in_float(arguments):
+        check_linear(layer)
+    if layer is not node.operation:
+        check_weights(node.operation, "kernel")
     return builder.pending("linear", node, arguments)
 
 
@@ -59,7 +73,7 @@ def matmul(builder, node, arguments):
     values = [builder.codes(argument) for argument in arguments]
     x, y = (tuple(value.shape) for value in values)
     if len(x) != len(y) or len(x) < 3 or x[1:-2] != y[1:-2]:
-        raise CannotExport(f"there is no integer kernel for the shapes {x} and {y}")
+        raise CannotExport(f"there is no kernel for the shapes {x} and {y}")
     return builder.pending("matmul", node, values)
 
 
@@ -69,20 +83,25 @@ def affine_or_relu(builder, node, arguments):
     if not isinstance(pending, Pending):
         pending = builder.pending("affine", node, [builder.codes(pending)])
         pending.nodes = []
-    return fused(pending, node, kind_of(node.operation))
+    return fused(pending, node, kind_of(node.operation), in_float=_in_float(arguments))
 
 
 def elementwise(builder, node, arguments):
     """An operation on two tensors, or on one and a constant."""
     name = name_of(node.operation)
+    if _in_float(arguments):
+        kind = _PAIRS_IN_FLOAT.get(name) or _FLOAT_ALONE.get(name)
+        if kind is None:
+            raise CannotExport(NO_KERNEL)
+        return builder.pending(kind, node, arguments)
     if len(arguments) == 1 and name != "Square":
         pending = builder.pending("affine", node, [builder.codes(arguments[0])])
         pending.affines.append(affine.of_call(node, arguments[0].shape))
         return pending
+    if name == "Square":
+        name, arguments = "Multiply", [*arguments, *arguments]
     if name not in _PAIRS or len(arguments) > 2:
         raise CannotExport("there is no integer kernel for it")
-    if name == "Square":
-        arguments = [*arguments, *arguments]
     return builder.pending(_PAIRS[name], node, [builder.codes(argument) for argument in arguments])
 
 
@@ -96,13 +115,13 @@ def mean(builder, node, arguments):
 def same_grid(builder, node, arguments):
     """What averages codes on the grid that they have."""
     value = builder.codes(arguments[0])
-    kind, options = carry_of(node, value.shape, builder.shape_of(node))
+    kind, options = copying_of(node, value.shape)
     return builder.pending(kind, node, [value], options)
 
 
 def table(builder, node, arguments):
-    """A function of one value, or softmax."""
-    return builder.pending("table", node, [builder.codes(arguments[0])])
+    """A function of one value, or softmax, of which a second argument is the mask."""
+    return builder.pending("table", node, [builder.codes(argument) for argument in arguments])
 
 
 def carry(builder, node, arguments):
@@ -113,7 +132,7 @@ def carry(builder, node, arguments):
         args, kwargs = map_refs((node.args, node.kwargs), lambda _: tensor)
         moved = keras.ops.convert_to_numpy(node.operation(*args, **kwargs))
         return builder.weight(node, moved.astype("int32"), value.grid)
-    kind, options = carry_of(node, arguments[0].shape, builder.shape_of(node))
+    kind, options = copying_of(node, arguments[0].shape)
     source = builder.codes(arguments[0])
     if kind == "pad":
         return Padded(source, options["paddings"], node, builder.shape_of(node))
@@ -127,14 +146,29 @@ def concatenate(builder, node, arguments):
     if any(value.grid != values[0].grid for value in values):
         raise CannotExport("its inputs have different grids")
     if name_of(node.operation) == "Stack":
-        raise CannotExport("there is no integer kernel for it")
+        raise CannotExport(NO_KERNEL)
     axis = node.operation.axis % len(values[0].shape)
     if axis == 0:
         raise unsupported("axis", node.operation.axis, "it is the batch")
     return builder.copied("concatenate", values, node, values[0].grid, {"axis": axis})
 
 
-VISITS = {
+def in_float_alone(builder, node, arguments):
+    """A layer or operation that no integer kernel computes, or that nobody quantized."""
+    layer = unwrapped(node.operation)
+    name = name_of(layer)
+    if is_linear(layer):
+        return weighted(builder, node, arguments)
+    if kind_of(layer) is Kind.AFFINE or name in affine.ALONG_AXES:
+        return affine_or_relu(builder, node, arguments)
+    if function_name(layer) is not None:
+        return table(builder, node, arguments)
+    if name not in _FLOAT_ALONE:
+        raise CannotExport(NO_KERNEL)
+    return builder.pending(_FLOAT_ALONE[name], node, arguments)
+
+
+RULES = {
     Kind.WEIGHTED: weighted,
     Kind.MATMUL: matmul,
     Kind.AFFINE: affine_or_relu,
@@ -145,4 +179,5 @@ VISITS = {
     Kind.TABLE: table,
     Kind.CARRY: carry,
     Kind.CONCAT: concatenate,
+    Kind.FLOAT: in_float_alone,
 }

@@ -1,0 +1,82 @@
+"""From the folded network to the operations of a file: one row for every kind of step."""
+
+from speq_keras.export.folding.steps import CannotExport, Problem, refusal
+from speq_keras.export.lowering import float_only, functions, linear, operations
+from speq_keras.export.lowering.build import Builder
+
+# All other kinds copy or average codes: `operations.copied`.
+ROWS = {
+    "quantize": Builder.quantize,
+    "dequantize": operations.one_to_one("dequantize"),
+    "cast": operations.one_to_one("cast"),
+    "requantize": lambda builder, step: linear.slope(builder, step, 1.0),
+    "linear": linear.linear,
+    "affine": linear.affine,
+    "matmul": operations.matmul,
+    "add": operations.pair("add"),
+    "subtract": operations.pair("sub"),
+    "multiply": operations.pair("mul"),
+    "divide": operations.pair("div"),
+    "negative": operations.one_to_one("neg"),
+    "square": operations.one_to_one("square"),
+    "layer_normalization": float_only.layer_normalization,
+    "table": functions.table,
+    "mean": operations.mean,
+    "average_pool_2d": operations.average_pool,
+    "max_pool_2d": operations.max_pool,
+    "concatenate": operations.concatenate,
+    "reshape": operations.reshape,
+    "strided_slice": operations.strided_slice,
+    "embedding": operations.embedding,
+    "constant": operations.constant,
+    "refused": Builder.tensor_for,
+}
+
+
+def lower(folded, *, io="float32"):
+    """Lowers a `FoldedNetwork` to operations.
+
+    Args:
+        folded: The network.
+        io: "float32": QUANTIZE and DEQUANTIZE stand at the ends; "int8" or "uint8": they do not.
+
+    Returns:
+        An `IntegerNetwork`.
+
+    Raises:
+        ValueError: If a layer cannot be computed; names all of them, those of `folded` too.
+    """
+    network, problems = lower_steps(folded, io=io)
+    problems = [*folded.problems, *problems]
+    if problems:
+        raise ValueError(refusal(folded.name, problems))
+    return network
+
+
+def lower_steps(folded, *, io="float32"):
+    """As `lower`, with the problems as data.
+
+    Returns:
+        `(network, problems)`: the `IntegerNetwork`, and a `Problem` for every step that cannot be
+        computed. With one, here or in `folded`, the network is no network.
+    """
+    builder = Builder(folded, io)
+    problems = []
+    for value in folded.inputs:
+        builder.input(value)
+    for step in folded.steps:
+        try:
+            ROWS.get(step.kind, operations.copied)(builder, step)
+        except CannotExport as error:
+            problems.append(_problem(step, error))
+            builder.tensor_for(step)  # so that the others can be checked
+    for value in folded.outputs:
+        builder.output(value)
+    return builder.network, list(dict.fromkeys(problems))
+
+
+def _problem(step, error):
+    """Returns the `Problem` of a step that raised a `CannotExport`."""
+    if step.nodes:
+        return Problem.at(step.nodes[0], error)
+    return Problem(step.name, step.kind, str(error), error.by_ranges)

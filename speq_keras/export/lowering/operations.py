@@ -1,0 +1,219 @@
+"""One small function `(builder, step)` for every kind of step without weights: adds its operations.
+
+Codes and floats take the same way: what a step of floats emits is the float form of the same
+operation, which has nothing to round (`Builder.emit`, `Builder.rounded`).
+"""
+
+import copy
+import math
+
+import numpy as np
+
+from speq_keras.export.folding.copying import slice_sizes
+from speq_keras.export.folding.steps import CannotExport
+from speq_keras.export.lowering.encoding import encoding_of
+from speq_keras.export.tflite.network import Tensor
+from speq_keras.export.tflite.pooling import mean_sends_halves_up
+from speq_keras.graph import Ref
+
+
+def copied(builder, step):
+    """What copies or averages codes on their grid: the operation of that name, options as given."""
+    x, options = builder.tensor(step.inputs[0]), step.options
+    if "size" in options and len(x.shape) == 3:  # sequences, as images of height one
+        x = builder.with_height(x, step.name)
+        ones = {name: (1, *options[name]) for name in ("size", "strides") if name in options}
+        options = {**options, **ones}
+    return builder.emit(step, step.kind, [x.name], options)
+
+
+def one_to_one(kind):
+    """Returns the row of an operation on one tensor of any kind, without options."""
+
+    def row(builder, step):
+        return builder.emit(step, kind, [builder.at_trained_scale(step.inputs[0]).name])
+
+    return row
+
+
+def pair(kind):
+    """Returns the row of an operation on two tensors; of floats, one may be a constant."""
+
+    def row(builder, step):
+        if step.is_float:
+            inputs = _operands(builder, step)
+        else:
+            inputs = [builder.at_trained_scale(value) for value in step.inputs]
+        builder.rounded(step, kind, [tensor.name for tensor in inputs], {}, has_scale=False)
+
+    return row
+
+
+def _operands(builder, step):
+    """Returns both operands of an operation; numbers become constants."""
+    node = step.nodes[0]
+    operands = [*node.args, *node.kwargs.values()]
+    operands = operands[0] if isinstance(operands[0], list | tuple) else operands
+    if len(operands) != 2:
+        raise CannotExport(f"kernels take 2 tensors at a time, and it reads {len(operands)}")
+    waiting = iter(builder.tensor(value) for value in step.inputs)
+    name, dtype = f"{step.name}/operand", step.output.dtype
+    return [
+        next(waiting) if isinstance(x, Ref) else builder.constant(name, np.atleast_1d(x), dtype)
+        for x in operands
+    ]
+
+
+def matmul(builder, step):
+    """The product of two tensors; its kernel fuses no activation."""
+    x, y = step.inputs
+    inputs = [builder.at_trained_scale(x), builder.at_trained_scale(y, around_zero=True)]
+    names = [tensor.name for tensor in inputs]
+    builder.rounded(step, "batch_matmul", names, {}, has_scale=False)
+
+
+def mean(builder, step):
+    """A mean has a grid of its own."""
+    x = builder.at_trained_scale(step.inputs[0])
+    builder.rounded(step, "mean", [x.name], step.options, has_scale=False)
+
+
+def concatenate(builder, step):
+    """All inputs have one grid, so codes are copied."""
+    inputs = [builder.tensor(value).name for value in step.inputs]
+    builder.emit(step, "concatenation", inputs, step.options)
+
+
+def reshape(builder, step):
+    """Codes are copied."""
+    x = builder.tensor(step.inputs[0])
+    builder.emit(step, "reshape", [x.name], {"shape": step.output.shape})
+
+
+def strided_slice(builder, step):
+    """Codes are copied; an axis that an index took away goes by a reshape."""
+    x = builder.tensor(step.inputs[0])
+    shape = (None, *slice_sizes(step.options)[1:])
+    builder.emit(step, "strided_slice", [x.name], step.options, shape=shape)
+
+
+# ---- tables ----------------------------------------------------------------------------------
+
+
+def embedding(builder, step):
+    """Rows of a table, copied."""
+    rows = _table_tensor(builder, step, f"{step.name}/table")
+    names = [rows.name, builder.tensor(step.inputs[0]).name]
+    builder.add("gather", names, builder.tensor_for(step), layer=step.name)
+
+
+def constant(builder, step):
+    """A table that is added to every example."""
+    tensor = _table_tensor(builder, step, step.name)
+    tensor.shape, tensor.data = (1, *tensor.shape), tensor.data[None]
+    builder.tensors[id(step.output)] = tensor
+
+
+def _table_tensor(builder, step, name):
+    encoding = encoding_of(step.output.grid)
+    codes = step.codes + encoding.zero_point
+    return builder.network.add_tensor(
+        Tensor(
+            name=name,
+            shape=codes.shape,
+            scale=encoding.scale,
+            zero_point=encoding.zero_point,
+            trained_scale=encoding.step,
+            data=codes.astype("int8"),
+        )
+    )
+
+
+# ---- pooling ---------------------------------------------------------------------------------
+
+
+def max_pool(builder, step):
+    """Every other pixel: the fast delegate has a convolution for that, and no pooling."""
+    if step.is_float or set(step.options["size"]) != {1}:
+        return copied(builder, step)
+    step = copy.copy(step)
+    step.options = {**step.options, "padding": "valid"}
+    return average_pool(builder, step)
+
+
+def average_pool(builder, step):
+    """As a depthwise convolution with equal weights where every window is full.
+
+    AVERAGE_POOL_2D rounds halves away from zero, which in codes is up here and down there, and
+    leaves the fast delegate. The bias is less than half the distance between two sums, so it moves
+    nothing but the halves, which it sends up, as training does.
+
+    One that is the whole image is a mean, which is fast and has no weights, wherever that sends
+    halves up as well.
+    """
+    if step.is_float:
+        return copied(builder, step)
+    x, options = builder.tensor(step.inputs[0]), step.options
+    size, strides = options["size"], options["strides"]
+    if tuple(x.shape[1:-1]) == tuple(size) and _mean_of_image(builder, step, x, math.prod(size)):
+        return builder.tensor_for(step)
+    if options["padding"] != "valid":
+        return copied(builder, step)
+    if len(x.shape) == 3:
+        size, strides = (1, *size), (1, *strides)
+    x = builder.with_height(x, step.name)
+    window = {"strides": strides, "dilations": (1, 1), "padding": "valid", "multiplier": 1}
+    names = [x.name, *_equal_weights(builder, step, x, size)]
+    return builder.emit(step, "depthwise_conv_2d", names, window)
+
+
+def _mean_of_image(builder, step, x, count):
+    """Adds the mean of whole images, if some scale makes it exact; returns whether it did.
+
+    MEAN sends halves to even. A scale that is smaller by a fraction of 1 / (N (L + 1/2)) moves all
+    means up: halves over the half, for means of N codes up to L, and no other sum as far as that.
+    A multiplication, which is exact, gives the codes their own scale back.
+    """
+    options = {"axes": tuple(range(1, len(x.shape) - 1)), "keep_dims": True}
+    output = builder.tensor_for(step)
+    if mean_sends_halves_up(x, output, count):
+        builder.emit(step, "mean", [x.name], options)
+        return True
+    inner = copy.copy(output)
+    inner.name, inner.layer = f"{step.name}/mean", ""
+    largest = max(x.high - x.zero_point, 1)
+    inner.scale = np.float32(np.float64(x.scale) / (1 + 1 / (count * (largest + 0.5))))
+    if not mean_sends_halves_up(x, inner, count):
+        return False
+    builder.network.add_tensor(inner)
+    builder.add("mean", [x.name], inner, options=options, layer=step.name)
+    one = builder.one(step.name, np.float64(output.scale) / np.float64(inner.scale))
+    builder.emit(step, "mul", [inner.name, one.name])
+    return True
+
+
+def _equal_weights(builder, step, x, size):
+    """Adds the filter that averages a window, and its bias; returns their names."""
+    channels, count = x.shape[-1], int(np.prod(size))
+    code = 127
+    filter_tensor = builder.network.add_tensor(
+        Tensor(
+            name=f"{step.name}/weights",
+            shape=(1, *size, channels),
+            scale=np.full(channels, 1 / (code * count), "float32"),
+            axis=3,
+            data=np.full((1, *size, channels), code, "int8"),
+            multiplier=code,
+        )
+    )
+    bias = builder.network.add_tensor(
+        Tensor(
+            name=f"{step.name}/bias",
+            shape=(channels,),
+            dtype="int32",
+            scale=np.float32(x.scale) * filter_tensor.scale,
+            axis=0,
+            data=np.full(channels, code // 2, "int32"),
+        )
+    )
+    return filter_tensor.name, bias.name
