@@ -60,6 +60,7 @@ class CoTraining(SafeSaving, keras.Model):
         self.built = True  # both parts are
 
     def call(self, inputs, training=None):
+        """Returns {"student": its outputs, "teacher": its outputs}."""
         return {
             "student": self.student(inputs, training=training),
             "teacher": self.teacher(inputs, training=training),

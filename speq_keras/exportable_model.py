@@ -43,7 +43,16 @@ class ExportableModel:
         return settlement
 
     def quantize(self, *args, **kwargs):
-        """Raises: Keras' own post-training quantization would quantize a second time."""
+        """Raises: Keras' own post-training quantization would quantize a second time.
+
+        Example:
+            >>> import keras, speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.quantize("int8")
+            Traceback (most recent call last):
+            RuntimeError: A SPEQModel is quantized already; ...
+        """
         raise RuntimeError(
             "A SPEQModel is quantized already; `quantize` of Keras would quantize its layers a "
             "second time. Use `set_bits` to change widths."
@@ -53,6 +62,16 @@ class ExportableModel:
         """Exports the fake-quantized graph (floats on quantized grids), and says so.
 
         `format="litert"` is `export_tflite`, which writes the integers that were trained.
+
+        Example:
+            >>> import keras, numpy as np, speq_keras, tempfile
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.calibrate(np.random.rand(8, 4), verbose=0)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     report = model.export(f"{folder}/model.tflite", format="litert")
+            >>> report.storage
+            'int8'
         """
         if format == "litert":
             kwargs.pop("verbose", None)

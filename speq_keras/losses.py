@@ -124,6 +124,10 @@ class UnknownLoss:
     Attributes:
         name: The name.
         saved: What the file says.
+
+    Example:
+        >>> deserialize("a name of another process").name
+        'a name of another process'
     """
 
     name: str
@@ -202,8 +206,6 @@ def deserialize(saved):
     Example:
         >>> deserialize(serialize(keras.losses.kl_divergence)) is keras.losses.kl_divergence
         True
-        >>> deserialize("a name of another process").name
-        'a name of another process'
     """
     if saved is None or isinstance(saved, str):
         is_known = saved in (None, AUTO, *METHODS, *_REGISTERED)
@@ -338,11 +340,13 @@ class DistillationLoss(keras.losses.Loss):
         self.head = check_choice("head", head, HEADS)
 
     def call(self, y_true, y_pred):
+        """Returns `distillation_loss` of the logits of teacher and student."""
         return distillation_loss(
             y_true, y_pred, method=self.method, temperature=self.temperature, head=self.head
         )
 
     def get_config(self):
+        """Returns the constructor's arguments."""
         return {
             "method": serialize(self.method),
             "temperature": self.temperature,
@@ -352,6 +356,7 @@ class DistillationLoss(keras.losses.Loss):
 
     @classmethod
     def from_config(cls, config):
+        """Makes the loss of `get_config`'s values."""
         return cls(**{**config, "method": deserialize(config["method"])})
 
 

@@ -150,7 +150,16 @@ class SPEQModel(QuantizedModel):
 
     @property
     def damping(self):
-        """The `OscillationDamping` of the weights, or None. Setting it rebuilds the step."""
+        """The `OscillationDamping` of the weights, or None.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.damping = speq_keras.OscillationDamping(strength=0.1, steps=1000)
+            >>> model.damping.steps
+            1000
+        """
         return self._settings.damping
 
     @damping.setter
@@ -161,7 +170,16 @@ class SPEQModel(QuantizedModel):
 
     @property
     def teacher(self):
-        """The external float teacher (Eq. 3), or None. It is not saved with the model."""
+        """The external float teacher (Eq. 3), or None. It is not saved with the model.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.teacher = model.float_model()
+            >>> model.speq_weight
+            0.5
+        """
         return self._untracked.teacher
 
     @teacher.setter
@@ -198,8 +216,10 @@ class SPEQModel(QuantizedModel):
         self._untracked.next = self._plan_for_widths(plan)
 
         def decide_and_train(*args):
-            # In place of the compiled step until the next one: widths that were changed for an
-            # evaluation are back by then, and nothing is traced again.
+            """Takes the place of the compiled step until it is called.
+
+            Widths that were changed for an evaluation are back by then: nothing is traced again.
+            """
             self.train_function = function
             plan, sentences, error = self._untracked.next
             if error is not None:
@@ -258,14 +278,23 @@ class SPEQModel(QuantizedModel):
         self._untracked.plan = None
 
     def compile_from_config(self, config):
-        # Keras leaves out a class that has a `compile` of its own.
+        """Compiles a loaded model: Keras leaves out a class that has a `compile` of its own."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
     @property
     def loss_weights(self):
-        """The loss weights given to `compile`, or None."""
+        """The loss weights given to `compile`, or None.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.compile("sgd", "mse", loss_weights=[0.5])
+            >>> model.loss_weights
+            [0.5]
+        """
         return self._untracked.loss_weights
 
     def training_plan(self):
@@ -326,9 +355,11 @@ class SPEQModel(QuantizedModel):
         return x
 
     def train_step(self, *args):
+        """Runs one step of SPEQ on a batch, that of the backend."""
         return training.train_step(self, *args)
 
     def test_step(self, *args):
+        """Evaluates a batch as Keras does; what only training measures is left out of the logs."""
         result = super().test_step(*args)
         if isinstance(result, tuple):  # JAX: metrics and state
             logs, state = result

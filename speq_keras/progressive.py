@@ -82,6 +82,7 @@ class LowerWidths(keras.callbacks.Callback):
         self.calibration_data = calibration_data
 
     def on_train_begin(self, logs=None):
+        """Checks that model and data fit, and that training reaches the last width."""
         check_speq_model("model", self.model, of=" of LowerWidths")
         if self.calibration_data is not None:
             # Arrays are checked now; batches are not touched before they are asked for.
@@ -96,6 +97,7 @@ class LowerWidths(keras.callbacks.Callback):
             )
 
     def on_epoch_begin(self, epoch, logs=None):
+        """Sets the width of the epoch, and the ranges that belong to it."""
         bits = self.widths[max(first for first in self.widths if first <= epoch)]
         if {q.bits for side in self.sides for q in self._quantizers(side)} == {bits}:
             return

@@ -91,12 +91,28 @@ class QuantizedModel(ExportableModel, FreezingModel):
 
     @property
     def activation_quantizers(self):
-        """The activation quantizer layers, in graph order."""
+        """The activation quantizer layers, in graph order.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> [quantizer.bits for quantizer in model.activation_quantizers]
+            [8, 2, 8, 8]
+        """
         return [layer for layer in self.layers if isinstance(layer, ActivationQuantizer)]
 
     @property
     def weight_quantizers(self):
-        """The weight quantizers, in graph order."""
+        """The weight quantizers, in graph order.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> [type(quantizer).__name__ for quantizer in model.weight_quantizers]
+            ['MinMax', 'SAWB', 'MinMax']
+        """
         return [q for layer in self.layers for q in weight_quantizers(layer)]
 
     def _all_quantizers(self):
@@ -104,7 +120,15 @@ class QuantizedModel(ExportableModel, FreezingModel):
 
     @property
     def target_quantizers(self):
-        """The activation quantizers that have the target width: those the teacher draws."""
+        """The activation quantizers that have the target width: those the teacher draws.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> len(model.target_quantizers)
+            1
+        """
         return [q for q in self.activation_quantizers if q.has_target_width]
 
     def weight_widths(self):
@@ -173,7 +197,15 @@ class QuantizedModel(ExportableModel, FreezingModel):
 
     @property
     def is_calibrated(self):
-        """Whether all activation ranges were set from data."""
+        """Whether all activation ranges were set from data.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.is_calibrated
+            False
+        """
         return all(quantizer.is_calibrated for quantizer in self.activation_quantizers)
 
     def calibrate(self, data, *, batch_size=32, steps=None, training=False, verbose="auto"):

@@ -82,6 +82,7 @@ class Layout:
     # ---- rules ---------------------------------------------------------------------------------
 
     def apply_rules(self):
+        """Applies the rules of the module, in its order."""
         heads = [node for node in self.graph.nodes if self.takes_rules(node)]
         relus = [node for node in heads if _is_relu(node.operation)]
         normalizations = [node for node in heads if self.class_name(node) in _NORMALIZATION]
@@ -100,9 +101,11 @@ class Layout:
                 self.layouts[maker.name].config = "nothing"
 
     def takes_rules(self, node):
+        """Whether a node is of an annotated layer that is called once."""
         return node.name in self.layouts and len(self.calls[node.name]) == 1
 
     def class_name(self, node):
+        """Returns Keras' name of a layer's class, of the last part of one that tfmot splits."""
         name = name_of(node.operation)
         is_split = node.name in self.layouts and self.layouts[node.name].config is None
         return _LAST_PARTS.get(name, name) if is_split else name
@@ -117,10 +120,12 @@ class Layout:
         return maker if self.class_name(maker) in class_names else None
 
     def is_shared(self, index):
+        """Whether a tensor has several readers, of which an output of the model is one."""
         names = {node.name for node in self.readers[index]}
         return len(names) + self.graph.output_indices.count(index) > 1
 
     def round_behind(self, relu, normalization, class_names):
+        """Rounds once behind a layer, its normalization, and a ReLU (or None) behind both."""
         layer = self.before(normalization, class_names)
         if layer is None or fused_function(layer.operation) is not None:
             return
@@ -131,6 +136,7 @@ class Layout:
         found[-2].config = "output" if relu is None else "nothing"
 
     def round_behind_concatenate(self, node):
+        """Rounds behind a Concatenate and not what goes into it."""
         makers = [self.graph.tensors[index].producer for index in node.inputs]
         if not 2 <= len(set(node.inputs)) == len(makers) <= _MOST_CONCATENATED:
             return
@@ -147,6 +153,7 @@ class Layout:
             self.layouts[node.name].config = "output"
 
     def has_config(self, node):
+        """Whether tfmot quantizes a node, by the user's config or its own."""
         if not self.takes_rules(node):
             return False
         is_split = self.class_name(node) in _LAST_PARTS.values()

@@ -160,6 +160,7 @@ def _on_its_weights(layer, known):
 
     @functools.wraps(layer.call)
     def call(*args, **kwargs):
+        """Calls the layer while its attributes are what their `Weight`s make."""
         variables = _variables_in(layer)
         x = next(x for x in tree.flatten((args, kwargs)) if _is_symbolic(x))
         for variable in variables.values():
