@@ -132,6 +132,36 @@ def check_seed(seed):
     return int(seed)
 
 
+def check_speq_model(name, model, *, of=""):
+    """Returns `model` after checking that it is a `SPEQModel`, by what only these have.
+
+    Args:
+        name: Of the argument.
+        model: Its value.
+        of: Whose argument it is, such as " of a LowerWidths", or "".
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(model, keras.Model) or not hasattr(model, "activation_quantizers"):
+        raise TypeError(
+            f"`{name}`{of} must be a SPEQModel. {describe(**{name: model})} Make one with "
+            "`speq_keras.wrap`."
+        )
+    return model
+
+
+def require_calibrated(name, model):
+    """Raises a RuntimeError if a `SPEQModel` has activation ranges that were never set."""
+    waiting = [q.name for q in model.activation_quantizers if not q.is_calibrated]
+    if waiting:
+        raise RuntimeError(
+            f"`{name}` must be calibrated or trained. Received: {name}={model.name!r} with "
+            f"{len(waiting)} activation ranges that were never set, the first is {waiting[0]!r}. "
+            f"Call `{name}.calibrate(batches)`."
+        )
+
+
 def check_installed(package, why):
     """Checks that an optional package can be imported; does not import it.
 

@@ -5,14 +5,21 @@ import io
 
 import numpy as np
 
-from speq_keras._checks import check_bits, check_installed, check_number, describe
+from speq_keras._checks import (
+    check_bits,
+    check_installed,
+    check_number,
+    check_speq_model,
+    describe,
+    require_calibrated,
+)
 from speq_keras.configs import QuantizeConfig
 from speq_keras.data import evaluation_of
 from speq_keras.files import check_path, write_safely
 from speq_keras.graph import read_graph
 from speq_keras.layers import QuantizedLayer
-from speq_keras.model import SPEQModel
-from speq_keras.reporting import layer_rows, table
+from speq_keras.reporting import layer_rows
+from speq_keras.text_tables import table
 
 _IN_A_ROW = {"size_bytes": "bytes", "bit_ops": "bitops"}  # budget: field of a `LayerRow`
 
@@ -274,7 +281,7 @@ def _greedy_loss(losses, costs, budget):
 
 def _units(model):
     """Returns {layer of the float model: [quantized layers with the target width made of it]}."""
-    origins = {name: origin for name, origin, _ in model.settings.origins}
+    origins = {name: origin for name, origin, _ in model.provenance.origins}
     units = {}
     for layer in model.layers:
         if isinstance(layer, QuantizedLayer) and any(
@@ -363,11 +370,7 @@ def _check_widths(widths):
 
 
 def _check_model(model):
-    if not isinstance(model, SPEQModel):
-        raise TypeError(
-            f"`model` must be a SPEQModel. {describe(model=model)} Make it with `speq_keras.wrap`."
-        )
+    check_speq_model("model", model)
     if not model.compiled:
         raise RuntimeError("The model must be compiled, with a loss. Call `model.compile` first.")
-    if not model.is_calibrated:
-        raise RuntimeError("The model must be calibrated. Call `model.calibrate` first.")
+    require_calibrated("model", model)

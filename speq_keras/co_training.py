@@ -10,9 +10,8 @@ SPEQ, whose teacher is the student itself.
 import keras
 from keras import ops
 
-from speq_keras._checks import check_number, describe
-from speq_keras.losses import DistillationLoss
-from speq_keras.model import SPEQModel
+from speq_keras._checks import check_number, check_speq_model, describe, require_calibrated
+from speq_keras.losses import DistillationLoss, check_method, deserialize, serialize
 from speq_keras.saving import SafeSaving
 
 _LOSSES = {
@@ -32,19 +31,18 @@ class CoTraining(SafeSaving, keras.Model):
         student: A calibrated `SPEQModel` with one output.
         teacher: A Keras model with the same inputs and the same output shape.
         temperature: T > 0 of the softened outputs.
+        distillation: The distance of the outputs: "kl", as in both papers, or as in `wrap`.
 
     Raises:
         TypeError: If the student is no `SPEQModel` or the teacher no Keras model.
-        ValueError: If the outputs do not fit together.
+        ValueError: If the outputs do not fit together, or another argument is not allowed.
     """
 
-    def __init__(self, student, teacher, *, temperature=2.0, name=None, **kwargs):
+    def __init__(
+        self, student, teacher, *, temperature=2.0, distillation="kl", name=None, **kwargs
+    ):
         super().__init__(name=name, **kwargs)
-        if not isinstance(student, SPEQModel):
-            raise TypeError(
-                f"`student` must be a SPEQModel. {describe(student=student)} Make it with "
-                "`speq_keras.wrap`."
-            )
+        check_speq_model("student", student)
         if not isinstance(teacher, keras.Model):
             raise TypeError(f"`teacher` must be a Keras model. {describe(teacher=teacher)}")
         shapes = [[tuple(x.shape) for x in model.outputs] for model in (student, teacher)]
@@ -57,10 +55,12 @@ class CoTraining(SafeSaving, keras.Model):
         self.student = student
         self.teacher = teacher
         self.temperature = check_number("temperature", temperature, low=0, low_open=True)
-        self.distance = DistillationLoss("kl", temperature=self.temperature)
+        self.distillation = check_method("distillation", distillation)
+        self.distance = DistillationLoss(self.distillation, temperature=self.temperature)
         self.built = True  # both parts are
 
     def call(self, inputs, training=None):
+        """Returns {"student": its outputs, "teacher": its outputs}."""
         return {
             "student": self.student(inputs, training=training),
             "teacher": self.teacher(inputs, training=training),
@@ -81,8 +81,8 @@ class CoTraining(SafeSaving, keras.Model):
         Args:
             student_loss: The compiled loss of the student, and all regularizers.
             teacher_loss: The compiled loss of the teacher.
-            to_student: T²·KL(teacher ‖ student), whose gradient reaches the student alone.
-            to_teacher: T²·KL(student ‖ teacher), whose gradient reaches the teacher alone.
+            to_student: T²·D(teacher, student), whose gradient reaches the student alone.
+            to_teacher: T²·D(student, teacher), whose gradient reaches the teacher alone.
         """
         raise NotImplementedError
 
@@ -96,12 +96,7 @@ class CoTraining(SafeSaving, keras.Model):
             RuntimeError: If the student is not calibrated.
             ValueError: If the loss is no cross-entropy over classes.
         """
-        waiting = [q.name for q in self.student.activation_quantizers if not q.is_calibrated]
-        if waiting:
-            raise RuntimeError(
-                f"The student must be calibrated. Received: {len(waiting)} activation quantizers "
-                f"without a range, such as {waiting[0]!r}. Call `student.calibrate` first."
-            )
+        require_calibrated("student", self.student)
         if isinstance(loss, str) and loss in _LOSSES:
             loss = _LOSSES[loss]()
         if not isinstance(loss, tuple(_LOSSES.values())):
@@ -122,11 +117,12 @@ class CoTraining(SafeSaving, keras.Model):
             "student": keras.saving.serialize_keras_object(self.student),
             "teacher": keras.saving.serialize_keras_object(self.teacher),
             "temperature": self.temperature,
+            "distillation": serialize(self.distillation),
         }
 
     @classmethod
     def from_config(cls, config):
-        config = dict(config)
+        config = {**config, "distillation": deserialize(config.get("distillation", "kl"))}
         for part in ("student", "teacher"):
             config[part] = keras.saving.deserialize_keras_object(config[part])
         return cls(**config)

@@ -75,7 +75,14 @@ class OscillationDamping:
 
 
 def distance_to_grid(weights, quantizer):
-    """Returns Σ (ŵ − clip(w, low, high))² of one tensor; 0 where the width is float."""
+    """Returns Σ (ŵ − clip(w, low, high))² of one tensor; 0 where the width is float.
+
+    Example:
+        >>> from speq_keras.quantizers import MinMax
+        >>> weights = ops.convert_to_tensor([[-1.0, 0.25, 1.0]])  # on 2 bits: -1, 0, 1
+        >>> float(distance_to_grid(weights, MinMax(bits=2)))
+        0.0625
+    """
     weights = ops.cast(weights, "float32")
     quantized = ops.stop_gradient(quantizer(weights))
     axes = quantizer.reduced_axes(len(weights.shape))
@@ -90,7 +97,11 @@ def _quantized(layers):
 
 
 def check_damping(damping, layers):
-    """Raises an error if `damping` is no damping, or a layer has weights that it cannot pull."""
+    """Raises an error if `damping` is no damping, or a layer has weights that it cannot pull.
+
+    Example:
+        >>> check_damping(OscillationDamping(strength=0.1, steps=10), [keras.layers.Dense(4)])
+    """
     if not isinstance(damping, OscillationDamping):
         raise TypeError(
             f"`damping` must be an OscillationDamping or None. {describe(damping=damping)}"

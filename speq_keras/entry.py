@@ -1,6 +1,5 @@
 """`speq_keras.wrap`: the entry of the package."""
 
-import dataclasses
 import json
 
 import keras
@@ -10,9 +9,15 @@ from speq_keras.graph import check_has_config, is_functional, plain_functional
 from speq_keras.live_objects import own_classes
 from speq_keras.losses import AUTO
 from speq_keras.model import SPEQModel
-from speq_keras.settings import Settings, speq_weight_from, teacher_precision_from
+from speq_keras.provenance import Provenance
+from speq_keras.settings import (
+    SettingsText,
+    TrainingSettings,
+    speq_weight_from,
+    teacher_precision_from,
+)
 from speq_keras.training.heads import check_teacher
-from speq_keras.wrapping import Rules, quantize_graph
+from speq_keras.wrapping import WrapOptions, quantize_graph
 
 
 def wrap(
@@ -61,7 +66,9 @@ def wrap(
             0.5 unless given.
         temperature: T of Eq. 2, positive.
         distillation: `"cosine"` (Eq. 8, divided by the L2 norms), `"dot"` (Eq. 8 as printed, with
-            the gradient of Eq. 9), `"kl"` (Eq. 6), or None: plain quantization-aware training.
+            the gradient of Eq. 9), `"kl"` (Eq. 6), a loss of your own (a function of the softened
+            probabilities of teacher and student, such as `keras.losses.kl_divergence`, or its name:
+            `losses.register_distillation`), or None: plain quantization-aware training.
             "auto": the cosine where there is something to distil, an output with logits and a
             teacher that may have another width than the student; else plain training, at its
             cost, which is said once. Decided anew at `compile` and when `set_bits` changes it.
@@ -69,8 +76,8 @@ def wrap(
             not saved with the model.
         speq_weight: λ of Eq. 4, 0 to 1; 0.5 unless given. Only with `teacher`.
         teacher_distillation: The loss against `teacher`, as `distillation`; "kl" in Eq. 3.
-        weight_quantizer: Name ("sawb", "minmax", "mse", "lsq", "dorefa", "qil") or object.
-        activation_quantizer: Name ("pact", "lsq_plus", "dorefa", "fixed") or object.
+        weight_quantizer: Name or object; `quantizers` has a table, and registers your own.
+        activation_quantizer: Likewise.
         boundary_bits: Width in bits of the weights and inputs of the first and last weighted
             layers; None leaves them float. Weights of a fixed width are min-max, per channel.
         skip: Name or names of layers to leave in float; shell patterns ("block1_*").
@@ -107,7 +114,7 @@ def wrap(
     """
     _check_model(model)
     check_name("name", name, optional=True)
-    rules = Rules(
+    options = WrapOptions(
         w_bits=w_bits,
         a_bits=a_bits,
         boundary_bits=boundary_bits,
@@ -116,7 +123,7 @@ def wrap(
         skip=skip,
         configs=configs,
     )
-    settings = Settings(
+    settings = TrainingSettings(
         distillation=distillation,
         temperature=temperature,
         teacher_precision=teacher_precision_from(
@@ -125,17 +132,12 @@ def wrap(
         speq_weight=speq_weight_from(speq_weight, teacher),
         teacher_distillation=teacher_distillation,
         seed=seed,
-        output_names=tuple(plain_functional(model).output_names),
     )
-    if a_bits is None and distillation not in (AUTO, None):
-        raise ValueError(
-            "SPEQ draws activation widths, and with `a_bits`=None there are none. "
-            f"{describe(a_bits=a_bits, distillation=distillation)} Pass distillation=None."
-        )
+    _check_drawable(a_bits, distillation)
     if teacher is not None:
         check_teacher(model, teacher)
     check_bool("fused_batch_norm", fused_batch_norm)
-    graph = quantize_graph(model, rules, fuses_batch_norm=fused_batch_norm)
+    graph = quantize_graph(model, options, fuses_batch_norm=fused_batch_norm)
     return assemble(model, graph, settings, name=name or model.name, teacher=teacher)
 
 
@@ -145,12 +147,14 @@ def assemble(model, graph, settings, *, name, teacher=None):
     Args:
         model: The float model.
         graph: The `QuantizedGraph` made of it.
-        settings: `Settings`; what follows from graph and float model is added.
+        settings: The `TrainingSettings`.
         name: Name of the new model.
         teacher: External float teacher, or None.
     """
-    settings = dataclasses.replace(settings.with_graph(graph), float_config=_config_of(model))
-    wrapped = SPEQModel(graph.inputs, graph.outputs, name=name, settings=settings)
+    names = tuple(plain_functional(model).output_names)
+    provenance = Provenance.of_graph(graph, float_config=_config_of(model), output_names=names)
+    text = SettingsText.of(settings, provenance)
+    wrapped = SPEQModel(graph.inputs, graph.outputs, name=name, settings=text)
     wrapped.float_classes = tuple(own_classes(model))
     graph.copy_weights(wrapped.layers)
     if teacher is not None:
@@ -170,6 +174,14 @@ def _config_of(model):
             f"{describe(model=model.name, error=brief(error))} Define `get_config()` in every "
             "layer of your own."
         ) from error
+
+
+def _check_drawable(a_bits, distillation):
+    if a_bits is None and distillation not in (AUTO, None):
+        raise ValueError(
+            "SPEQ draws activation widths, and with `a_bits`=None there are none. "
+            f"{describe(a_bits=a_bits, distillation=distillation)} Pass distillation=None."
+        )
 
 
 def _check_model(model):

@@ -7,11 +7,11 @@ import keras
 from keras import ops
 
 from speq_keras._checks import brief, describe
-from speq_keras.composite import Expander
 from speq_keras.graph import read_graph, weights_changed
 from speq_keras.layers import QuantizedLayer
 from speq_keras.live_objects import with_live_objects
 from speq_keras.operations import build_fused_layers
+from speq_keras.wrapping.composite import Expander
 
 
 def model_with_weights_of(wrapped):
@@ -70,7 +70,7 @@ def _model_of_file(wrapped, path):
 
 def _bare_model(wrapped):
     """Returns the float model with weights of its own."""
-    config = wrapped.settings.float_config
+    config = wrapped.provenance.float_config
     if config is None:
         raise RuntimeError(
             "The float model is known to models made by `speq_keras.wrap`, and this one was "
@@ -98,14 +98,14 @@ def _cause(error):
 
 def _pairs(wrapped, float_model):
     """Yields (variable of the `SPEQModel`, variable of the float model)."""
-    sources = {name for _, name, _ in wrapped.settings.origins}
+    sources = {name for _, name, _ in wrapped.provenance.origins}
     expand = Expander(lambda name, layer: name in sources, verifies=False)
     graph = read_graph(float_model, expand)
     build_fused_layers(graph)
     nodes = graph.nodes
     float_layers = {node.name: node.operation for node in nodes}
     mine = {layer.name: layer for layer in wrapped.layers}
-    for name, float_name, indices in wrapped.settings.origins:
+    for name, float_name, indices in wrapped.provenance.origins:
         if float_name not in float_layers:
             raise ValueError(
                 "The float model must have the layers of the one that was wrapped. Received: "

@@ -73,7 +73,7 @@ class FreezingModel(SafeSaving, keras.Model):
         """Lets the range of every activation quantizer follow the layers that it belongs to.
 
         Args:
-            owners: As in `Settings`.
+            owners: As in `Provenance`.
         """
         found = {layer.name: layer for layer in self.layers}
         for name, places in owners:
@@ -90,22 +90,59 @@ class FreezingModel(SafeSaving, keras.Model):
 
     @property
     def trainable_variables(self):
-        """As in Keras; the ranges of a frozen layer's tensors are not among them."""
+        """As in Keras; the ranges of a frozen layer's tensors are not among them.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4, name=name) for name in "abc"]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> len(model.trainable_variables)
+            9
+            >>> model.get_layer("a").trainable = False  # its kernel, bias, and range of its outputs
+            >>> len(model.trainable_variables)
+            6
+        """
         return self._trained(super().trainable_variables)
 
     @property
     def trainable_weights(self):
-        """As `trainable_variables`."""
+        """As `trainable_variables`.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> len(model.trainable_weights)
+            9
+        """
         return self._trained(super().trainable_weights)
 
     @property
     def non_trainable_variables(self):
-        """All variables that are not in `trainable_variables`."""
+        """All variables that are not in `trainable_variables`.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> both = len(model.trainable_variables) + len(model.non_trainable_variables)
+            >>> both == len(model.variables)
+            True
+        """
         trained = {id(v) for v in self.trainable_variables}
         return [v for v in self.variables if id(v) not in trained]
 
     @property
     def non_trainable_weights(self):
-        """All weights that are not in `trainable_weights`."""
+        """All weights that are not in `trainable_weights`.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> both = len(model.trainable_weights) + len(model.non_trainable_weights)
+            >>> both == len(model.weights)
+            True
+        """
         trained = {id(v) for v in self.trainable_weights}
         return [v for v in self.weights if id(v) not in trained]

@@ -30,6 +30,7 @@ class BatchNormalization(layers.BatchNormalization):
     """
 
     def call(self, inputs, training=None, mask=None):
+        """Normalizes `inputs`: with the kernel where there is one, else as Keras does."""
         if not (training and self.trainable and mask is None and self._has_kernel(inputs)):
             return super().call(inputs, training=training, mask=mask)
         x = ops.cast(inputs, "float32")

@@ -14,16 +14,20 @@ Throughout, p is the teacher, q the student, T the temperature:
 L2 norms and is zero where student and teacher agree; `dot` takes the softmax as the normalization,
 and only for it Eq. 9 holds. `dot` rewards confident outputs even where both agree.
 
+A loss of your own is a function `loss(p, q)`, given as it is or by a name: `register_distillation`.
+
 Reference: Boo, Shin, Choi, Sung, "Stochastic Precision Ensemble: Self-Knowledge Distillation for
 Quantized Deep Neural Networks" (AAAI 2021).
 """
 
+import dataclasses
+import inspect
+
 import keras
 from keras import ops
 
-from speq_keras._checks import check_choice, check_number, describe
+from speq_keras._checks import check_choice, check_name, check_number, describe
 
-METHODS = ("cosine", "dot", "kl")
 # Where there is something to distil the method below, else none.
 AUTO = "auto"
 AUTO_METHOD = "cosine"
@@ -61,6 +65,200 @@ def _kl(log_p, log_q):
 
 
 _DISTANCES = {"cosine": _cosine, "dot": _dot, "kl": _kl}
+METHODS = tuple(_DISTANCES)
+# Zero, with a gradient of zero, where teacher and student agree.
+DISTANCES_TO_ZERO = ("cosine", "kl")
+_REGISTERED: dict = {}  # name: a user's function
+
+
+# ---- losses of one's own -----------------------------------------------------------------------
+
+
+def register_distillation(name, function):
+    """Makes a distillation loss of your own known by `name`, to `wrap` and to saved models.
+
+        loss(p, q) -> values
+
+    It is given what losses of Keras are given, such as `keras.losses.kl_divergence`, which will do:
+    the probabilities of teacher and student, softened at temperature T, as float32 tensors
+    (..., classes) that sum to one over the last axis. It returns one value per example and
+    position, a tensor (...). The factor T², sample weights and the mean over the batch are applied
+    to that. Every label of a sigmoid output is a distribution over two classes: (..., labels, 2).
+
+    The function runs in the compiled training step: write it with `keras.ops`. `wrap(distillation=
+    function)` works without any name. Then a saved model has the name under which the function was
+    registered with `keras.saving.register_keras_serializable`, or its own, for which
+    `keras.saving.load_model(path, custom_objects={...})` has to know the function.
+
+    Args:
+        name: A new name.
+        function: The function, or a callable object, such as a `keras.losses.Loss`.
+
+    Raises:
+        TypeError: If `function` is no function of two arguments, or `name` no text.
+        ValueError: If the name is taken.
+
+    Example:
+        >>> def hellinger(p, q):
+        ...     return 1.0 - ops.sum(ops.sqrt(p * q), axis=-1)
+        >>> register_distillation("hellinger_example", hellinger)
+        >>> z = ops.convert_to_tensor([[2.0, 0.0, 0.0]])
+        >>> loss = distillation_loss(z, -z, method="hellinger_example", temperature=2.0)
+        >>> round(float(loss[0]), 4)  # T² · (1 − Σ √(p q))
+        0.4099
+    """
+    check_name("name", name)
+    _check_function("function", function)
+    taken = (AUTO, *METHODS, *_REGISTERED)
+    if name in taken:
+        raise ValueError(f"`name` must be new. {describe(name=name)} Taken: {', '.join(taken)}.")
+    _REGISTERED[name] = function
+
+
+@dataclasses.dataclass(frozen=True)
+class UnknownLoss:
+    """Takes the place of a loss that a file names and this process does not know.
+
+    All but training goes on without it, and the model can be saved again.
+
+    Attributes:
+        name: The name.
+        saved: What the file says.
+
+    Example:
+        >>> deserialize("a name of another process").name
+        'a name of another process'
+    """
+
+    name: str
+    saved: str | dict
+
+    def __call__(self, p, q):
+        """Raises a RuntimeError; so does `refuse`, before anything is computed."""
+        self.refuse()
+
+    def refuse(self):
+        """Raises a RuntimeError that says what to do."""
+        raise RuntimeError(
+            "The distillation loss of a model must be known where it is trained. "
+            f"{describe(loss=self.name)} Before loading, register it, or pass "
+            f"custom_objects={{{self.name!r}: ...}} to load_model; or set another one: "
+            "`model.distillation`, `model.teacher_distillation`."
+        )
+
+
+def check_method(name, method, *, choices=()):
+    """Returns `method` after checking that it is a loss, by name or as a function, or a choice.
+
+    Example:
+        >>> check_method("distillation", "auto", choices=(AUTO, None))
+        'auto'
+    """
+    if isinstance(method, str) and callable(keras.saving.get_registered_object(method)):
+        return method
+    if callable(method):
+        return _check_function(name, method)
+    return check_choice(name, method, (*choices[:1], *METHODS, *_REGISTERED, *choices[1:]))
+
+
+def _check_function(name, function):
+    """Returns a function after checking that it can be called with two tensors."""
+    rule = (
+        f"`{name}` must be a function of the probabilities of teacher and student, such as "
+        f"keras.losses.kl_divergence. {describe(**{name: function})}"
+    )
+    if isinstance(function, type) or not callable(function):
+        raise TypeError(rule)
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError as error:
+        raise TypeError(f"{rule} It has other arguments: {error}.") from error
+    except ValueError:  # one of Python's own, which tells nothing
+        pass
+    return function
+
+
+def serialize(method):
+    """Returns what a file says of a method: a name, or of a function that is given as such a dict.
+
+    Example:
+        >>> serialize(keras.losses.kl_divergence)
+        {'function': 'kl_divergence', 'is_of_keras': True}
+    """
+    if method is None or isinstance(method, str):
+        return method
+    if isinstance(method, UnknownLoss):
+        return method.saved
+    for name, function in _REGISTERED.items():
+        if function is method:
+            return name
+    if hasattr(method, "get_config"):
+        return keras.saving.serialize_keras_object(method)
+    name = getattr(method, "__name__", type(method).__name__)
+    if inspect.isfunction(method):
+        name = keras.saving.get_registered_name(method)
+    return {"function": name, "is_of_keras": getattr(keras.losses, name, None) is method}
+
+
+def deserialize(saved):
+    """Returns the method that `serialize` was given, or an `UnknownLoss`.
+
+    Example:
+        >>> deserialize(serialize(keras.losses.kl_divergence)) is keras.losses.kl_divergence
+        True
+    """
+    if saved is None or isinstance(saved, str):
+        is_known = saved in (None, AUTO, *METHODS, *_REGISTERED)
+        is_known = is_known or callable(keras.saving.get_registered_object(saved))
+        return saved if is_known else UnknownLoss(saved, saved)
+    if "function" in saved:
+        name = saved["function"]
+        found = keras.saving.get_registered_object(name)
+        if saved["is_of_keras"]:
+            found = getattr(keras.losses, name, None)
+        return found if callable(found) else UnknownLoss(name, saved)
+    try:
+        return keras.saving.deserialize_keras_object(saved)
+    except (TypeError, ValueError):  # Keras finds no such class
+        return UnknownLoss(saved["class_name"], saved)
+
+
+def is_registered(method):
+    """Whether a process that registers the same functions can load a method from a file.
+
+    Example:
+        >>> is_registered("kl"), is_registered(lambda p, q: ops.sum(p * q, axis=-1))
+        (True, False)
+    """
+    found = deserialize(serialize(method))
+    return found == method or (hasattr(method, "get_config") and type(found) is type(method))
+
+
+def _distance_of(method):
+    """Returns the loss of a method as a function of log-probabilities."""
+    if isinstance(method, str) and method in _DISTANCES:
+        return _DISTANCES[method]
+    if isinstance(method, str):
+        method = _REGISTERED.get(method) or keras.saving.get_registered_object(method)
+    # What a `Loss` computes per example; called, it would average.
+    function = method.call if isinstance(method, keras.losses.Loss) else method
+
+    def distance(log_p, log_q):
+        p, q = ops.exp(log_p), ops.exp(log_q)
+        values = function(p, q)
+        if not _fit(shape := getattr(values, "shape", ()), p.shape[:-1]):
+            raise ValueError(
+                "A distillation loss must return one value per example and position, as "
+                "keras.losses.kl_divergence does. "
+                f"{describe(loss=method, returned=tuple(shape), probabilities=tuple(p.shape))} "
+                "Sum or average over the last axis alone."
+            )
+        return ops.cast(values, "float32")
+
+    return distance
+
+
+# ---- the loss ----------------------------------------------------------------------------------
 
 
 def distillation_loss(teacher_logits, student_logits, *, method, temperature, head="softmax"):
@@ -69,7 +267,8 @@ def distillation_loss(teacher_logits, student_logits, *, method, temperature, he
     Args:
         teacher_logits: Float tensor (..., classes). No gradient is stopped here.
         student_logits: Float tensor of the same shape.
-        method: `"cosine"`, `"dot"` or `"kl"`; see the table above.
+        method: `"cosine"`, `"dot"` or `"kl"`, see the table above; or a function or a name of your
+            own, see `register_distillation`.
         temperature: T > 0. The factor T² keeps the gradient's size independent of T.
         head: `"softmax"` over the last axis, or `"sigmoid"`: every entry of the last axis is a
             label of its own, the two-class losses of which are averaged.
@@ -78,8 +277,9 @@ def distillation_loss(teacher_logits, student_logits, *, method, temperature, he
         A float32 tensor of shape (...): one loss per example and position.
 
     Raises:
-        ValueError: If `method` or `head` is unknown, `temperature` is not positive, or the shapes
-            differ.
+        TypeError: If `method` is no function of two arguments.
+        ValueError: If `method` or `head` is unknown, `temperature` is not positive, the shapes
+            differ, or a function returns anything but one value per example and position.
 
     Example:
         >>> z = ops.convert_to_tensor([[2.0, 0.0, 0.0]])
@@ -87,11 +287,11 @@ def distillation_loss(teacher_logits, student_logits, *, method, temperature, he
         >>> bool(abs(float(loss[0])) < 1e-6)
         True
     """
-    check_choice("method", method, METHODS)
+    check_method("method", method)
     check_choice("head", head, HEADS)
     temperature = check_number("temperature", temperature, low=0, low_open=True)
     _check_shapes(teacher_logits, student_logits)
-    loss = _DISTANCES[method](
+    loss = _distance_of(method)(
         _log_distributions(teacher_logits, temperature, head),
         _log_distributions(student_logits, temperature, head),
     )
@@ -104,12 +304,18 @@ def _check_shapes(teacher_logits, student_logits):
     if not all(hasattr(logits, "shape") for logits in (teacher_logits, student_logits)):
         return
     shapes = [tuple(logits.shape) for logits in (teacher_logits, student_logits)]
-    pairs = zip(*shapes, strict=False)
-    if len(shapes[0]) != len(shapes[1]) or any(a != b and None not in (a, b) for a, b in pairs):
+    if not _fit(*shapes):
         raise ValueError(
             "`teacher_logits` and `student_logits` must have the same shape. "
             f"{describe(shapes=shapes)}"
         )
+
+
+def _fit(shape, other):
+    """Whether two shapes, in which sizes may be open, can be the same."""
+    return len(shape) == len(other) and all(
+        a == b or None in (a, b) for a, b in zip(shape, other, strict=True)
+    )
 
 
 class DistillationLoss(keras.losses.Loss):
@@ -129,22 +335,29 @@ class DistillationLoss(keras.losses.Loss):
 
     def __init__(self, method="cosine", temperature=2.0, head="softmax", name="distillation"):
         super().__init__(name=name, reduction="sum_over_batch_size", dtype="float32")
-        self.method = check_choice("method", method, METHODS)
+        self.method = check_method("method", method)
         self.temperature = check_number("temperature", temperature, low=0, low_open=True)
         self.head = check_choice("head", head, HEADS)
 
     def call(self, y_true, y_pred):
+        """Returns `distillation_loss` of the logits of teacher and student."""
         return distillation_loss(
             y_true, y_pred, method=self.method, temperature=self.temperature, head=self.head
         )
 
     def get_config(self):
+        """Returns the constructor's arguments."""
         return {
-            "method": self.method,
+            "method": serialize(self.method),
             "temperature": self.temperature,
             "head": self.head,
             "name": self.name,
         }
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes the loss of `get_config`'s values."""
+        return cls(**{**config, "method": deserialize(config["method"])})
 
 
 def combine(task_loss, self_distillation_loss, external_teacher_loss=None, speq_weight=None):

@@ -6,11 +6,14 @@ import warnings
 import keras
 
 from speq_keras import training
+from speq_keras._checks import describe
 from speq_keras.damping import check_damping
 from speq_keras.data import inputs_of, packed, peek
+from speq_keras.losses import is_registered
 from speq_keras.quantized_model import QuantizedModel
+from speq_keras.settings import speq_weight_from
 from speq_keras.training.heads import check_teacher
-from speq_keras.training.plan import make_plan, method_of
+from speq_keras.training.plan import check_drawable, make_plan
 
 
 @keras.saving.register_keras_serializable(package="speq_keras")
@@ -50,23 +53,59 @@ class SPEQModel(QuantizedModel):
             teacher=None, plan=None, next=None, loss_weights=None, said=set()
         )
 
-    # ---- settings ------------------------------------------------------------------------------
+    # ---- settings: all can be set, with the checks of `wrap`; the next step is compiled anew -----
 
     @property
     def distillation(self):
-        """The method: "auto", "cosine", "dot", "kl" or None. Setting it rebuilds the step.
+        """The loss against the model's own teacher; see `wrap`.
 
         `training_plan().method` is what "auto" has come to.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.distillation
+            'auto'
+            >>> model.distillation = keras.losses.kl_divergence
         """
         return self._settings.distillation
 
     @distillation.setter
     def distillation(self, method):
+        check_drawable(method, self.target_quantizers)
         self._change(distillation=method)
 
     @property
+    def teacher_distillation(self):
+        """The loss against an external teacher; see `wrap`.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.teacher_distillation = "cosine"
+            >>> model.teacher_distillation
+            'cosine'
+        """
+        return self._settings.teacher_distillation
+
+    @teacher_distillation.setter
+    def teacher_distillation(self, method):
+        self._change(teacher_distillation=method)
+
+    @property
     def temperature(self):
-        """T of Eq. 2."""
+        """T of Eq. 2.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.temperature = 4.0
+            >>> model.temperature
+            4.0
+        """
         return self._settings.temperature
 
     @temperature.setter
@@ -75,7 +114,15 @@ class SPEQModel(QuantizedModel):
 
     @property
     def teacher_precision(self):
-        """How the teacher's widths are drawn, a `precision.TeacherPrecision`."""
+        """How the teacher's widths are drawn, a `precision.TeacherPrecision`.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.teacher_precision
+            Bernoulli(quantization_probability=0.5, teacher_bits=8)
+        """
         return self._settings.teacher_precision
 
     @teacher_precision.setter
@@ -84,12 +131,35 @@ class SPEQModel(QuantizedModel):
 
     @property
     def speq_weight(self):
-        """λ of Eq. 4, or None without an external teacher."""
+        """λ of Eq. 4, or None without an external teacher.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> network = keras.Sequential([keras.Input((4,)), *dense])
+            >>> model = speq_keras.wrap(network, 2, 2, teacher=network)
+            >>> model.speq_weight = 0.25
+            >>> model.speq_weight
+            0.25
+        """
         return self._settings.speq_weight
+
+    @speq_weight.setter
+    def speq_weight(self, speq_weight):
+        self._change(speq_weight=speq_weight_from(speq_weight, self.teacher))
 
     @property
     def damping(self):
-        """The `OscillationDamping` of the weights, or None. Setting it rebuilds the step."""
+        """The `OscillationDamping` of the weights, or None.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.damping = speq_keras.OscillationDamping(strength=0.1, steps=1000)
+            >>> model.damping.steps
+            1000
+        """
         return self._settings.damping
 
     @damping.setter
@@ -100,7 +170,16 @@ class SPEQModel(QuantizedModel):
 
     @property
     def teacher(self):
-        """The external float teacher (Eq. 3), or None. It is not saved with the model."""
+        """The external float teacher (Eq. 3), or None. It is not saved with the model.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.teacher = model.float_model()
+            >>> model.speq_weight
+            0.5
+        """
         return self._untracked.teacher
 
     @teacher.setter
@@ -110,8 +189,8 @@ class SPEQModel(QuantizedModel):
             if self.teacher_loss_tracker is None:
                 self.teacher_loss_tracker = keras.metrics.Mean(name="teacher_loss")
         self._untracked.teacher = teacher
-        weight = self.speq_weight if self.speq_weight is not None else 0.5
-        self._change(speq_weight=None if teacher is None else weight)
+        kept = None if teacher is None else self.speq_weight
+        self._change(speq_weight=speq_weight_from(kept, teacher))
 
     def __setattr__(self, name, value):
         # Keras tracks a model that is set as an attribute, before any property sees it: the
@@ -123,6 +202,9 @@ class SPEQModel(QuantizedModel):
 
     def _change(self, **changes):
         super()._change(**changes)
+        self._forget_step()
+
+    def _forget_step(self):
         self._untracked.plan = None
         self.train_function = None
 
@@ -134,8 +216,10 @@ class SPEQModel(QuantizedModel):
         self._untracked.next = self._plan_for_widths(plan)
 
         def decide_and_train(*args):
-            # In place of the compiled step until the next one: widths that were changed for an
-            # evaluation are back by then, and nothing is traced again.
+            """Takes the place of the compiled step until it is called.
+
+            Widths that were changed for an evaluation are back by then: nothing is traced again.
+            """
             self.train_function = function
             plan, sentences, error = self._untracked.next
             if error is not None:
@@ -152,20 +236,37 @@ class SPEQModel(QuantizedModel):
     def _plan_for_widths(self, plan):
         """Returns `(plan, sentences, error)` for training at the widths as they are now."""
         try:
-            if method_of(self, plan.has_logits)[0] == plan.method:
+            if plan.fits(self):
                 return plan, (), None
             sentences: list = []
             return make_plan(self, warn=sentences.append), sentences, None
         except ValueError as error:
             return plan, (), error
 
-    def _is_plan_outdated(self):
-        """Whether another method than planned trains at the widths as they are now; forgets it."""
-        plan = self._untracked.plan
-        is_outdated = plan is not None and method_of(self, plan.has_logits)[0] != plan.method
-        if is_outdated:
-            self._untracked.plan = None
-        return is_outdated
+    # ---- saving --------------------------------------------------------------------------------
+
+    def save(self, filepath, *args, **kwargs):
+        """Saves as `SafeSaving.save`; says of a loss of one's own that only its name is saved.
+
+        Example:
+            >>> import os, speq_keras, tempfile
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     model.save(f"{folder}/m.keras")
+            ...     os.listdir(folder)
+            ['m.keras']
+        """
+        for name in ("distillation", "teacher_distillation"):
+            loss = getattr(self, name)
+            if not is_registered(loss):
+                self._say_once(
+                    "A file has no more than the name of a loss, which must be registered where "
+                    f"the model is loaded. {describe(**{name: loss})} Register it with "
+                    "keras.saving.register_keras_serializable(), or pass custom_objects to "
+                    "load_model."
+                )
+        super().save(filepath, *args, **kwargs)
 
     # ---- training ------------------------------------------------------------------------------
 
@@ -177,14 +278,23 @@ class SPEQModel(QuantizedModel):
         self._untracked.plan = None
 
     def compile_from_config(self, config):
-        # Keras leaves out a class that has a `compile` of its own.
+        """Compiles a loaded model: Keras leaves out a class that has a `compile` of its own."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
     @property
     def loss_weights(self):
-        """The loss weights given to `compile`, or None."""
+        """The loss weights given to `compile`, or None.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.compile("sgd", "mse", loss_weights=[0.5])
+            >>> model.loss_weights
+            [0.5]
+        """
         return self._untracked.loss_weights
 
     def training_plan(self):
@@ -197,8 +307,8 @@ class SPEQModel(QuantizedModel):
         Example:
             >>> import speq_keras
             >>> dense = [keras.layers.Dense(4) for _ in range(3)]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.distillation = None
             >>> model.training_plan().heads
             ()
         """
@@ -226,8 +336,9 @@ class SPEQModel(QuantizedModel):
         if not self.compiled:
             return x  # Keras says so
         training.check_strategy(getattr(self, "distribute_strategy", None))
-        if self._is_plan_outdated():
-            self.train_function = None
+        plan = self._untracked.plan
+        if plan is not None and not plan.fits(self):
+            self._forget_step()
         self.training_plan()
         training.build_optimizer(self)
         waiting = [q for q in self.activation_quantizers if not q.follows_training]
@@ -244,9 +355,11 @@ class SPEQModel(QuantizedModel):
         return x
 
     def train_step(self, *args):
+        """Runs one step of SPEQ on a batch, that of the backend."""
         return training.train_step(self, *args)
 
     def test_step(self, *args):
+        """Evaluates a batch as Keras does; what only training measures is left out of the logs."""
         result = super().test_step(*args)
         if isinstance(result, tuple):  # JAX: metrics and state
             logs, state = result

@@ -208,6 +208,7 @@ def _tensorflow_kernel():
 
     @tf.custom_gradient
     def switched(x, low, high, rounds):
+        """Rounds or clips, decided at run time; both have the kernel's gradient."""
         y = round_or_clip(x, low, high, rounds)
         y.set_shape(x.shape)
 

@@ -87,9 +87,11 @@ class Weight(_OneWeight):
         )
 
     def call(self, inputs):
+        """Returns the weight."""
         return self.weight.value
 
     def compute_output_spec(self, inputs):
+        """Returns the shape of the weight, and the dtype that the layer computes in."""
         return keras.KerasTensor(self.shape, dtype=self.compute_dtype)
 
 
@@ -115,12 +117,14 @@ class ChannelOperation(_OneWeight):
         self.weight_first = weight_first
 
     def call(self, inputs):
+        """Returns the inputs with the operation of every channel."""
         # The value: `convert_to_tensor` does not ask a StatelessScope what a variable is.
         operands = (inputs, self.weight.value)
         operands = operands[::-1] if self.weight_first else operands
         return _OPERATIONS[self.operation](*operands)
 
     def compute_output_spec(self, inputs):
+        """Returns the shape of the inputs, and the dtype that the layer computes in."""
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def get_config(self):

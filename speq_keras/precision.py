@@ -17,7 +17,15 @@ GREEDY_LIMIT = 12
 
 
 class TeacherPrecision:
-    """Base class: proposes the teacher's widths for one training step."""
+    """Base class: proposes the teacher's widths for one training step.
+
+    Example:
+        >>> class Wide(TeacherPrecision):
+        ...     def candidates(self, target_bits, seed):
+        ...         return keras.ops.full_like(target_bits, 8)[None]
+        >>> Wide()
+        Wide()
+    """
 
     def candidates(self, target_bits, seed):
         """Returns the rows of widths to try in this step.
@@ -48,6 +56,7 @@ class TeacherPrecision:
 
     @classmethod
     def from_config(cls, config):
+        """Makes the rule of `get_config`'s values."""
         return cls(**config)
 
     def __eq__(self, other):

@@ -2,9 +2,8 @@
 
 import keras
 
-from speq_keras._checks import check_bits, check_bool, check_count, describe
+from speq_keras._checks import check_bits, check_bool, check_count, check_speq_model, describe
 from speq_keras.data import check_data, check_numbers, inputs_of, read
-from speq_keras.model import SPEQModel
 
 
 class LowerWidths(keras.callbacks.Callback):
@@ -83,10 +82,8 @@ class LowerWidths(keras.callbacks.Callback):
         self.calibration_data = calibration_data
 
     def on_train_begin(self, logs=None):
-        if not isinstance(self.model, SPEQModel):
-            raise TypeError(
-                f"`LowerWidths` must be a callback of a SPEQModel. {describe(model=self.model)}"
-            )
+        """Checks that model and data fit, and that training reaches the last width."""
+        check_speq_model("model", self.model, of=" of LowerWidths")
         if self.calibration_data is not None:
             # Arrays are checked now; batches are not touched before they are asked for.
             inputs, steps = inputs_of(self.model), self.calibration_steps
@@ -100,6 +97,7 @@ class LowerWidths(keras.callbacks.Callback):
             )
 
     def on_epoch_begin(self, epoch, logs=None):
+        """Sets the width of the epoch, and the ranges that belong to it."""
         bits = self.widths[max(first for first in self.widths if first <= epoch)]
         if {q.bits for side in self.sides for q in self._quantizers(side)} == {bits}:
             return

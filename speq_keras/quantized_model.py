@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import types
-import warnings
 
 import keras
 import numpy as np
@@ -12,24 +11,26 @@ from keras import ops
 from speq_keras import batch_norm, calibration, float_weights, reporting
 from speq_keras._checks import check_bits, check_bool, check_choice, check_count, describe
 from speq_keras.data import input_batches
+from speq_keras.exportable_model import ExportableModel
 from speq_keras.frozen import FreezingModel
 from speq_keras.graph import deep_graphs
 from speq_keras.layers import weight_quantizers
 from speq_keras.quantizers import ActivationQuantizer
-from speq_keras.settings import Settings
+from speq_keras.settings import SettingsText
 
 _UNCHANGED = "unchanged"
 _RANDOM_STATE = "random_state_"
 
 
-class QuantizedModel(FreezingModel):
-    """Widths, ranges, reports, saving, float weights and export of a `SPEQModel`."""
+class QuantizedModel(ExportableModel, FreezingModel):
+    """Widths, ranges, reports, saving and float weights of a `SPEQModel`."""
 
     # Classes of layers of one's own in the float model; `wrap` knows them, a loaded model does not.
     float_classes = ()
 
     # Arguments are those of a Functional model, because `keras.models.clone_model` builds the clone
-    # from (inputs, outputs, name) alone: so that it keeps its settings, they ride on a quantizer.
+    # from (inputs, outputs, name) alone, and the config of a Functional model has room for no more.
+    # Clones and files have the configs of layers: the settings ride on that of a quantizer.
     # They are not spelled out, because Keras before 3.15 takes a class that spells them out, and
     # adds one, for no Functional model, and cannot load it.
     def __init__(self, *args, settings=None, **kwargs):
@@ -43,17 +44,39 @@ class QuantizedModel(FreezingModel):
             )
         self._carrier = types.SimpleNamespace(quantizer=quantizers[0])
         if settings is None:
-            settings = _settings_on(quantizers)
-        self._settings = settings
+            texts = (quantizer.model_settings for quantizer in quantizers)
+            settings = next((text for text in texts if text is not None), None)
+        self._settings, self._provenance = SettingsText.read(settings)
         self._remember_settings()
-        self._give_ranges_to_layers(settings.owners)
-        if len(settings.output_names) == len(self.outputs):
-            self.output_names = list(settings.output_names)
+        self._give_ranges_to_layers(self.provenance.owners)
+        if len(self.provenance.output_names) == len(self.outputs):
+            self.output_names = list(self.provenance.output_names)
 
     @property
     def settings(self):
-        """The `Settings`, immutable."""
+        """The `TrainingSettings`, immutable; the properties of the model change them.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.settings.temperature
+            2.0
+        """
         return self._settings
+
+    @property
+    def provenance(self):
+        """The `Provenance`, immutable: what the layers were in the float model.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.provenance.reasons
+            ()
+        """
+        return self._provenance
 
     def _change(self, **changes):
         self._settings = dataclasses.replace(self._settings, **changes)
@@ -62,18 +85,34 @@ class QuantizedModel(FreezingModel):
     def _remember_settings(self):
         for quantizer in self._all_quantizers():
             quantizer.model_settings = None
-        self._carrier.quantizer.model_settings = self._settings.to_json()
+        self._carrier.quantizer.model_settings = SettingsText.of(self.settings, self.provenance)
 
     # ---- quantizers and widths -----------------------------------------------------------------
 
     @property
     def activation_quantizers(self):
-        """The activation quantizer layers, in graph order."""
+        """The activation quantizer layers, in graph order.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> [quantizer.bits for quantizer in model.activation_quantizers]
+            [8, 2, 8, 8]
+        """
         return [layer for layer in self.layers if isinstance(layer, ActivationQuantizer)]
 
     @property
     def weight_quantizers(self):
-        """The weight quantizers, in graph order."""
+        """The weight quantizers, in graph order.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> [type(quantizer).__name__ for quantizer in model.weight_quantizers]
+            ['MinMax', 'SAWB', 'MinMax']
+        """
         return [q for layer in self.layers for q in weight_quantizers(layer)]
 
     def _all_quantizers(self):
@@ -81,7 +120,15 @@ class QuantizedModel(FreezingModel):
 
     @property
     def target_quantizers(self):
-        """The activation quantizers that have the target width: those the teacher draws."""
+        """The activation quantizers that have the target width: those the teacher draws.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> len(model.target_quantizers)
+            1
+        """
         return [q for q in self.activation_quantizers if q.has_target_width]
 
     def weight_widths(self):
@@ -90,8 +137,7 @@ class QuantizedModel(FreezingModel):
         Example:
             >>> import speq_keras
             >>> dense = [keras.layers.Dense(4) for _ in range(3)]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
             >>> [int(width.value) for width in model.weight_widths()]
             [2]
         """
@@ -116,8 +162,7 @@ class QuantizedModel(FreezingModel):
         Example:
             >>> import speq_keras
             >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
             >>> model.set_bits(weights=4, activations=None)
             >>> model.plan().row("hidden").w_bits
             4
@@ -152,7 +197,15 @@ class QuantizedModel(FreezingModel):
 
     @property
     def is_calibrated(self):
-        """Whether all activation ranges were set from data."""
+        """Whether all activation ranges were set from data.
+
+        Example:
+            >>> import speq_keras
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> model.is_calibrated
+            False
+        """
         return all(quantizer.is_calibrated for quantizer in self.activation_quantizers)
 
     def calibrate(self, data, *, batch_size=32, steps=None, training=False, verbose="auto"):
@@ -186,8 +239,7 @@ class QuantizedModel(FreezingModel):
         Example:
             >>> import speq_keras
             >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
             >>> model.calibrate(np.random.rand(8, 4), verbose=0)
             >>> model.is_calibrated
             True
@@ -239,46 +291,6 @@ class QuantizedModel(FreezingModel):
         batches = input_batches(self, data, batch_size=batch_size, steps=steps)
         return batch_norm.reestimate(self, batches)
 
-    def settle(self, *, storage="int8"):
-        """Lets the model take over what its file has to round: then `predict` is the file.
-
-        The normal way is: calibrate, fit, settle, evaluate, export. Biases (β, means, offsets,
-        where they are what is added) move by up to half a unit of the integer sums, scales by less
-        than 1/500 of themselves to where no result lies halfway between two codes. A second call
-        moves nothing. Training afterwards unsettles the model.
-
-        Args:
-            storage: The one that will be exported; see `export_tflite`. Narrow weights have coarser
-                sums, so that a model is settled for one storage at a time.
-
-        Returns:
-            A `Settlement`: what moved, and sentences on what could not be settled, such as layers
-            in float or mixed precision, in which `predict` computes something else.
-
-        Raises:
-            TypeError, ValueError, RuntimeError: As `export_tflite` does, if the model cannot be
-                exported as it is.
-
-        Example:
-            >>> import speq_keras
-            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
-            >>> model.calibrate(np.random.rand(8, 4), verbose=0)
-            >>> settlement = model.settle()
-            >>> settlement.left, model.settle().biases
-            ((), {})
-        """
-        from speq_keras.export.settle import settle  # who trains does not need the exporter
-
-        settlement = settle(self, storage=storage)
-        self._forget_compiled()
-        return settlement
-
-    def _forget_compiled(self):
-        """Lets the next call compile anew: constants of the graph have changed."""
-        self.train_function = self.test_function = self.predict_function = None
-
     # ---- plan, report --------------------------------------------------------------------------
 
     def plan(self):
@@ -287,8 +299,7 @@ class QuantizedModel(FreezingModel):
         Example:
             >>> import speq_keras
             >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
             >>> row = model.plan().row("hidden")
             >>> row.weight_quantizer, row.in_file
             ('SAWB', 'integer')
@@ -301,8 +312,7 @@ class QuantizedModel(FreezingModel):
         Example:
             >>> import speq_keras
             >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
             >>> [row.bits for row in model.report().ranges]
             [8, 2, 8, 8]
         """
@@ -336,11 +346,10 @@ class QuantizedModel(FreezingModel):
 
         Example:
             >>> import speq_keras
-            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
-            >>> bool((model.float_model().get_weights()[0] == network.get_weights()[0]).all())
-            True
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> len(model.float_model().layers), len(model.layers)
+            (4, 8)
         """
         return float_weights.model_with_weights_of(self)
 
@@ -356,126 +365,9 @@ class QuantizedModel(FreezingModel):
         Example:
             >>> import speq_keras
             >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
-            >>> better = keras.models.clone_model(network)
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> better = model.float_model()
+            >>> better.set_weights([weight + 1 for weight in better.get_weights()])
             >>> model.load_float_weights(better)
-            >>> bool((model.float_model().get_weights()[0] == better.get_weights()[0]).all())
-            True
         """
         float_weights.load(self, source)
-
-    # ---- inherited methods that would betray ---------------------------------------------------
-
-    def quantize(self, *args, **kwargs):
-        """Raises: Keras' own post-training quantization would quantize a second time."""
-        raise RuntimeError(
-            "A SPEQModel is quantized already; `quantize` of Keras would quantize its layers a "
-            "second time. Use `set_bits` to change widths."
-        )
-
-    def export(self, filepath, format="tf_saved_model", **kwargs):
-        """Exports the fake-quantized graph (floats on quantized grids), and says so.
-
-        `format="litert"` is `export_tflite`, which writes the integers that were trained.
-        """
-        if format == "litert":
-            kwargs.pop("verbose", None)
-            return self.export_tflite(filepath, **kwargs)
-        warnings.warn(
-            f"format={format!r} exports the fake-quantized graph: float arithmetic on quantized "
-            "values, not integers.",
-            stacklevel=2,
-        )
-        return super().export(filepath, format=format, **kwargs)
-
-    def export_tflite(
-        self,
-        path,
-        *,
-        storage="int8",
-        io="float32",
-        batch_size=1,
-        softmax=True,
-        data=None,
-        steps=None,
-        self_test=None,
-        runtimes=(),
-        strict=True,
-    ):
-        """Writes the trained integers as a TFLite file, runs it, and proves that it is the network.
-
-        The file is compared with the trained model's own graph, node by node, and with a simulation
-        of the integers, code for code; only then is it moved into place. Call `settle` before, and
-        `predict` is the file.
-
-        Args:
-            path: Where the file goes; ends in ".tflite".
-            storage: "int8": every weight in a byte. "int4": codes that fit go to 4 bits wherever
-                the fast kernels read them (dense layers, 1×1 convolutions). "int2": as "int4", and
-                2 bits in dense layers, from LiteRT 2 on. "smallest": 4 and 2 bits wherever some
-                kernel reads them, most of which are slow.
-            io: Type of inputs and outputs. "float32", or "int8" or "uint8" for microcontrollers.
-            batch_size: The file's batch size. None: it is 1 and the file says that it may change,
-                which browsers refuse and `resize_tensor_input(strict=True)` needs; without `strict`
-                most files can be resized.
-            softmax: False leaves out a softmax or sigmoid at the end: the outputs are logits.
-            data: For the proof: data of any kind that `calibrate` takes, of which 32 examples are
-                used. With labels, `(inputs, labels)` or batches of them, the report has the
-                accuracy of training graph, folded network and file on all of it. None: random
-                inputs that fill the trained input range, drawn until nearly all channels show more
-                than one code.
-            steps: Number of batches of `data`; None takes all, and data without end needs it. Of a
-                generator without labels only the 32 examples are read, of one with labels all.
-            self_test: Path of an .npz file with inputs and expected outputs, for the same proof on
-                the device; the program that runs it is written beside it.
-            runtimes: Other runtimes to run the file on, for the report: "builtin" and "reference"
-                (LiteRT's own kernels), "micro" (TensorFlow Lite Micro). They round twice, so a few
-                codes differ; the report says how many. The proof runs the file in LiteRT's
-                interpreter ("default") and in its `CompiledModel` ("compiled").
-            strict: Whether a file that does not compute the trained network is an error.
-
-        Returns:
-            An `ExportReport`: prints as a table, `to_dict()` gives plain values.
-
-        Raises:
-            ValueError, TypeError: If an argument is not allowed or layers cannot be computed with
-                integers; nothing is written.
-            RuntimeError: If the model is not calibrated, a runtime is not installed, or the proof
-                fails; nothing is written.
-
-        Example:
-            >>> import tempfile
-            >>> import speq_keras
-            >>> dense = [keras.layers.Dense(4, name=name) for name in ("first", "hidden", "last")]
-            >>> network = keras.Sequential([keras.Input((4,)), *dense])
-            >>> model = speq_keras.wrap(network, 2, 2, distillation=None)
-            >>> model.calibrate(np.random.rand(8, 4), verbose=0)
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     report = model.export_tflite(f"{folder}/model.tflite")
-            >>> report.proof.mismatches
-            0
-        """
-        # Who trains needs neither the writer nor the runtime.
-        from speq_keras.export.export import export_tflite
-
-        return export_tflite(
-            self,
-            path,
-            storage=storage,
-            io=io,
-            batch_size=batch_size,
-            softmax=softmax,
-            data=data,
-            steps=steps,
-            self_test=self_test,
-            runtimes=runtimes,
-            strict=strict,
-        )
-
-
-def _settings_on(quantizers):
-    for quantizer in quantizers:
-        if quantizer.model_settings is not None:
-            return Settings.from_json(quantizer.model_settings)
-    return Settings()

@@ -6,7 +6,6 @@ import math
 from keras import layers
 
 from speq_keras._checks import check_choice
-from speq_keras.columns import aligned
 from speq_keras.export.verdict import Verdict, verdict_of
 from speq_keras.graph import read_graph
 from speq_keras.html import LAYER_WORDS, RANGE_WORDS, report_page, written
@@ -14,6 +13,7 @@ from speq_keras.layers import QuantizedLayer
 from speq_keras.operations import Kind, kind_of
 from speq_keras.ops import einsum_axes
 from speq_keras.quantizers import ActivationQuantizer
+from speq_keras.text_tables import table
 
 _FLOAT_BITS = 32
 _STATUS = {
@@ -236,13 +236,6 @@ def _width(bits, quantizer=""):
     return f"{'float' if bits is None else bits} {quantizer}".strip()
 
 
-def table(cells, left):
-    """Returns the lines of a table with a rule below its header; see `columns.aligned`."""
-    head, *rows = cells
-    rule = ["-" * max(map(len, column)) for column in zip(*cells, strict=True)]
-    return aligned([head, rule, *rows], left=range(left))
-
-
 def report(model, *, title, with_ranges=False):
     """Makes the `Report` of a wrapped model."""
     graph = read_graph(model)
@@ -262,7 +255,7 @@ def layer_rows(model, graph):
         model: The model.
         graph: What `read_graph` makes of it.
     """
-    reasons = dict(model.settings.reasons)
+    reasons = dict(model.provenance.reasons)
     rows, macs = {}, {}
     for node in graph.nodes:
         if isinstance(node.operation, ActivationQuantizer):

@@ -60,6 +60,15 @@ class SafeSaving:
         Raises:
             ValueError: If nothing can be written to `filepath`; before any work is done.
             OSError: If the disk is full or fails; nothing is left behind.
+
+        Example:
+            >>> import keras, os, speq_keras, tempfile
+            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
+            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     model.save_weights(f"{folder}/m.weights.h5")
+            ...     os.listdir(folder)
+            ['m.weights.h5']
         """
         write = functools.partial(super().save_weights, max_shard_size=max_shard_size)
         path = _local(filepath)

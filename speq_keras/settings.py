@@ -1,52 +1,42 @@
-"""The training settings of a `SPEQModel`: checked, immutable, plain values."""
+"""How a `SPEQModel` is trained: checked, immutable, plain values."""
 
 import dataclasses
 import json
 
 import keras
 
-from speq_keras._checks import check_choice, check_number, check_seed, describe
+from speq_keras._checks import check_number, check_seed, describe
 from speq_keras.damping import OscillationDamping
-from speq_keras.losses import AUTO, METHODS
+from speq_keras.losses import AUTO, check_method, deserialize, serialize
 from speq_keras.precision import Bernoulli, TeacherPrecision
+from speq_keras.provenance import Provenance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a model is trained and where it comes from.
+class TrainingSettings:
+    """How a model is trained.
 
     Args:
-        distillation: "auto", "cosine", "dot", "kl" or None.
+        distillation: "auto", None, or a loss: "cosine", "dot", "kl", or one of the user's.
         temperature: T of Eq. 2, positive.
         teacher_precision: A `TeacherPrecision`.
         speq_weight: λ of Eq. 4; None without an external teacher.
-        teacher_distillation: "kl", "cosine" or "dot": the loss against an external teacher.
+        teacher_distillation: The loss against an external teacher.
         seed: Seed of the draws, or None.
-        reasons: ((layer name, why it stays float), ...).
-        origins: ((layer name, layer of the float model, indices of its weights or None), ...).
-        owners: ((activation quantizer, ((layers, any of which freezes its range, layers that do
-            only together), ...)), ...), each with an entry for each tensor; see `wrapping.owners`.
-        float_config: The float model's config as JSON text, or None.
         damping: An `OscillationDamping`, or None.
-        output_names: The output names of the float model: targets, losses and metrics go by them.
     """
 
-    distillation: str | None = AUTO
+    distillation: object = AUTO
     temperature: float = 2.0
     teacher_precision: TeacherPrecision = Bernoulli()
     speq_weight: float | None = None
-    teacher_distillation: str = "kl"
+    teacher_distillation: object = "kl"
     seed: int | None = None
-    reasons: tuple = ()
-    origins: tuple = ()
-    owners: tuple = ()
-    float_config: str | None = None
-    output_names: tuple = ()
     damping: OscillationDamping | None = None
 
     def __post_init__(self):
-        check_choice("distillation", self.distillation, (AUTO, *METHODS, None))
-        check_choice("teacher_distillation", self.teacher_distillation, METHODS)
+        check_method("distillation", self.distillation, choices=(AUTO, None))
+        check_method("teacher_distillation", self.teacher_distillation)
         check_number("temperature", self.temperature, low=0, low_open=True)
         if self.speq_weight is not None:
             check_number("speq_weight", self.speq_weight, low=0, high=1)
@@ -58,45 +48,56 @@ class Settings:
                 f"{describe(teacher_precision=self.teacher_precision)}"
             )
 
-    def with_graph(self, graph):
-        """Returns the settings with what a `QuantizedGraph` knows of its layers."""
-        origins = graph.canonical.origins.items()
-        return dataclasses.replace(
-            self,
-            reasons=tuple(graph.reasons.items()),
-            origins=tuple((name, origin.layer, origin.indices) for name, origin in origins),
-            owners=tuple(
-                (name, tuple(dataclasses.astuple(each) for each in places))
-                for name, places in graph.owners.items()
-            ),
-        )
-
-    def to_json(self):
-        """Returns the settings as JSON text."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    def to_dict(self):
+        """Returns values that JSON can hold."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("distillation", "teacher_distillation"):
+            values[name] = serialize(values[name])
         values["teacher_precision"] = keras.saving.serialize_keras_object(self.teacher_precision)
         if self.damping is not None:
             values["damping"] = dataclasses.asdict(self.damping)
-        return json.dumps(values)
+        return values
 
     @classmethod
-    def from_json(cls, text):
-        """Makes settings from `to_json`'s text; fields that are missing get their defaults."""
-        values = json.loads(text)
-        values["teacher_precision"] = keras.saving.deserialize_keras_object(
-            values["teacher_precision"]
-        )
-        for name in ("reasons", "origins"):
-            values[name] = tuple(tuple(row) for row in values[name])
-        values["owners"] = _as_tuples(values.get("owners", ()))
-        values["output_names"] = tuple(values.get("output_names", ()))
-        if values.get("damping") is not None:
-            values["damping"] = OscillationDamping(**values["damping"])
-        return cls(**values)
+    def from_dict(cls, values):
+        """Makes settings of `to_dict`'s values, among others; what is missing has its default."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        found = {name: values[name] for name in names & values.keys()}
+        for name in ("distillation", "teacher_distillation"):
+            if name in found:
+                found[name] = deserialize(found[name])
+        precision = found.get("teacher_precision")
+        if precision is not None:
+            found["teacher_precision"] = keras.saving.deserialize_keras_object(precision)
+        if found.get("damping") is not None:
+            found["damping"] = OscillationDamping(**found["damping"])
+        return cls(**found)
 
 
-def _as_tuples(data):
-    return tuple(map(_as_tuples, data)) if isinstance(data, list | tuple) else data
+class SettingsText(str):
+    """Training settings and provenance as JSON text, for files, and as what they are, for clones.
+
+    A config is all that Keras copies of a layer. `clone_model` hands on the very object, with
+    functions in it that no file could hold; what Keras loads is plain text.
+    """
+
+    settings: TrainingSettings
+    provenance: Provenance
+
+    @classmethod
+    def of(cls, settings, provenance):
+        """Makes the text, in which the fields of both stand side by side."""
+        text = cls(json.dumps({**settings.to_dict(), **provenance.to_dict()}))
+        text.settings, text.provenance = settings, provenance
+        return text
+
+    @classmethod
+    def read(cls, text):
+        """Returns `(training settings, provenance)` of a text, or of None: the defaults."""
+        if isinstance(text, cls):
+            return text.settings, text.provenance
+        values = {} if text is None else json.loads(text)
+        return TrainingSettings.from_dict(values), Provenance.from_dict(values)
 
 
 def teacher_precision_from(teacher_precision, teacher_bits, quantization_probability):

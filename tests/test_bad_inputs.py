@@ -388,7 +388,7 @@ CALLS = {
     "export": (
         lambda m: m.export("x.tflite", format="litert"),
         RuntimeError,
-        "must be calibrated or trained before it is exported",
+        "must be calibrated or trained",
     ),
     "a layer of the plan": (
         lambda m: m.plan().row("hiden"),

@@ -639,7 +639,7 @@ def float_model():
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_a_float_model_is_refused_before_training(name, tmp_path):
     model = compiled(float_model())
-    with pytest.raises(TypeError, match="must be used with a SPEQModel. Received: model='Functio"):
+    with pytest.raises(TypeError, match=r"`model` of \w+ must be a SPEQModel. Received: mod"):
         fit(model, [CALLBACKS[name](tmp_path)])
 
 

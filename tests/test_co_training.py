@@ -187,7 +187,7 @@ def test_a_teacher_of_other_classes_is_refused():
 
 def test_a_student_without_ranges_is_refused():
     both = CoStudy(quantized_model(calibrate=False), float_model())
-    with pytest.raises(RuntimeError, match="Call `student.calibrate` first"):
+    with pytest.raises(RuntimeError, match="Call `student.calibrate"):
         both.compile("sgd", "sparse_categorical_crossentropy")
 
 

@@ -7,8 +7,8 @@ from gradients import gradients_of
 from keras import layers, ops
 
 import speq_keras
-from speq_keras.composite import Expander
 from speq_keras.graph import read_graph
+from speq_keras.wrapping.composite import Expander
 
 TIME, SIZE = 6, 8
 

@@ -234,7 +234,7 @@ def test_where_a_layer_inside_cannot_be_made_again_the_outer_one_stays_whole():
 
 
 def test_blocks_that_are_alike_are_checked_once(monkeypatch):
-    from speq_keras import composite
+    from speq_keras.wrapping import composite
 
     checked = []
 

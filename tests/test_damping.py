@@ -12,7 +12,7 @@ from gradients import gradients_of
 from speq_keras import OscillationDamping
 from speq_keras.damping import distance_to_grid
 from speq_keras.quantizers import LSQ, MinMax
-from speq_keras.settings import Settings
+from speq_keras.settings import TrainingSettings
 from speq_keras.training import tensorflow as training_step
 
 # ---- the loss, by hand -----------------------------------------------------------------------
@@ -175,9 +175,9 @@ def test_a_loaded_model_trains_on_with_the_strength_of_its_step(tmp_path):
 
 
 def test_settings_of_files_that_know_no_damping_are_read():
-    values = json.loads(Settings().to_json())
+    values = TrainingSettings().to_dict()
     del values["damping"]
-    assert Settings.from_json(json.dumps(values)).damping is None
+    assert TrainingSettings.from_dict(values).damping is None
 
 
 # ---- errors ----------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The float model of networks with functions and classes that nobody registered."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -84,7 +86,8 @@ def test_code_in_a_config_is_not_run():
     wrapped = speq_keras.wrap(network(lambda x: x), 3, 3, distillation=None)
     other = speq_keras.wrap(network(BODIES["a lambda"]), 3, 3, distillation=None)
     # As a file could have it: a graph without a Lambda, and a config with one.
-    wrapped._change(float_config=other.settings.float_config)
+    config = other.provenance.float_config
+    wrapped._provenance = dataclasses.replace(wrapped.provenance, float_config=config)
     with pytest.raises(ValueError, match="must be reproducible from its config.*register_keras_s"):
         wrapped.float_model()
 

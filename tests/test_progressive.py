@@ -201,7 +201,9 @@ def test_training_that_ends_too_soon_is_refused_before_it_begins():
 
 
 def test_a_float_model_is_refused():
-    with pytest.raises(TypeError, match="must be a callback of a SPEQModel"):
+    with pytest.raises(
+        TypeError, match="`model` of LowerWidths must be a SPEQModel. Received: model=<Func"
+    ):
         fit(compiled(float_model()), LowerWidths({0: 8, 1: 2}))
 
 

@@ -99,7 +99,7 @@ SCRIPT = """
 
     found = {
         "class": type(model).__name__,
-        "settings": model.settings.to_json(),
+        "settings": model.activation_quantizers[0].model_settings,
         "calibrated": model.is_calibrated,
         "plan": model.plan().to_dict(),
         "quantizers": [
@@ -140,7 +140,7 @@ def resumed(tmp_path_factory):
         "state": state_of(model),
         "outputs": np.array(model(X)),
         "plan": model.plan().to_dict(),
-        "settings": model.settings.to_json(),
+        "settings": model.activation_quantizers[0].model_settings,
         "quantizers": [
             json.dumps(q.get_config(), sort_keys=True)
             for q in (*model.activation_quantizers, *model.weight_quantizers)

@@ -12,7 +12,7 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("tfmot needs TensorFlow", allow_module_level=True)
 
 import tensorflow as tf
-from dense_network import distance
+from dense_network import distance, softmax
 from tfmot_networks import digits, random_weights
 
 from speq_keras import calibration, precision, tfmot
@@ -208,6 +208,27 @@ def test_the_distillation_loss_is_that_of_eq_6_and_8(method, temperature):
     assert logs["distillation_loss"] == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_loss_of_ones_own_is_set_and_takes_the_place_of_the_one_that_was_compiled():
+    model = speq(teacher_precision=precision.Fixed(8))
+    model.compile(tf_keras.optimizers.SGD(0.0), LOSS)
+    train(model)
+    model.distillation = lambda p, q: tf.reduce_sum(tf.square(p - q), axis=-1)
+    model.temperature = 3.0
+    teacher, student, logs = train(model)
+    p, q = (softmax(z / 3) for z in (teacher, student))
+    expected = 9 * np.mean(np.sum((p - q) ** 2, axis=-1))
+    assert logs["distillation_loss"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("distillation", "auto"), ("temperature", 0), ("teacher_precision", 8)]
+)
+def test_a_setting_that_is_not_allowed_is_refused_when_it_is_set(name, value):
+    model = speq()
+    with pytest.raises((TypeError, ValueError), match=f"`{name}` must be"):
+        setattr(model, name, value)
+
+
 def test_sample_weights_weigh_the_distillation_too():
     weights = np.repeat([0.0, 0.5, 3.0, 1.0], 8)
     model = speq(teacher_precision=precision.Fixed(8))
@@ -275,11 +296,11 @@ def test_without_distillation_there_is_no_teacher(monkeypatch):
 def test_probabilities_are_distilled_as_their_logits():
     model = speq(teacher_precision=precision.Fixed(8))
     inputs = tf_keras.Input((8, 8))
-    softmax = tf_keras.Model(inputs, tf.nn.softmax(model.network(inputs)))
+    with_softmax = tf_keras.Model(inputs, tf.nn.softmax(model.network(inputs)))
     x = tf.constant(digits(32)[0])
     logits = model(x, training=False)
-    head = tfmot.LegacySPEQModel(softmax, distillation=None, from_logits=False).head
-    back = to_logits(softmax(x), head, False)
+    head = tfmot.LegacySPEQModel(with_softmax, distillation=None, from_logits=False).head
+    back = to_logits(with_softmax(x), head, False)
     difference = back - logits
     np.testing.assert_allclose(difference - difference[:, :1], 0 * back, atol=1e-4)
 

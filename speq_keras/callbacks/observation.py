@@ -65,6 +65,7 @@ def observe(model, batch, quantizers):
     seen = {}
 
     def look(quantizer, inputs):
+        """Takes down what a quantizer reads and makes, and returns the latter."""
         x = ops.cast(inputs, "float32")
         y = quantizer.quantized(x)
         seen.setdefault(id(quantizer), []).append(

@@ -120,9 +120,11 @@ class PrecisionReport(keras.callbacks.Callback):
         self.verbose = check_choice("verbose", verbose, (0, 1))
 
     def on_train_begin(self, logs=None):
+        """Checks that model and data fit together."""
         self._read(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
+        """Adds the figures to the logs of the epoch."""
         figures = self.measure(self.model)
         if logs is not None:
             logs.update(figures)

@@ -78,10 +78,12 @@ class ActivationSnapshot(keras.callbacks.Callback):
         self._writer = None
 
     def on_train_begin(self, logs=None):
+        """Checks that model, names and data fit together."""
         self.chosen()
         self._batch()
 
     def on_epoch_end(self, epoch, logs=None):
+        """Writes the pictures and events of an epoch, if it is one of those that are wanted."""
         if (epoch + 1) % self.every:
             return
         observations = observe(self._student(), self._batch(), self.chosen())
@@ -93,6 +95,7 @@ class ActivationSnapshot(keras.callbacks.Callback):
             self._write_events(epoch, observations)
 
     def on_train_end(self, logs=None):
+        """Closes the file of events."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

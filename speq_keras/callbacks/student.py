@@ -1,8 +1,7 @@
 """Which network a callback looks at."""
 
-from speq_keras._checks import describe
+from speq_keras._checks import check_speq_model
 from speq_keras.co_training import CoTraining
-from speq_keras.model import SPEQModel
 
 
 def student_of(model, who):
@@ -16,9 +15,4 @@ def student_of(model, who):
         TypeError: If nothing is quantized there.
     """
     student = model.student if isinstance(model, CoTraining) else model
-    if not isinstance(student, SPEQModel):
-        raise TypeError(
-            f"`{who}` must be used with a SPEQModel. {describe(model=type(model).__name__)} Train "
-            "what `speq_keras.wrap` makes of the float model."
-        )
-    return student
+    return check_speq_model("model", student, of=f" of {who}")

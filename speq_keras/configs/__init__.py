@@ -1,5 +1,7 @@
 """Quantize configs: what is quantized in which layer."""
 
+import keras
+
 from speq_keras._checks import describe
 from speq_keras.configs.layers import REGISTRY, registered_config
 from speq_keras.configs.quantize_config import TARGET, QuantizeConfig, matches
@@ -16,13 +18,10 @@ def register_config(layer_class, config):
         TypeError: If `layer_class` is no layer class or `config` neither.
 
     Example:
-        >>> import keras
         >>> class MyDense(keras.layers.Dense):
         ...     pass
         >>> register_config(MyDense, QuantizeConfig(weights=("kernel",), channel_axes=(-1,)))
     """
-    import keras
-
     if not (isinstance(layer_class, type) and issubclass(layer_class, keras.layers.Layer)):
         raise TypeError(
             "`layer_class` must be a subclass of keras.layers.Layer. "

@@ -1,5 +1,7 @@
 """The weighted layers of Keras: which variables are weights, and where their channels are."""
 
+import sys
+
 from keras import layers
 
 from speq_keras.configs.quantize_config import QuantizeConfig
@@ -44,13 +46,15 @@ if hasattr(layers, "ReversibleEmbedding"):  # not in the oldest Keras that is su
     REGISTRY[layers.ReversibleEmbedding] = _TABLE
 
 
-# Layers of packages that need not be installed: by "package.Class".
-_ELSEWHERE = {
-    # Rows of a table of 8 bits; of what it reads it takes the shape alone.
-    "keras_hub.PositionEmbedding": QuantizeConfig(
-        weights=("position_embeddings",), channel_axes=(), w_bits=8, a_bits=None
+# Packages that need not be installed: module, class in it, config.
+_ELSEWHERE = (
+    (
+        "keras_hub.layers",
+        "PositionEmbedding",
+        # Rows of a table of 8 bits; of what it reads it takes the shape alone.
+        QuantizeConfig(weights=("position_embeddings",), channel_axes=(), w_bits=8, a_bits=None),
     ),
-}
+)
 
 
 def registered_config(layer):
@@ -62,6 +66,12 @@ def registered_config(layer):
         >>> registered_config(layers.Dense(4)).weights
         ('kernel',)
     """
-    cls = type(layer)
-    config = REGISTRY.get(cls) or _ELSEWHERE.get(f"{cls.__module__.split('.')[0]}.{cls.__name__}")
+    config = REGISTRY.get(type(layer)) or _config_elsewhere(type(layer))
     return config(layer) if callable(config) else config
+
+
+def _config_elsewhere(cls):
+    for module, name, config in _ELSEWHERE:
+        if getattr(sys.modules.get(module), name, None) is cls:
+            return config
+    return None

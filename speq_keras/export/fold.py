@@ -5,7 +5,13 @@ import dataclasses
 import keras
 import numpy as np
 
-from speq_keras._checks import check_bool, check_choice, describe
+from speq_keras._checks import (
+    check_bool,
+    check_choice,
+    check_speq_model,
+    describe,
+    require_calibrated,
+)
 from speq_keras._version import __version__
 from speq_keras.data import Inputs, inputs_of, read
 from speq_keras.export.folding import FoldedNetwork, fold_graph, store
@@ -170,18 +176,8 @@ def _widths(quantizers):
 
 def check_model(model):
     """Raises an error if a model cannot be folded, for reasons that cost no time to see."""
-    if not isinstance(model, keras.Model) or not hasattr(model, "activation_quantizers"):
-        raise TypeError(
-            "`model` must be a SPEQModel. "
-            f"{describe(model=type(model).__name__)} Make one with speq_keras.wrap."
-        )
-    waiting = [q.name for q in model.activation_quantizers if not q.is_calibrated]
-    if waiting:
-        raise RuntimeError(
-            "A model must be calibrated or trained before it is exported. Received: "
-            f"model={model.name!r} with {len(waiting)} ranges that were never set, the first is "
-            f"{waiting[0]!r}. Call model.calibrate(batches)."
-        )
+    check_speq_model("model", model)
+    require_calibrated("model", model)
     reason = unfoldable_reason(model) or float_widths_reason(model)
     if reason is not None:
         raise ValueError(reason)

@@ -6,7 +6,6 @@ import gzip
 import json
 import pathlib
 
-from speq_keras.columns import aligned
 from speq_keras.export.c_array import check_c_array_path, write_c_array
 from speq_keras.export.micro import MicroNeeds
 from speq_keras.export.pictures import (
@@ -21,6 +20,7 @@ from speq_keras.export.tflite.runtimes import Deviation, Partitions
 from speq_keras.files import check_path
 from speq_keras.html import written
 from speq_keras.processes import is_first_process, path_to_write
+from speq_keras.text_tables import aligned
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

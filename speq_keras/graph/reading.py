@@ -5,8 +5,6 @@ graph. `keras.models.clone_model` hides which tensors a layer reads, cannot flat
 and adds nodes to the layers that it walks over.
 """
 
-import inspect
-
 import keras
 from keras import tree
 
@@ -16,6 +14,7 @@ from speq_keras.graph.functional import is_functional, plain_functional
 from speq_keras.graph.names import NameInLayer, NameInModel
 from speq_keras.graph.nodes import Graph, Ref, map_refs, refs_in
 from speq_keras.graph.notation import config_of, fill_in, input_keys, keys_in, map_outputs
+from speq_keras.graph.running import takes_training
 from speq_keras.layers import QuantizedLayer
 from speq_keras.ops import einsum_axes
 
@@ -103,7 +102,7 @@ class _Reader:
             training = kwargs.get("training") if kwargs.get("training") is not None else training
             inputs = args[0] if args else kwargs["inputs"]
             return tree.flatten(self.inline(operation, inputs, NameInModel(f"{name}."), training))
-        if training is not None and kwargs.get("training") is None and _takes_training(operation):
+        if training is not None and kwargs.get("training") is None and takes_training(operation):
             kwargs = {**kwargs, "training": training}
         outputs = self.append_expanded(operation, name, args, kwargs, name_of)
         if outputs is not None:
@@ -179,7 +178,3 @@ def _einsum_shape(equation, read, made):
 
 def _makes_mask(operation):
     return isinstance(operation, keras.layers.Masking) or getattr(operation, "mask_zero", False)
-
-
-def _takes_training(operation):
-    return "training" in inspect.signature(operation.call).parameters

@@ -6,6 +6,7 @@ import keras
 from keras import tree
 
 from speq_keras.graph.nodes import map_refs
+from speq_keras.layers import QuantizedLayer
 
 
 def run(nodes, values, keep=(), *, call):
@@ -48,8 +49,7 @@ def call_node(node, values, *, training):
 
 
 def takes_training(operation):
-    """Whether a layer, or the one that it wraps, asks if it computes as in training."""
-    if not isinstance(operation, keras.layers.Layer):
-        return False
-    layer = getattr(operation, "layer", operation)
-    return "training" in inspect.signature(layer.call).parameters
+    """Whether a layer, quantized or not, asks if it computes as in training."""
+    # A QuantizedLayer hands all arguments on; other wrappers speak for themselves.
+    inner = operation.layer if isinstance(operation, QuantizedLayer) else operation
+    return "training" in inspect.signature(inner.call).parameters

@@ -32,6 +32,7 @@ from speq_keras.operations.identity import (
     constructor_of,
     make_operation,
     name_of,
+    operation_classes,
     row_of,
 )
 from speq_keras.operations.kinds import (
@@ -80,5 +81,6 @@ __all__ = [
     "make_operation",
     "name_of",
     "name_of_function",
+    "operation_classes",
     "row_of",
 ]

@@ -133,18 +133,32 @@ def _row_elsewhere(cls):
 
 @functools.cache
 def _operation_rows():
-    """Returns {class: row}: Keras keeps the classes of its operations private.
+    """Returns {class: row}."""
+    calls, rows = zip(*OPERATION_ROWS, strict=True)
+    return dict(zip(operation_classes(calls), rows, strict=True))
+
+
+def operation_classes(calls):
+    """Returns the classes of the operations that calls make: Keras keeps these classes private.
 
     What a public function makes of a symbolic tensor has an operation, and that has a class. A
     thread of its own keeps Keras' numbering of names as it was.
+
+    Args:
+        calls: Functions of a tensor of shape (1, 2, 2, 2), each of which calls one operation.
+
+    Example:
+        >>> (relu,) = operation_classes([keras.ops.relu])
+        >>> relu is type(make_operation("Relu"))
+        True
     """
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
-        return executor.submit(_make_operation_rows).result()
+        return executor.submit(_make_classes, calls).result()
 
 
-def _make_operation_rows():
+def _make_classes(calls):
     x = keras.Input(batch_shape=(1, 2, 2, 2))
-    made = [(keras.tree.flatten(call(x)), row) for call, row in OPERATION_ROWS]
-    model = keras.Model(x, [tensors[0] for tensors, _ in made])
+    made = [keras.tree.flatten(call(x))[0] for call in calls]
+    model = keras.Model(x, made)
     makers = {id(keras.tree.flatten(op.output)[0]): type(op) for op in model.operations}
-    return {makers[id(tensors[0])]: row for tensors, row in made}
+    return [makers[id(tensor)] for tensor in made]

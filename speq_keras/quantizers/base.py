@@ -56,6 +56,7 @@ class Quantizer(keras.layers.Layer):
         self.width = None
 
     def build(self, input_shape):
+        """Creates the variables, of the width and of ranges."""
         if self.has_target_width:
             self.width = self.add_scalar("bits", self._initial_bits or 0)
 
@@ -96,6 +97,7 @@ class Quantizer(keras.layers.Layer):
         return type(self).from_config({**config, **changes})
 
     def get_config(self):
+        """Returns the constructor's arguments, with the width as it is now."""
         config = super().get_config()
         config.pop("dtype")
         own = {"bits": self.bits, "has_target_width": self.has_target_width}
@@ -111,6 +113,14 @@ class WeightQuantizer(Quantizer):
         per_channel: One scale per output channel instead of one per tensor.
         channel_axes: The axes of the weight that number the output channels; set by `wrap` from the
             layer's quantize config.
+
+    Example:
+        >>> class Halves(WeightQuantizer):
+        ...     def round_to_grid(self, weights, bits):
+        ...         high = speq_ops.levels_of(bits) // 2
+        ...         return speq_ops.fake_quantize(weights, 0.5, low_code=-high, high_code=high)
+        >>> Halves(bits=2)(ops.convert_to_tensor([[-3.0, 0.1, 0.3]])).numpy().tolist()
+        [[-0.5, 0.0, 0.5]]
     """
 
     # Whether quantized weights approximate the weights, rather than a function of them.
@@ -176,6 +186,19 @@ class ActivationQuantizer(Quantizer):
     Attributes:
         follows_training: Whether training sets the range by itself from its first step on, so that
             `fit` does not calibrate before.
+
+    Example:
+        >>> class UpToOne(ActivationQuantizer):
+        ...     def round_to_grid(self, x, bits, rounds=True):
+        ...         high = speq_ops.levels_of(bits)
+        ...         codes = {"low_code": 0, "high_code": high, "rounds": rounds}
+        ...         return speq_ops.fake_quantize(x, 1 / high, **codes)
+        ...
+        ...     def grid(self):
+        ...         high = speq_ops.levels_of(self.bits)
+        ...         return 1 / high, 0, high
+        >>> [round(float(y), 2) for y in UpToOne(bits=2)(ops.convert_to_tensor([-1.0, 0.6, 9.0]))]
+        [0.0, 0.67, 1.0]
     """
 
     follows_training = False
@@ -280,6 +303,7 @@ class ActivationQuantizer(Quantizer):
         return False
 
     def compute_output_spec(self, inputs, halves_up=False):
+        """Returns the shape and dtype of the inputs."""
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
     def round_to_grid(self, x, bits, rounds=True):

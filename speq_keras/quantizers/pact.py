@@ -41,6 +41,7 @@ class PACT(ActivationQuantizer):
         self.alpha.constraint = AtLeastSmallest()
 
     def codes(self, bits):
+        """Returns the smallest and largest code of a width."""
         return signed_codes(bits) if self.signed else unsigned_codes(bits)
 
     def round_to_grid(self, x, bits, rounds=True):

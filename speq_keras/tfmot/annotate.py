@@ -20,6 +20,10 @@ class QuantizeAnnotate(keras.layers.Wrapper):
     Args:
         layer: The layer.
         quantize_config: A tfmot `QuantizeConfig`, or None: the scheme's for the layer's class.
+
+    Example:
+        >>> QuantizeAnnotate(keras.layers.Dense(2))(keras.ops.zeros((1, 3))).shape == (1, 2)
+        True
     """
 
     def __init__(self, layer, quantize_config=None, **kwargs):
@@ -32,14 +36,17 @@ class QuantizeAnnotate(keras.layers.Wrapper):
             self._input_shape_arg = shape
 
     def call(self, inputs=None, *args, **kwargs):
+        """Returns what the layer makes."""
         if inputs is not None:
             args = (inputs, *args)
         return self.layer(*args, **kwargs)
 
     def compute_output_spec(self, *args, **kwargs):
+        """Returns that of the layer."""
         return self.layer.compute_output_spec(*args, **kwargs)
 
     def compute_mask(self, inputs, previous_mask=None):
+        """Returns that of the layer."""
         return self.layer.compute_mask(inputs, previous_mask)
 
     def get_config(self):

@@ -11,8 +11,8 @@ import keras
 
 from speq_keras._checks import describe
 from speq_keras.entry import assemble
-from speq_keras.graph import copy_operation, plain_functional, read_graph
-from speq_keras.settings import Settings
+from speq_keras.graph import copy_operation, read_graph
+from speq_keras.settings import TrainingSettings
 from speq_keras.tfmot.annotate import (
     QuantizeAnnotate,
     check_model,
@@ -98,9 +98,7 @@ def quantize_apply(model, scheme=None, quantized_layer_name_prefix="quant_"):
             f"{describe(model=model.name)} Use quantize_annotate_layer or quantize_annotate_model."
         )
     graph = quantized_graph(float_model, annotated, scheme or _Scheme(), prefix)
-    names = tuple(plain_functional(float_model).output_names)
-    settings = Settings(distillation=None, output_names=names)
-    return assemble(float_model, graph, settings, name=model.name)
+    return assemble(float_model, graph, TrainingSettings(distillation=None), name=model.name)
 
 
 def without_annotations(model):

@@ -32,7 +32,7 @@ _MOST_CONCATENATED = 6
 
 
 @dataclasses.dataclass
-class Plan:
+class LayerLayout:
     """What becomes of one annotated layer.
 
     Attributes:
@@ -47,7 +47,7 @@ class Plan:
 
 
 class Layout:
-    """The plans of all annotated layers of a float graph.
+    """The layouts of all annotated layers of a float graph.
 
     Args:
         graph: A `Graph` with the layers of the float model.
@@ -58,7 +58,7 @@ class Layout:
     def __init__(self, graph, annotated, registry):
         self.graph, self.registry = graph, registry
         self.readers = graph.readers()
-        self.plans = {name: Plan(config) for name, config in annotated.items()}
+        self.layouts = {name: LayerLayout(config) for name, config in annotated.items()}
         self.calls = {}
         for node in graph.nodes:
             self.calls.setdefault(node.name, []).append(node)
@@ -72,16 +72,17 @@ class Layout:
 
     def find_feeders(self):
         """Yields the names of float layers that make the only input of an annotated layer."""
-        for name in self.plans:
+        for name in self.layouts:
             nodes = self.calls.get(name, [])
             if len(nodes) == 1 and len(nodes[0].inputs) == 1:
                 producer = self.graph.tensors[nodes[0].inputs[0]].producer
-                if producer is not None and producer.name not in self.plans:
+                if producer is not None and producer.name not in self.layouts:
                     yield producer.name
 
     # ---- rules ---------------------------------------------------------------------------------
 
     def apply_rules(self):
+        """Applies the rules of the module, in its order."""
         heads = [node for node in self.graph.nodes if self.takes_rules(node)]
         relus = [node for node in heads if _is_relu(node.operation)]
         normalizations = [node for node in heads if self.class_name(node) in _NORMALIZATION]
@@ -97,14 +98,16 @@ class Layout:
         for node in relus:
             maker = self.before(node, _BEFORE_RELU)
             if maker is not None:
-                self.plans[maker.name].config = "nothing"
+                self.layouts[maker.name].config = "nothing"
 
     def takes_rules(self, node):
-        return node.name in self.plans and len(self.calls[node.name]) == 1
+        """Whether a node is of an annotated layer that is called once."""
+        return node.name in self.layouts and len(self.calls[node.name]) == 1
 
     def class_name(self, node):
+        """Returns Keras' name of a layer's class, of the last part of one that tfmot splits."""
         name = name_of(node.operation)
-        is_split = node.name in self.plans and self.plans[node.name].config is None
+        is_split = node.name in self.layouts and self.layouts[node.name].config is None
         return _LAST_PARTS.get(name, name) if is_split else name
 
     def before(self, node, class_names):
@@ -117,20 +120,23 @@ class Layout:
         return maker if self.class_name(maker) in class_names else None
 
     def is_shared(self, index):
+        """Whether a tensor has several readers, of which an output of the model is one."""
         names = {node.name for node in self.readers[index]}
         return len(names) + self.graph.output_indices.count(index) > 1
 
     def round_behind(self, relu, normalization, class_names):
+        """Rounds once behind a layer, its normalization, and a ReLU (or None) behind both."""
         layer = self.before(normalization, class_names)
         if layer is None or fused_function(layer.operation) is not None:
             return
-        plans = [self.plans[n.name] for n in (relu, normalization, layer) if n is not None]
-        if any(plan.config is not None for plan in plans):
+        found = [self.layouts[n.name] for n in (relu, normalization, layer) if n is not None]
+        if any(layout.config is not None for layout in found):
             return
-        plans[-1].rounds_activation = False
-        plans[-2].config = "output" if relu is None else "nothing"
+        found[-1].rounds_activation = False
+        found[-2].config = "output" if relu is None else "nothing"
 
     def round_behind_concatenate(self, node):
+        """Rounds behind a Concatenate and not what goes into it."""
         makers = [self.graph.tensors[index].producer for index in node.inputs]
         if not 2 <= len(set(node.inputs)) == len(makers) <= _MOST_CONCATENATED:
             return
@@ -142,15 +148,16 @@ class Layout:
             if maker is None:
                 self.quantized_inputs.discard(index)
             else:
-                self.plans[maker.name].rounds_output = False
-        if self.plans[node.name].config is None:
-            self.plans[node.name].config = "output"
+                self.layouts[maker.name].rounds_output = False
+        if self.layouts[node.name].config is None:
+            self.layouts[node.name].config = "output"
 
     def has_config(self, node):
+        """Whether tfmot quantizes a node, by the user's config or its own."""
         if not self.takes_rules(node):
             return False
         is_split = self.class_name(node) in _LAST_PARTS.values()
-        has_own = self.plans[node.name].config is not None
+        has_own = self.layouts[node.name].config is not None
         return has_own or is_split or self.registry.supports(OldView(node.operation))
 
     # ---- quantizers ----------------------------------------------------------------------------
@@ -168,32 +175,32 @@ class Layout:
                 return LayerQuantizers()
             found = quantizers_of(self.registry.get_quantize_config(view), layer)
             return dataclasses.replace(found, weights={})
-        plan = self.plans.get(node.name, Plan("nothing"))
-        if plan.config == "nothing":
+        layout = self.layouts.get(node.name, LayerLayout("nothing"))
+        if layout.config == "nothing":
             return LayerQuantizers()
-        if plan.config == "output":
+        if layout.config == "output":
             moving_average = FollowedActivations(rule="moving_average", bits=8)
-            return LayerQuantizers(output=moving_average if plan.rounds_output else None)
-        if plan.config is None and not self.registry.supports(view):
+            return LayerQuantizers(output=moving_average if layout.rounds_output else None)
+        if layout.config is None and not self.registry.supports(view):
             raise RuntimeError(
                 "Every annotated layer must be one that tfmot's scheme quantizes, or have a "
                 f"QuantizeConfig. Received: layer '{node.name}' ({type(layer).__name__}). Pass one "
                 "to quantize_annotate_layer, or do not annotate the layer."
             )
-        config = plan.config or self.registry.get_quantize_config(view)
-        return _as_planned(quantizers_of(config, layer), plan)
+        config = layout.config or self.registry.get_quantize_config(view)
+        return _as_laid_out(quantizers_of(config, layer), layout)
 
     def quantizers_of_parts(self, node):
         """Returns the `LayerQuantizers` of both parts of a separable convolution."""
-        plan = self.plans.get(node.name)
-        if plan is None:
+        layout = self.layouts.get(node.name)
+        if layout is None:
             return LayerQuantizers(), LayerQuantizers()
-        if plan.config not in (None, "nothing"):
-            found = quantizers_of(plan.config, node.operation)
+        if layout.config not in (None, "nothing"):
+            found = quantizers_of(layout.config, node.operation)
             kernels = [found.weights.get(f"{part}_kernel") for part in ("depthwise", "pointwise")]
             first, last = ({"kernel": kernel} if kernel else {} for kernel in kernels)
             last = dataclasses.replace(found, weights=last)
-            return LayerQuantizers(weights=first), _as_planned(last, plan)
+            return LayerQuantizers(weights=first), _as_laid_out(last, layout)
         # The layers into which tfmot takes it apart, 2D ones also for a 1D one.
         parts = layers.DepthwiseConv2D(1), layers.Conv2D(1, 1, activation=node.operation.activation)
         for part in parts:
@@ -201,7 +208,9 @@ class Layout:
         first, last = (
             quantizers_of(self.registry.get_quantize_config(OldView(part)), part) for part in parts
         )
-        return first, LayerQuantizers() if plan.config == "nothing" else _as_planned(last, plan)
+        return first, LayerQuantizers() if layout.config == "nothing" else _as_laid_out(
+            last, layout
+        )
 
 
 def _is_relu(operation):
@@ -212,7 +221,7 @@ def _is_relu(operation):
     return function_name(operation) == "relu"
 
 
-def _as_planned(found, plan):
-    if not plan.rounds_activation:
+def _as_laid_out(found, layout):
+    if not layout.rounds_activation:
         found = dataclasses.replace(found, before=None, after=None)
-    return found if plan.rounds_output else dataclasses.replace(found, output=None)
+    return found if layout.rounds_output else dataclasses.replace(found, output=None)

@@ -9,19 +9,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from speq_keras._checks import (
-    check_bool,
-    check_choice,
-    check_count,
-    check_number,
-    check_seed,
-    describe,
-)
+from speq_keras._checks import check_bool, check_count, check_seed, describe
 from speq_keras.calibration import sample
 from speq_keras.data import inputs_of, read
-from speq_keras.losses import METHODS, DistillationLoss
-from speq_keras.precision import Bernoulli, TeacherPrecision
+from speq_keras.losses import DistillationLoss, check_method
+from speq_keras.precision import Bernoulli
 from speq_keras.quantizers.histogram import Histogram
+from speq_keras.settings import TrainingSettings
 from speq_keras.tfmot.importing import tf_keras
 from speq_keras.tfmot.legacy_configs import SPEQQuantizeConfig
 from speq_keras.training.heads import Head
@@ -39,9 +33,11 @@ class LegacySPEQModel(tf_keras.Model):
 
     Args:
         network: A model of tfmot's `quantize_apply` with `SPEQScheme` or `SPEQQuantizeConfig`s.
-        distillation: "cosine", "dot", "kl", or None: plain quantization-aware training.
+        distillation: "cosine", "dot", "kl", a function or a name of your own, see
+            `losses.register_distillation`, or None: plain quantization-aware training.
         temperature: T of Eq. 2, positive.
-        teacher_precision: A `precision.TeacherPrecision` that draws one row of widths.
+        teacher_precision: A `precision.TeacherPrecision` that draws one row of widths. These three
+            are attributes that can be set; the next step is compiled anew.
         from_logits: Whether the network's output are logits, or else probabilities.
         seed: Seed of the draws.
 
@@ -81,24 +77,29 @@ class LegacySPEQModel(tf_keras.Model):
     ):
         super().__init__(**kwargs)
         self.network = network
-        self.distillation = check_choice("distillation", distillation, (*METHODS, None))
-        self.temperature = check_number("temperature", temperature, low=0, low_open=True)
+        self.distillation = distillation
+        self.temperature = temperature
         self.teacher_precision = Bernoulli() if teacher_precision is None else teacher_precision
-        if not isinstance(self.teacher_precision, TeacherPrecision):
-            raise TypeError(
-                "`teacher_precision` must be a TeacherPrecision. "
-                f"{describe(teacher_precision=teacher_precision)}"
-            )
         self.from_logits = check_bool("from_logits", from_logits)
         self.draw_seed = keras.random.SeedGenerator(check_seed(seed))
         self.distillation_loss_tracker = tf_keras.metrics.Mean(name="distillation_loss")
         self.head = Head("output", 0, "softmax", None, not self.from_logits)
-        if self.distillation is not None and not self.drawn_tensors():
-            raise ValueError(
-                "SPEQ draws the widths of activations that have the target width, and this network "
-                f"has none. {describe(network=network.name)} Quantize it with SPEQScheme, or pass "
-                "distillation=None."
-            )
+
+    def __setattr__(self, name, value):
+        # In place of properties, as it is Keras' `__setattr__` that tells layers from values.
+        if name == "distillation" and value is not None:
+            check_method(name, value)
+            if not self.drawn_tensors():
+                raise ValueError(
+                    "SPEQ draws the widths of activations that have the target width, and this "
+                    f"network has none. {describe(network=self.network.name)} Quantize it with "
+                    "SPEQScheme, or pass distillation=None."
+                )
+        elif name in ("temperature", "teacher_precision"):
+            TrainingSettings(**{name: value})
+        super().__setattr__(name, value)
+        if name in ("distillation", "temperature", "teacher_precision"):
+            self.train_function = None
 
     def tensors(self):
         """Returns the activations that quantizers of ours round, in the order of the layers."""

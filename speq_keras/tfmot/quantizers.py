@@ -9,6 +9,9 @@
 
 Inference changes no range. Ranges begin at [−6, 6], and at [0, 0] for "all_values". Weights and
 activations can have any of these rules; every other quantizer, one of your own, is called itself.
+
+`FollowedWeights` and the others keep these names: Keras finds the variables of a layer in a file by
+the name of its class, and so those of saved models.
 """
 
 import keras

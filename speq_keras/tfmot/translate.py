@@ -60,6 +60,7 @@ class OldView:
 
     @property
     def activation(self):
+        """The layer's activation function, as tf_keras has it."""
         function = self._layer.activation
         is_swish = getattr(function, "__name__", "") == "silu"
         return tf_keras.activations.swish if is_swish else function

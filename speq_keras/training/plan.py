@@ -6,7 +6,7 @@ import keras
 
 from speq_keras._checks import describe
 from speq_keras.graph import deep_graphs
-from speq_keras.losses import AUTO, AUTO_METHOD
+from speq_keras.losses import AUTO, AUTO_METHOD, DISTANCES_TO_ZERO, UnknownLoss
 from speq_keras.precision import Bernoulli
 from speq_keras.training.heads import find_heads, gives_probabilities
 
@@ -17,7 +17,7 @@ class TrainingPlan:
 
     Attributes:
         network: A model from the inputs to (outputs, logits of all heads); shares all layers.
-        method: The loss against the model's own teacher, one of `losses.METHODS`, or None.
+        method: The loss against the model's own teacher, by name or as a function, or None.
         has_logits: Whether an output could be distilled.
         heads: The outputs that are distilled.
         quantizers: The activation quantizers whose width the teacher draws.
@@ -26,12 +26,20 @@ class TrainingPlan:
     """
 
     network: keras.Model
-    method: str | None
+    method: object
     has_logits: bool
     heads: tuple
     quantizers: tuple
     output_count: int
     teacher_gives_logits: tuple = ()
+
+    def fits(self, model):
+        """Whether the model trains by this plan at the widths as they are now.
+
+        Raises:
+            ValueError: If it cannot train at them.
+        """
+        return method_of(model, self.has_logits)[0] == self.method
 
 
 def make_plan(model, warn):
@@ -42,7 +50,7 @@ def make_plan(model, warn):
         warn: Called with a sentence that the user should read.
 
     Raises:
-        RuntimeError: If an external teacher is missing after loading.
+        RuntimeError: If an external teacher or a loss is missing after loading.
         ValueError: If no output can be distilled, or the widths cannot be drawn.
     """
     if model.speq_weight is not None and model.teacher is None:
@@ -50,6 +58,10 @@ def make_plan(model, warn):
             "This model was trained with an external teacher, which is not saved with it. Set "
             "`model.teacher` to that model, or to None to train without."
         )
+    used = (model.distillation, model.teacher_distillation if model.teacher is not None else None)
+    for loss in used:
+        if isinstance(loss, UnknownLoss):
+            loss.refuse()
     heads, others = (), []
     if model.distillation is not None or model.teacher is not None:
         heads, others = find_heads(model)
@@ -88,7 +100,7 @@ def method_of(model, has_logits):
         has_logits: Whether an output can be distilled.
 
     Returns:
-        `(method, why)`: one of `losses.METHODS` or None, and why "auto" has become None, or "".
+        `(method, why)`: a loss or None, and why "auto" has become None, or "".
 
     Raises:
         ValueError: If a method that was asked for by name cannot do anything.
@@ -100,19 +112,28 @@ def method_of(model, has_logits):
     differ = bool(widths) and model.teacher_precision.may_differ(widths)
     if asked == AUTO:
         return (AUTO_METHOD, "") if has_logits and differ else (None, _why_none(model, has_logits))
-    if not widths:
-        raise ValueError(
-            "SPEQ draws the widths of the activation quantizers that have the target width, and "
-            f"this model has none. Received: distillation={asked!r}. Set "
-            "model.distillation = None."
-        )
-    if not differ and asked != "dot" and not _is_control(model.teacher_precision):
+    check_drawable(asked, widths)
+    if not differ and asked in DISTANCES_TO_ZERO and not _is_control(model.teacher_precision):
         raise ValueError(
             "Teacher and student must be able to differ in a width: else the loss between them is "
             f"zero. {_widths_received(model)} Lower the width of the activations with "
             "`set_bits`, or set model.distillation = None."
         )
     return asked, ""
+
+
+def check_drawable(method, quantizers):
+    """Raises a ValueError for a method that was asked for, where the teacher has no width to draw.
+
+    Args:
+        method: As of `wrap(distillation=...)`.
+        quantizers: Those that have the target width.
+    """
+    if not quantizers and method not in (AUTO, None):
+        raise ValueError(
+            "SPEQ draws the widths of the activation quantizers that have the target width, and "
+            f"this model has none. {describe(distillation=method)} Set model.distillation = None."
+        )
 
 
 def _is_control(teacher_precision):

@@ -48,7 +48,7 @@ def student(model, x, y, sample_weight, teacher_logits):
     if self_logits is not None:
         distillation = distill(model, plan.method, self_logits, logits, sample_weight)
     if external_logits is not None:
-        method = model.settings.teacher_distillation
+        method = model.teacher_distillation
         external = distill(model, method, external_logits, logits, sample_weight)
     loss = combine(task_loss, distillation, external, model.speq_weight)
     if model.damping is not None:

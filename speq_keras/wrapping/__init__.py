@@ -1,9 +1,9 @@
 """Float model in, quantized graph out.
 
     read_graph     Keras model -> plain nodes              ../graph
-    Expander       blocks made of layers -> those layers   ../composite.py
+    Expander       blocks made of layers -> those layers   composite.py
     canonicalize   fused activations, swish, separable     canonical.py
-    decide         which layer gets which width            rules.py
+    decide         which layer gets which width            decisions.py
     place          where quantizers stand                  placement.py
     find_owners    which layers' ranges they are           owners.py
     build_graph    plain nodes -> Keras graph              build.py
@@ -14,13 +14,13 @@
 import dataclasses
 
 from speq_keras._checks import describe
-from speq_keras.composite import Expander
 from speq_keras.graph import read_graph
 from speq_keras.wrapping.build import build_graph, copy_weights
 from speq_keras.wrapping.canonical import Canonical, canonicalize
+from speq_keras.wrapping.composite import Expander
+from speq_keras.wrapping.decisions import WrapOptions, decide
 from speq_keras.wrapping.owners import find_owners
 from speq_keras.wrapping.placement import Placement, place
-from speq_keras.wrapping.rules import Rules, decide
 
 
 @dataclasses.dataclass
@@ -38,36 +38,36 @@ class QuantizedGraph:
         copy_weights(layers, self.canonical.origins, self.canonical.originals)
 
 
-def quantize_graph(model, rules, *, fuses_batch_norm=False):
+def quantize_graph(model, options, *, fuses_batch_norm=False):
     """Builds the quantized graph of a float model, with initial weights.
 
     Args:
         model: A Functional or built Sequential model; it is not changed.
-        rules: The `Rules`.
+        options: The `WrapOptions`.
         fuses_batch_norm: See `canonicalize`.
 
     Returns:
         A `QuantizedGraph`.
     """
-    expander = Expander(rules.names_whole)
+    expander = Expander(options.names_whole)
     graph = read_graph(model, expander)
-    _check_float(graph, rules)
-    rules.check_patterns(graph.nodes)
-    activations = rules.a_bits is not None
+    _check_float(graph, options)
+    options.check_patterns(graph.nodes)
+    activations = options.a_bits is not None
     canonical = canonicalize(
         graph,
-        is_float=rules.is_skipped,
+        is_float=options.is_skipped,
         splits_swish=activations,
         fuses_batch_norm=fuses_batch_norm,
     )
-    decisions = decide(canonical.graph, rules)
+    decisions = decide(canonical.graph, options)
     placement = Placement(at={}, between={}, demands={})
     if activations:
         placement = place(
             canonical.graph,
             decisions.kinds,
             decisions.demands,
-            quantizes_outputs=rules.boundary_bits is not None,
+            quantizes_outputs=options.boundary_bits is not None,
             given=decisions.outputs,
         )
     inputs, outputs = build_graph(canonical, placement, decisions.weights)
@@ -84,7 +84,7 @@ def _with_causes(reasons, causes):
     }
 
 
-def _check_float(graph, rules):
+def _check_float(graph, options):
     for node in graph.nodes:
         mode = getattr(node.operation, "quantization_mode", None)
         if mode is not None:
@@ -93,7 +93,7 @@ def _check_float(graph, rules):
                 f"and Keras' own `quantize` has rounded them. {describe(quantization_mode=mode)} "
                 "Wrap the model before."
             )
-        if getattr(node.operation, "lora_enabled", False) and not rules.is_skipped(node):
+        if getattr(node.operation, "lora_enabled", False) and not options.is_skipped(node):
             raise ValueError(
                 f"Layer '{node.name}' ({type(node.operation).__name__}) must have one kernel to "
                 "round, and LoRA adds two to it. "
@@ -102,4 +102,4 @@ def _check_float(graph, rules):
             )
 
 
-__all__ = ["QuantizedGraph", "Rules", "quantize_graph"]
+__all__ = ["QuantizedGraph", "WrapOptions", "quantize_graph"]

@@ -1,5 +1,7 @@
 """Builds the Keras graph that a placement describes."""
 
+import functools
+
 import keras
 from keras import ops
 
@@ -20,59 +22,74 @@ def build_graph(canonical, placement, weight_specs):
         `(inputs, outputs)`: structures of KerasTensors like those of the float model.
     """
     graph = canonical.graph
-    values, made = {}, {}
+    builder = _Builder(graph, placement, weight_specs)
+    inputs = map_refs(graph.inputs, builder.make_input)
+    for index in graph.input_indices:
+        builder.round(index)
+    for node in graph.nodes:
+        builder.call(node)
+    return inputs, map_refs(graph.outputs, builder.values.__getitem__)
 
-    def quantized(index, x):
-        for spec in placement.at.get(index, []):
-            quantizer = layer_of(spec)
+
+class _Builder:
+    """Makes the KerasTensors of a graph, `values`, one after the other."""
+
+    def __init__(self, graph, placement, weight_specs):
+        self.graph, self.placement, self.weight_specs = graph, placement, weight_specs
+        self.values, self.requantized = {}, {}  # by tensor; by id of a `Spec`
+        self.layers, self.quantizers = {}, {}  # by id of an operation; by id of a `Spec`
+
+    def make_input(self, index):
+        tensor = self.graph.tensors[index]
+        shape, dtype = tensor.shape, tensor.dtype
+        self.values[index] = keras.Input(batch_shape=shape, dtype=dtype, name=tensor.name)
+        return self.values[index]
+
+    def round(self, index):
+        """Puts the quantizers of a tensor behind it."""
+        for spec in self.placement.at.get(index, []):
+            quantizer = self.quantizer_of(spec)
             # A quantizer with a `call` of its own need not know the argument.
             knows = type(quantizer).call is ActivationQuantizer.call
-            is_average = knows and index in placement.averages
-            x = quantizer(x, halves_up=True) if is_average else quantizer(x)
-        return x
+            options = {"halves_up": True} if knows and index in self.placement.averages else {}
+            self.values[index] = quantizer(self.values[index], **options)
 
-    def layer_of(spec):
-        if id(spec) not in made:
-            existing = spec.quantizer.name == spec.name
-            made[id(spec)] = spec.quantizer if existing else spec.quantizer.copy(name=spec.name)
-        return made[id(spec)]
+    def quantizer_of(self, spec):
+        """Returns the layer of a `Spec`, which several tensors may share."""
+        if id(spec) not in self.quantizers:
+            quantizer = spec.quantizer
+            existing = quantizer.name == spec.name
+            self.quantizers[id(spec)] = quantizer if existing else quantizer.copy(name=spec.name)
+        return self.quantizers[id(spec)]
 
-    def input_of(index):
-        tensor = graph.tensors[index]
-        values[index] = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
-        return values[index]
-
-    inputs = map_refs(graph.inputs, input_of)
-    for index in graph.input_indices:
-        values[index] = quantized(index, values[index])
-
-    operations, requantized = {}, {}
-
-    def read(node, index):
-        spec = placement.between.get((index, placement.demands.get((id(node), index))))
+    def read(self, node, index):
+        """Returns a tensor as a node reads it."""
+        demand = self.placement.demands.get((id(node), index))
+        spec = self.placement.between.get((index, demand))
         if spec is None:
-            return values[index]
-        if id(spec) not in requantized:
-            requantized[id(spec)] = layer_of(spec)(values[index])
-        return requantized[id(spec)]
+            return self.values[index]
+        if id(spec) not in self.requantized:
+            self.requantized[id(spec)] = self.quantizer_of(spec)(self.values[index])
+        return self.requantized[id(spec)]
 
-    for node in graph.nodes:
-        operation = node.operation
-        if id(operation) not in operations:
-            quantizers = weight_specs.get(id(operation))
-            operations[id(operation)] = (
+    def layer_of(self, operation):
+        """Returns an operation, or the `QuantizedLayer` of one with quantized weights."""
+        if id(operation) not in self.layers:
+            quantizers = self.weight_specs.get(id(operation))
+            self.layers[id(operation)] = (
                 QuantizedLayer(operation, quantizers, trainable=operation.trainable)
                 if quantizers
                 else operation
             )
-        args, kwargs = (
-            map_refs(part, lambda index, node=node: read(node, index))
-            for part in (node.args, node.kwargs)
-        )
-        outputs = operations[id(operation)](*args, **kwargs)
+        return self.layers[id(operation)]
+
+    def call(self, node):
+        """Calls the operation of a node."""
+        args, kwargs = map_refs((node.args, node.kwargs), functools.partial(self.read, node))
+        outputs = self.layer_of(node.operation)(*args, **kwargs)
         for index, x in zip(node.outputs, keras.tree.flatten(outputs), strict=True):
-            values[index] = quantized(index, x)
-    return inputs, map_refs(graph.outputs, values.__getitem__)
+            self.values[index] = x
+            self.round(index)
 
 
 def copy_weights(layers, origins, originals):

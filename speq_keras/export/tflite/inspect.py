@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 
-from speq_keras.columns import aligned
 from speq_keras.export.tflite.network import CODES
 from speq_keras.export.tflite.packing import unpack_codes
 from speq_keras.export.tflite.reading import TYPE_BITS, data_of, read_model, type_names
+from speq_keras.text_tables import aligned
 
 # Operations whose output codes lie among those of their first input, but for zeros of padding.
 CARRYING = (

@@ -20,3 +20,19 @@ def aligned(cells, left):
         ).rstrip()
         for row in cells
     ]
+
+
+def table(cells, left):
+    """Returns the lines of a table with a rule below its header, its first row.
+
+    Args:
+        cells: As in `aligned`.
+        left: How many columns, from the first on, are aligned on the left.
+
+    Example:
+        >>> table([("layer", "bits"), ("a", "3")], left=1)
+        ['layer  bits', '-----  ----', 'a         3']
+    """
+    head, *rows = cells
+    rule = ["-" * max(map(len, column)) for column in zip(*cells, strict=True)]
+    return aligned([head, rule, *rows], left=range(left))

@@ -30,7 +30,7 @@ _FIXED_WIDTH_WEIGHTS = MinMax(per_channel=True)
 
 
 @dataclasses.dataclass(kw_only=True)
-class Rules:
+class WrapOptions:
     """The arguments of `wrap` that say what happens to which layer; checked.
 
     What may be given in several ways is one thing afterwards: quantizers are objects, `skip` is a
@@ -161,12 +161,12 @@ class Decisions:
     outputs: dict
 
 
-def decide(graph, rules):
+def decide(graph, options):
     """Decides the width of every layer of a canonical graph (rule 1 of the placement).
 
     Args:
         graph: The canonical `Graph`.
-        rules: The `Rules`.
+        options: The `WrapOptions`.
 
     Returns:
         `Decisions`.
@@ -174,9 +174,9 @@ def decide(graph, rules):
     Raises:
         ValueError: If no layer is left to quantize.
     """
-    configs, kinds, reasons, used = _classify(graph, rules)
-    outputs, keys = _output_quantizers(graph, rules)
-    for key in rules.configs:
+    configs, kinds, reasons, used = _classify(graph, options)
+    outputs, keys = _output_quantizers(graph, options)
+    for key in options.configs:
         if key not in used | keys:
             raise ValueError(_no_weights(key))
     if not configs:
@@ -188,31 +188,33 @@ def decide(graph, rules):
     for node in graph.nodes:
         if kinds[id(node)] is Kind.MATMUL:
             demands[id(node.operation)] = _demand(
-                _PLAIN, rules, rules.a_bits, rules.a_bits is not None
+                _PLAIN, options, options.a_bits, options.a_bits is not None
             )
         config = configs.get(id(node.operation))
         if config is None or id(node.operation) in demands:
             continue
         at_boundary = id(node.operation) in boundary
-        w_bits, w_target = _width(config.w_bits, rules.w_bits, at_boundary, rules.boundary_bits)
-        a_bits, a_target = _width(config.a_bits, rules.a_bits, at_boundary, rules.boundary_bits)
+        w_bits, w_target = _width(config.w_bits, options.w_bits, at_boundary, options.boundary_bits)
+        a_bits, a_target = _width(config.a_bits, options.a_bits, at_boundary, options.boundary_bits)
         if a_target and id(node.operation) in squeeze_excite:
             a_bits, a_target = 8, False
-        demands[id(node.operation)] = _demand(config, rules, a_bits, a_target)
+        demands[id(node.operation)] = _demand(config, options, a_bits, a_target)
         if w_bits is None:
-            reasons[node.name] = _width_reason(config, at_boundary and rules.w_bits is not None)
+            reasons[node.name] = _width_reason(config, at_boundary and options.w_bits is not None)
         else:
             weights[id(node.operation)] = {
-                attribute: _weight_quantizer(config, rules, w_bits, w_target, node.name, attribute)
+                attribute: _weight_quantizer(
+                    config, options, w_bits, w_target, node.name, attribute
+                )
                 for attribute in config.weights
             }
     if not (weights or outputs or any(demands.values())):
-        raise ValueError(_all_in_float(graph, rules))
+        raise ValueError(_all_in_float(graph, options))
     return Decisions(kinds, demands, weights, reasons, outputs)
 
 
-def _classify(graph, rules):
-    """Returns what `rules` and the registry say of every layer, before any width.
+def _classify(graph, options):
+    """Returns what the arguments of `wrap` and the registry say of every layer, before any width.
 
     Returns:
         `({id(operation): QuantizeConfig}, {id(node): Kind}, {layer name: why it stays float}, keys
@@ -220,9 +222,9 @@ def _classify(graph, rules):
     """
     configs, kinds, reasons, used = {}, {}, {}, set()
     floats = float_tensors(graph)
-    skipped = {id(node.operation) for node in graph.nodes if rules.is_skipped(node)}
+    skipped = {id(node.operation) for node in graph.nodes if options.is_skipped(node)}
     for node in graph.nodes:
-        key, config = rules.config_of(node)
+        key, config = options.config_of(node)
         kind = kind_of(node.operation, has_config=config is not None)
         if id(node.operation) in skipped:
             kind = Kind.FLOAT
@@ -236,14 +238,16 @@ def _classify(graph, rules):
     return configs, kinds, reasons, used
 
 
-def _output_quantizers(graph, rules):
+def _output_quantizers(graph, options):
     """Returns {tensor: quantizer} of all `output_quantizer`s, and the keys of their configs."""
     outputs, keys, makers = {}, set(), {}
     for node in graph.nodes:
         if isinstance((node.origin or node).operation, keras.layers.Layer):
             makers.setdefault(id(node.origin), []).append(node)
     for nodes in makers.values():
-        key, config = (None, None) if rules.is_skipped(nodes[0]) else rules.given_config(nodes[0])
+        key, config = (
+            (None, None) if options.is_skipped(nodes[0]) else options.given_config(nodes[0])
+        )
         if config is None or config.output_quantizer is None:
             continue
         keys.add(key)
@@ -267,21 +271,21 @@ def _width_reason(config, at_boundary):
     return "boundary_bits is None" if at_boundary else "w_bits is None"
 
 
-def _demand(config, rules, bits, has_target_width):
+def _demand(config, options, bits, has_target_width):
     if bits is None:
         return None
     if config.activation_quantizer is not None:
         quantizer = get_activation_quantizer(config.activation_quantizer)
     else:
-        quantizer = rules.activation_quantizer if has_target_width else EIGHT_BITS.quantizer
+        quantizer = options.activation_quantizer if has_target_width else EIGHT_BITS.quantizer
     return Demand(bits, has_target_width, quantizer)
 
 
-def _weight_quantizer(config, rules, bits, has_target_width, layer, attribute):
+def _weight_quantizer(config, options, bits, has_target_width, layer, attribute):
     if config.weight_quantizer is not None:
         quantizer = get_weight_quantizer(config.weight_quantizer)
     else:
-        quantizer = rules.weight_quantizer if has_target_width else _FIXED_WIDTH_WEIGHTS
+        quantizer = options.weight_quantizer if has_target_width else _FIXED_WIDTH_WEIGHTS
     return quantizer.copy(
         bits=bits,
         has_target_width=has_target_width,
@@ -325,8 +329,8 @@ def _no_weights(key):
     )
 
 
-def _all_in_float(graph, rules):
-    received = describe(model=graph.name, boundary_bits=rules.boundary_bits)
+def _all_in_float(graph, options):
+    received = describe(model=graph.name, boundary_bits=options.boundary_bits)
     return (
         "At least one layer must be quantized, and the widths of all layers of this model are None:"
         f" of the first and the last one that is `boundary_bits`. {received} Pass boundary_bits=8, "

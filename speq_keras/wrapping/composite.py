@@ -20,14 +20,21 @@ import keras
 from keras import layers, ops, tree
 
 from speq_keras._checks import brief
-from speq_keras.composite_check import STAND_IN, difference
 from speq_keras.configs import registered_config
 from speq_keras.graph import Graph, read_graph
 from speq_keras.layers import Constant, QuantizedLayer
-from speq_keras.operations import ARITHMETIC, Kind, kind_of, name_of, row_of
+from speq_keras.operations import (
+    ARITHMETIC,
+    Kind,
+    kind_of,
+    name_of,
+    operation_classes,
+    row_of,
+)
 from speq_keras.ops import einsum_axes
 from speq_keras.own_weights import Weight
 from speq_keras.quantizers import Quantizer
+from speq_keras.wrapping.composite_check import STAND_IN, difference
 
 # Of Keras' own layers, only these are taken apart: recurrent layers and their like loop over time.
 _KERAS_COMPOSITES = (layers.MultiHeadAttention, layers.GroupQueryAttention)
@@ -40,7 +47,7 @@ _APPLICATIONS = keras.applications.ConvNeXtTiny.__module__.rsplit(".", 1)[0]
 def is_composite(operation):
     """Whether `expand` may be able to take an operation apart; decided by its class alone."""
     if not isinstance(operation, layers.Layer):
-        return _parts_of(operation) is not None
+        return type(operation) in _parts()
     if isinstance(operation, QuantizedLayer | Quantizer) or registered_config(operation):
         return False
     if isinstance(operation, _KERAS_COMPOSITES):
@@ -118,7 +125,7 @@ def expand(operation, args, kwargs, difference=None, weights=None):
         CannotExpand: If the layer has to stay one node.
     """
     is_layer = isinstance(operation, layers.Layer)
-    call = operation.call if is_layer else functools.partial(_parts_of(operation), operation)
+    call = operation.call if is_layer else functools.partial(_parts()[type(operation)], operation)
     args, kwargs, tensors = _fresh(args, kwargs)
     own = _variables_in(operation) if is_layer else {}
     if own:
@@ -153,6 +160,7 @@ def _on_its_weights(layer, known):
 
     @functools.wraps(layer.call)
     def call(*args, **kwargs):
+        """Calls the layer while its attributes are what their `Weight`s make."""
         variables = _variables_in(layer)
         x = next(x for x in tree.flatten((args, kwargs)) if _is_symbolic(x))
         for variable in variables.values():
@@ -256,7 +264,8 @@ def _is_symbolic(leaf):
 
 def _reshapes(model):
     """Returns [(operation, new shape)] of the calls of `ops.reshape` in a graph."""
-    found = [operation for operation in model.operations if _is_operation(operation, "Reshape")]
+    operations = [o for o in model.operations if not isinstance(o, layers.Layer)]
+    found = [operation for operation in operations if name_of(operation) == "Reshape"]
     return [(o, o.newshape) for o in found if isinstance(o.newshape, list | tuple)]
 
 
@@ -320,18 +329,6 @@ def _is_known(layer_class):
     return layer_class.__module__.split(".")[0] in ("keras", __name__.split(".")[0])
 
 
-def _is_operation(operation, name):
-    is_layer = isinstance(operation, layers.Layer)
-    return not is_layer and type(operation).__name__ == name and _is_known(type(operation))
-
-
-def _parts_of(operation):
-    for name, parts in _PARTS.items():
-        if _is_operation(operation, name):
-            return parts
-    return None
-
-
 def _classes_in(model):
     return [type(operation) for operation in model.operations]
 
@@ -382,4 +379,11 @@ def _transposed(x, axes, wanted):
     return x if order == sorted(order) else ops.transpose(x, order)
 
 
-_PARTS: dict = {"DotProductAttention": _attention, "Einsum": _einsum}
+@functools.cache
+def _parts():
+    """Returns {class of operations: function that takes one apart}."""
+    calls = {
+        lambda x: ops.dot_product_attention(x, x, x): _attention,
+        lambda x: ops.einsum("abcd,abed->abce", x, x): _einsum,
+    }
+    return dict(zip(operation_classes(calls), calls.values(), strict=True))
