@@ -36,6 +36,14 @@ class Case:
     options: dict
 
 
+def blocks_to_pixels(x):
+    """Out of 4 channels 2×2 pixels of one, row by row."""
+    y = np.zeros((len(x), 12, 16, 1), x.dtype)
+    for row, column in np.ndindex(2, 2):
+        y[:, row::2, column::2, 0] = x[..., 2 * row + column]
+    return y
+
+
 _WIDER = [(0, 0), (1, 2), (0, 3), (0, 0)]
 CASES = {
     "concatenation": Case(
@@ -68,6 +76,11 @@ CASES = {
         lambda x: x[:, 1:6:2, 2:],
         lambda x: np.stack([x[:, 1], x[:, 3], x[:, 5]], axis=1)[:, :, 2:],
         {"begin": (0, 1, 2, 0), "end": (None, 6, 8, 4), "strides": (1, 2, 1, 1)},
+    ),
+    "depth_to_space": Case(
+        lambda x: ops.depth_to_space(x, 2),
+        blocks_to_pixels,
+        {"block_size": 2},
     ),
 }
 

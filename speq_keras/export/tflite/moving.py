@@ -25,6 +25,15 @@ def transpose(values, inputs, output, *, permutation):
     return np.ascontiguousarray(values[0].transpose(permutation))
 
 
+def depth_to_space(values, inputs, output, *, block_size):
+    """Spreads the channels of a pixel over a block of pixels, row by row."""
+    (x,) = values
+    count, height, width, channels = x.shape
+    x = x.reshape(count, height, width, block_size, block_size, channels // block_size**2)
+    x = x.transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(count, height * block_size, width * block_size, -1)
+
+
 def pad(values, inputs, output, *, paddings):
     """Surrounds the tensor with zeros: stored as the zero point."""
     value = inputs[0].zero_point if inputs[0].scale is not None else 0
@@ -72,6 +81,13 @@ def _emit_transpose(node, tensors, batch_size):
     return operation_of(node, "TRANSPOSE", "TransposeOptions", more_inputs=order, version=version)
 
 
+def _emit_depth_to_space(node, tensors, batch_size):
+    size, version = int(node.options["block_size"]), version_of(node, tensors)
+    return operation_of(
+        node, "DEPTH_TO_SPACE", "DepthToSpaceOptions", version=version, blockSize=size
+    )
+
+
 def _emit_pad(node, tensors, batch_size):
     rank = len(tensors[node.inputs[0]].shape)
     paddings = [constant_of(node, "paddings", node.options["paddings"])]
@@ -115,6 +131,7 @@ def _copies(emit, kernel):
 
 OPS = {
     "concatenation": _copies(_emit_concatenation, concatenation),
+    "depth_to_space": _copies(_emit_depth_to_space, depth_to_space),
     "gather": _copies(_emit_gather, gather),
     "reshape": _copies(_emit_reshape, reshape),
     "transpose": _copies(_emit_transpose, transpose),
