@@ -84,7 +84,7 @@ METHODS = {
     "REVERSE_V2": "AddReverseV2",
     "UNIDIRECTIONAL_SEQUENCE_LSTM": "AddUnidirectionalSequenceLSTM",
 }
-WITHOUT_KERNEL = {"GELU", "POW"}
+WITHOUT_KERNEL = {"GELU"}
 
 
 def test_methods_are_spelled_as_in_the_header():
