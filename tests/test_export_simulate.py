@@ -18,6 +18,7 @@ from integer_networks import (
     weights,
 )
 
+from speq_keras.export.tflite import moving
 from speq_keras.export.tflite import simulate as simulation
 from speq_keras.export.tflite.network import IntegerNetwork, Node
 from speq_keras.export.tflite.operations import OPS, compute
@@ -352,7 +353,8 @@ def test_sums_are_exact_beyond_what_float32_holds(count):
 
 
 def test_every_kind_of_node_has_a_case():
-    assert {name.split()[0] for name in CASES} == {kind for kind, op in OPS.items() if op.integer}
+    kinds = {kind for kind, op in OPS.items() if op.integer}
+    assert {name.split()[0] for name in CASES} >= kinds - set(moving.OPS)  # test_export_moving.py
 
 
 @pytest.mark.parametrize("name", sorted(set(CASES) - BUILTIN))
