@@ -7,7 +7,7 @@
 Stages, each of which starts where the one before ended: `pretrain` (float fine-tuning), `retrain`
 (plain quantization-aware training), `control` (it goes on) and `speq`, which begins like `control`
 with the retrained network and takes as many steps. Prints exact match and F1 of all of them, of the
-exported file too, and writes `results.json`, the models, the file and a log to `--out_dir`.
+exported file too, and writes `results.json`, the models and the file to `--out_dir`.
 
 Without arguments a small encoder learns made-up questions ("which car?") from scratch, with
 W4/A4. `--dataset=squad` reads SQuAD 1.1 through TensorFlow Datasets; a `--preset` is a BERT of
@@ -19,7 +19,6 @@ temperature are ours.
 """
 
 import json
-import pathlib
 import time
 
 import keras
@@ -36,8 +35,16 @@ except ImportError:
 import speq_keras
 import squad
 import training_run
-from program_flags import WIDTHS, bits, check_words, own_flags, set_defaults
-from speq_keras.export.tflite.runtimes import run_file
+from program_flags import (
+    ACTIVATION_QUANTIZERS,
+    DISTILLATIONS,
+    WEIGHT_QUANTIZERS,
+    WIDTHS,
+    bits,
+    check_words,
+    own_flags,
+    set_defaults,
+)
 
 FLAGS = flags.FLAGS
 STAGES = ("pretrain", "retrain", "control", "speq")
@@ -59,9 +66,9 @@ flags.DEFINE_integer("stride", 128, "By how many tokens windows of one text lie 
 flags.DEFINE_list("stages", list(STAGES), "Some of pretrain, retrain, control, speq.")
 flags.DEFINE_enum("w_bits", "4", WIDTHS, "Width of the weights, in bits.")
 flags.DEFINE_enum("a_bits", "4", WIDTHS, "Width of the activations, in bits.")
-flags.DEFINE_enum("weight_quantizer", "sawb", ("sawb", "minmax", "mse", "lsq"), "For weights.")
-flags.DEFINE_enum("activation_quantizer", "lsq_plus", ("pact", "lsq_plus"), "For activations.")
-flags.DEFINE_enum("distillation", "cosine", ("cosine", "dot", "kl"), "The loss of SPEQ.")
+flags.DEFINE_enum("weight_quantizer", "sawb", WEIGHT_QUANTIZERS, "For weights.")
+flags.DEFINE_enum("activation_quantizer", "lsq_plus", ACTIVATION_QUANTIZERS, "For activations.")
+flags.DEFINE_enum("distillation", "cosine", DISTILLATIONS, "The loss of SPEQ.")
 flags.DEFINE_float("temperature", 2.0, "T of Eq. 2.", 0.0)
 flags.DEFINE_float("u", 0.5, "How often the teacher's layers take the target width (Eq. 1).", 0, 1)
 for _stage in ("pretrain", "retrain", "speq"):
@@ -116,15 +123,15 @@ class Course:
     """Questions, and the networks of the stages that were run.
 
     Args:
-        out_dir: Folder for models and the log.
+        out_dir: Folder for the models.
     """
 
     def __init__(self, out_dir):
         self.out_dir = out_dir
-        self.log = training_run.Log(out_dir / "log.jsonl")
-        self.folder = pathlib.Path(FLAGS.checkpoint_dir or out_dir / "checkpoints").expanduser()
-        binding = {k: v for k, v in own_flags(__name__).items() if k not in ("stages", "out_dir")}
-        training_run.check_same_flags(self.folder / "flags.json", binding)
+        free = ("stages", "out_dir", "checkpoint_dir")
+        binding = {k: v for k, v in own_flags(__name__).items() if k not in free}
+        self.folder = training_run.checkpoint_folder(FLAGS.checkpoint_dir, out_dir, binding)
+        self.log = training_run.Log(self.folder / "log.jsonl")
         self.train_questions, self.test_questions = questions()
         tokens = squad.Words(self.train_questions)
         if FLAGS.preset:
@@ -204,7 +211,7 @@ class Course:
         print(f"\n{report}\n")
         arrays = [inputs[name] for name in INPUTS]
         settled = self.quantized.predict(inputs, verbose=0)
-        in_file = run_file(path.read_bytes(), arrays)
+        in_file = speq_keras.export.run_file(path.read_bytes(), arrays)
         names = self.quantized.output_names
         return [
             self.row("settled", settled),

@@ -20,8 +20,6 @@ nothing: no training stops early and no checkpoint is picked by its accuracy.
 """
 
 import json
-import pathlib
-import time
 
 import keras
 import numpy as np
@@ -34,6 +32,9 @@ import devices
 import speq_keras
 import training_run
 from program_flags import (
+    ACTIVATION_QUANTIZERS,
+    DISTILLATIONS,
+    STORAGES,
     WIDTHS,
     bits,
     check_file,
@@ -42,7 +43,6 @@ from program_flags import (
     own_flags,
     set_defaults,
 )
-from speq_keras.processes import is_first_process, path_to_write
 
 FLAGS = flags.FLAGS
 STAGES = ("pretrain", "retrain", "train")
@@ -60,12 +60,12 @@ flags.DEFINE_enum("a_bits", "2", WIDTHS, "Width of the activations, in bits.")
 flags.DEFINE_enum(
     "activation_quantizer",
     "pact",
-    ("pact", "lsq_plus", "dorefa"),
+    ACTIVATION_QUANTIZERS,
     "How activations are quantized; lsq_plus shifts the codes of swish.",
 )
 flags.DEFINE_list("stages", list(STAGES), "The stages to run: some of pretrain, retrain, train.")
 flags.DEFINE_list("method", "qat,speq", "What stage train compares: qat, speq, kd, speq_kd.")
-flags.DEFINE_enum("distillation", "cosine", ("cosine", "dot", "kl"), "The loss of speq, speq_kd.")
+flags.DEFINE_enum("distillation", "cosine", DISTILLATIONS, "The loss of speq, speq_kd.")
 flags.DEFINE_enum("teacher_precision", "bernoulli", TEACHER_PRECISIONS, "SPEQ's draw of widths.")
 flags.DEFINE_bool("table1", False, "Also train (--retrain_epochs) and print the paper's Table 1.")
 
@@ -87,9 +87,7 @@ flags.DEFINE_integer("probe_examples", 1_000, "Compare precisions on the first s
 flags.DEFINE_multi_integer("seed", [0], "Given several times, the table has mean ± deviation.")
 flags.DEFINE_bool("short", False, "A trial run: few images and epochs, unless flags say more.")
 
-flags.DEFINE_enum(
-    "storage", "int8", ("int8", "int4", "int2", "smallest"), "How the TFLite file stores weights."
-)
+flags.DEFINE_enum("storage", "int8", STORAGES, "How the TFLite file stores weights.")
 flags.DEFINE_string(
     "data_dir",
     None,
@@ -125,12 +123,9 @@ def main(_):
     check_flags()
     if FLAGS.num_processes > 1:
         devices.join_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    if FLAGS.checkpoint_dir:
-        binding = {
-            name: value for name, value in own_flags(__name__).items() if name not in FREE_FLAGS
-        }
-        training_run.check_same_flags(pathlib.Path(FLAGS.checkpoint_dir) / "flags.json", binding)
     out_dir = training_run.make_folder(FLAGS.out_dir)
+    binding = {name: value for name, value in own_flags(__name__).items() if name not in FREE_FLAGS}
+    checkpoint_dir = training_run.checkpoint_folder(FLAGS.checkpoint_dir, out_dir, binding)
     try:
         data = cifar_data.load(
             FLAGS.data_dir,
@@ -143,7 +138,7 @@ def main(_):
 
     results = {"flags": own_flags(__name__), "stages": [], "table1": []}
     for seed in FLAGS.seed:
-        experiment = Experiment(data, seed, out_dir)
+        experiment = Experiment(data, seed, out_dir, checkpoint_dir)
         experiment.run()
         if FLAGS.table1:
             results["table1"] += experiment.run_table1()
@@ -209,11 +204,13 @@ def uses_float_teacher(method):
 class Experiment:
     """The float network and all its stages for one seed; `results` has a dict for each stage."""
 
-    def __init__(self, data, seed, out_dir):
+    def __init__(self, data, seed, out_dir, checkpoint_dir):
         self.x_train, self.y_train, x_test, y_test = data
         self.x_test, self.y_test = x_test.astype("float32"), y_test
         self.seed = seed
         self.out_dir = out_dir
+        self.folder = checkpoint_dir / f"seed{seed}"
+        self.log = training_run.Log(self.folder / "log.jsonl")
         self.steps_per_epoch = FLAGS.steps or max(1, len(self.x_train) // FLAGS.batch_size)
         self.epochs_done = 0
         self.results = []
@@ -288,8 +285,8 @@ class Experiment:
     def fit(self, model, stage, epochs, learning_rate, *, a_bits=None):
         """Trains `model`, saves it, and appends what came out to `results`.
 
-        With `--checkpoint_dir` the state after each epoch is kept, the last one too: a stage that
-        was killed goes on from there, and a stage that was finished only loads it.
+        With `--checkpoint_dir` a stage that was killed goes on from its last epoch, and a stage
+        that was finished is only loaded.
         """
         print(
             f"\nSeed {self.seed}, {stage}: {epochs} epochs of {self.steps_per_epoch} steps",
@@ -301,9 +298,10 @@ class Experiment:
             seed=self.seed,
             batch_size=FLAGS.batch_size,
             steps_per_epoch=self.steps_per_epoch,
-            first_epoch=self.epochs_done,  # all methods of the train stage see the same images
+            # All methods of the train stage see the same images.
+            first_step=self.epochs_done * self.steps_per_epoch,
         )
-        callbacks = [stream.callback]
+        callbacks = []
         if a_bits and FLAGS.num_processes == 1:
             probe = slice(FLAGS.probe_examples)
             callbacks.append(
@@ -313,33 +311,30 @@ class Experiment:
                     teacher_precision=speq_keras.precision.Fixed(8),
                 )
             )
-        folder = FLAGS.checkpoint_dir
-        if folder:
-            folder = pathlib.Path(folder, f"seed{self.seed}", stage)
-        log = EpochLog(folder and folder / "epochs.json")
-        callbacks.append(log)
-        if folder:
-            # After the log: an epoch that is backed up is then always in the log.
-            callbacks.append(
-                Backup(str(folder / "backup"), double_checkpoint=True, delete_checkpoint=False)
-            )
         self.compile(model, learning_rate=learning_rate, steps=epochs * self.steps_per_epoch)
         stream.attach(model)
-        model.fit(
-            stream.dataset,
+        training_run.fit(
+            model,
+            stage,
+            stream.batches,
+            (own_part(self.x_test), own_part(self.y_test)),
             epochs=epochs,
-            shuffle=False,  # the stream is
-            validation_data=(own_part(self.x_test), own_part(self.y_test)),
-            validation_batch_size=500 // FLAGS.num_processes,
+            steps_per_epoch=self.steps_per_epoch,
+            checkpoint_steps=None,
+            batch_size=FLAGS.batch_size,
+            folder=self.folder / stage,
+            log=self.log,
+            steps_per_call=stream.steps_per_call,
+            test_batch_size=500 // FLAGS.num_processes,
             callbacks=callbacks,
-            verbose=2,
         )
+        rows = [row for row in self.log.rows if row["stage"] == stage]
         self.results.append(
             {
                 "seed": self.seed,
                 "stage": stage,
-                "test_accuracy": log.rows[-1]["val_accuracy"],
-                "epochs": log.rows,
+                "test_accuracy": rows[-1]["val_accuracy"],
+                "epochs": rows,
             }
         )
         training_run.write_file(self.out_dir / f"seed{self.seed}_{stage}.keras", model.save)
@@ -415,53 +410,6 @@ def method_arguments(method):
     return arguments
 
 
-# Callbacks.
-
-
-class Backup(keras.callbacks.BackupAndRestore):
-    """Every process goes on from the backup; the first one writes it."""
-
-    def on_epoch_end(self, epoch, logs=None):
-        if is_first_process():
-            super().on_epoch_end(epoch, logs)
-            return
-        # The weights lie on all processes, and it takes all of them to read them.
-        with path_to_write("weights.weights.h5") as path:
-            self.model.save_weights(path)
-
-
-class EpochLog(keras.callbacks.Callback):
-    """Keeps a row of figures per epoch, in a file if `path` is given: they outlive a killed run."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.path = path
-        self.rows = json.loads(path.read_text()) if path and path.exists() else []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.start_s = time.perf_counter()
-        self.start_steps = self.steps_done()
-
-    def steps_done(self):
-        return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
-
-    def on_train_batch_end(self, batch, logs=None):
-        # Those of the last batch stay: the time without validation and probe.
-        self.end_s = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        seconds = self.end_s - self.start_s
-        steps = self.steps_done() - self.start_steps
-        row = {"epoch": epoch + 1, "steps": steps, "seconds": seconds, **logs}
-        # An epoch that was killed before its backup is trained a second time: its row is replaced.
-        self.rows = [*self.rows[:epoch], row]
-        if self.path and is_first_process():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            training_run.write_file(
-                self.path, lambda path: path.write_text(json.dumps(self.rows, indent=1))
-            )
-
-
 # Results.
 
 
@@ -481,9 +429,9 @@ def describe(values, *, digits=2):
     return f"{np.mean(values):.{digits}f}{deviation}"
 
 
-def total(result, name):
-    """Returns the sum of a figure over the epochs of a stage."""
-    return sum(row[name] for row in result["epochs"])
+def seconds(result):
+    """Returns how long a stage was trained, without validation and probes."""
+    return sum(row["seconds"] for row in result["epochs"])
 
 
 def results_table(results):
@@ -510,9 +458,9 @@ def results_table(results):
             last("teacher_accuracy", unit=0.01),
             last("distance", digits=4),
             last("agreement", unit=0.01),
-            describe([total(result, "steps") for result in group[:1]], digits=0),
-            describe([total(result, "seconds") for result in group], digits=0),
-            describe([row["steps"] / row["seconds"] for row in last_epochs], digits=1),
+            last("step", digits=0, rows=last_epochs[:1]),
+            describe([seconds(result) for result in group], digits=0),
+            last("steps_per_s", digits=1),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -27,24 +27,27 @@ class DeviceStream:
         images, labels: Arrays; images of any integer type, from 0 to 255.
         seed: Non-negative integer.
         batch_size: Images per step.
-        steps_per_epoch: Steps in one pass over `dataset`.
-        first_epoch: Where in the stream the first epoch begins, in epochs.
+        steps_per_epoch: Steps between two looks at the model.
+        first_step: Where in the stream the first step begins, in steps.
     """
 
-    def __init__(self, images, labels, *, seed, batch_size, steps_per_epoch, first_epoch=0):
+    def __init__(self, images, labels, *, seed, batch_size, steps_per_epoch, first_step=0):
         self.everywhere, self.split = _shardings()
         self.images = jax.device_put(np.asarray(images), self.everywhere)
         self.labels = jax.device_put(np.asarray(labels), self.everywhere)
         self.seed = seed
         self.batch_size = batch_size
-        self.first_step = first_epoch * steps_per_epoch
+        self.first_step = first_step
         # On a CPU a step takes long enough by itself, and XLA's convolutions inside of a loop take
         # fifty times as long as outside.
         most = 1 if jax.default_backend() == "cpu" else MOST_STEPS_PER_CALL
         self.steps_per_call = max(n for n in range(1, most + 1) if steps_per_epoch % n == 0)
-        example = (np.asarray(images[:batch_size], "float32"), np.asarray(labels[:batch_size]))
-        self.dataset = _Ticks(example, steps_per_epoch // self.steps_per_call)
-        self.callback = keras.callbacks.Callback()  # nothing to do between epochs
+        self.example = np.asarray(images[:batch_size], "float32"), np.asarray(labels[:batch_size])
+
+    def batches(self, step):
+        """Yields an item per call, without end; Keras reads shapes off the first."""
+        while True:
+            yield self.example
 
     def attach(self, model):
         """Makes a compiled model train on this stream."""
@@ -116,17 +119,3 @@ def pad_crop_flip(images, key):
     mirrored = jax.random.bernoulli(flip_key, shape=(count, 1, 1, 1))
     images = keras.ops.where(mirrored, keras.ops.flip(cropped, axis=2), cropped)
     return keras.ops.cast(images, "float32")
-
-
-class _Ticks(keras.utils.PyDataset):
-    """As many items as there are calls; Keras reads shapes off the first, and nobody the rest."""
-
-    def __init__(self, example, length):
-        super().__init__()
-        self.example, self.length = example, length
-
-    def __len__(self):
-        return self.length
-
-    def __getitem__(self, index):
-        return self.example

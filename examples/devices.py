@@ -20,6 +20,15 @@ def join_processes(coordinator, processes, process_id):
     train_on_all_devices()
 
 
+def is_first_process():
+    """Whether this process is the one that writes files and prints."""
+    if keras.backend.backend() != "jax":
+        return True
+    import jax
+
+    return jax.process_index() == 0
+
+
 def train_on_all_devices():
     """Makes JAX train on all devices of all processes, each on its part of a batch."""
     keras.distribution.set_distribution(

@@ -28,7 +28,6 @@ own (77.1 %, there 76.7 %).
 """
 
 import json
-import pathlib
 import time
 
 import keras
@@ -42,7 +41,12 @@ import imagenet_networks
 import observers
 import speq_keras
 import training_run
+from devices import is_first_process
 from program_flags import (
+    ACTIVATION_QUANTIZERS,
+    DISTILLATIONS,
+    STORAGES,
+    WEIGHT_QUANTIZERS,
     WIDTHS,
     bits,
     check_file,
@@ -51,8 +55,6 @@ from program_flags import (
     own_flags,
     set_defaults,
 )
-from speq_keras.export.tflite.runtimes import run_file
-from speq_keras.processes import is_first_process, local_values
 
 FLAGS = flags.FLAGS
 STAGES = ("pretrain", "retrain", "control", "speq")
@@ -84,13 +86,9 @@ flags.DEFINE_enum("boundary_bits", "8", WIDTHS, "Width of the first and last lay
 flags.DEFINE_enum(
     "squeeze_excite_w_bits", None, WIDTHS, "Width of the weights of squeeze-excite; else --w_bits."
 )
-flags.DEFINE_enum(
-    "weight_quantizer", "sawb", ("sawb", "minmax", "mse", "lsq", "dorefa"), "For weights."
-)
-flags.DEFINE_enum(
-    "activation_quantizer", "lsq_plus", ("pact", "lsq_plus", "dorefa"), "For activations."
-)
-flags.DEFINE_enum("distillation", "cosine", ("cosine", "dot", "kl"), "The loss of SPEQ.")
+flags.DEFINE_enum("weight_quantizer", "sawb", WEIGHT_QUANTIZERS, "For weights.")
+flags.DEFINE_enum("activation_quantizer", "lsq_plus", ACTIVATION_QUANTIZERS, "For activations.")
+flags.DEFINE_enum("distillation", "cosine", DISTILLATIONS, "The loss of SPEQ.")
 flags.DEFINE_float("temperature", 2.0, "T of Eq. 2.", 0.0)
 flags.DEFINE_float("u", 0.5, "How often the teacher's layers take the target width (Eq. 1).", 0, 1)
 flags.DEFINE_integer("teacher_bits", 8, "n_H of Eq. 1, in bits.", 2, 8)
@@ -141,9 +139,7 @@ flags.DEFINE_integer(
     "probe_examples", 1_000, "Test images that student and teacher are read on.", 1
 )
 flags.DEFINE_integer("export_examples", 1_000, "Test images that the file is compared on.", 1)
-flags.DEFINE_enum(
-    "storage", "int4", ("int8", "int4", "int2", "smallest"), "How the file stores weights."
-)
+flags.DEFINE_enum("storage", "int4", STORAGES, "How the file stores weights.")
 flags.DEFINE_bool("tensorboard", True, "Write TensorBoard's events to --out_dir.")
 flags.DEFINE_string("out_dir", "out/efficientnet", "Folder for the files this program writes.")
 
@@ -179,12 +175,8 @@ def main(_):
     if FLAGS.num_processes > 1:
         devices.join_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     out_dir = training_run.make_folder(FLAGS.out_dir)
-    checkpoint_dir = pathlib.Path(FLAGS.checkpoint_dir or out_dir / "checkpoints").expanduser()
     binding = {name: value for name, value in own_flags(__name__).items() if name not in FREE_FLAGS}
-    if FLAGS.checkpoint_dir:
-        training_run.check_same_flags(checkpoint_dir / "flags.json", binding)
-    else:
-        remove_checkpoints(checkpoint_dir)
+    checkpoint_dir = training_run.checkpoint_folder(FLAGS.checkpoint_dir, out_dir, binding)
     if is_short and is_first_process():
         print(
             "This is the short form: digits of 8×8 pixels, enlarged, and a few steps of every "
@@ -245,12 +237,6 @@ def stages():
     return [stage for stage in STAGES if stage in (FLAGS.stages or default)]
 
 
-def remove_checkpoints(folder):
-    """Deletes what an earlier run left that nobody asked to go on with."""
-    for path in folder.glob("*/*.npz"):
-        path.unlink()
-
-
 # Stages.
 
 
@@ -265,14 +251,12 @@ class Experiment:
         self.export = self.export_error = None
         self.steps_before = 0
         self.part = {"part": FLAGS.process_id, "parts": FLAGS.num_processes}
-        pieces, steps = training_run.whole_pieces(
+        self.pieces_per_epoch, steps = training_run.whole_pieces(
             max(1, data.train_count // FLAGS.batch_size), FLAGS.checkpoint_steps
         )
-        self.steps_per_epoch = pieces * steps
+        self.steps_per_epoch = self.pieces_per_epoch * steps
         self.test_batches = data.test_batches(batch_size=FLAGS.batch_size, **self.part)
         self.log = training_run.Log(checkpoint_dir / "log.jsonl")
-        if not FLAGS.checkpoint_dir:
-            self.log.keep(lambda row: False)
         keras.utils.set_random_seed(FLAGS.seed)
         self.network = self.load_network(FLAGS.model, FLAGS.weights)
         if FLAGS.batch_norm_momentum is not None:
@@ -375,8 +359,8 @@ class Experiment:
             batch_size=FLAGS.batch_size,
             folder=self.checkpoint_dir / stage,
             log=self.log,
-            observers=self.watch(model, stage),
-            callbacks=[keras.callbacks.SwapEMAWeights()] if FLAGS.ema else [],
+            observers=self.observers(model, stage),
+            callbacks=self.callbacks(model, stage),
         )
         # Not `int`: under a strategy a variable has a value for each device.
         steps = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
@@ -420,7 +404,19 @@ class Experiment:
             metrics=[keras.metrics.CategoricalAccuracy("accuracy")],  # made now: no second trace
         )
 
-    def watch(self, model, stage):
+    def callbacks(self, model, stage):
+        """Returns the Keras callbacks of a stage."""
+        found = [keras.callbacks.SwapEMAWeights()] if FLAGS.ema else []
+        if FLAGS.tensorboard and isinstance(model, speq_keras.SPEQModel):
+            images, _ = next(iter(self.data.test_batches(batch_size=8, count=8)))
+            folder = self.out_dir / "tensorboard" / stage
+            snapshot = speq_keras.callbacks.ActivationSnapshot(
+                images, folder, every=self.pieces_per_epoch, tensorboard=True
+            )
+            found.append(snapshot)
+        return found
+
+    def observers(self, model, stage):
         """Returns the functions that add figures at the end of each piece."""
         found = []
         if isinstance(model, speq_keras.SPEQModel):
@@ -430,8 +426,7 @@ class Experiment:
             found.append(observers.ReadAtBothWidths(probe, bits(FLAGS.a_bits)))
         if FLAGS.tensorboard and is_first_process():
             folder = self.out_dir / "tensorboard" / stage
-            images, _ = next(iter(self.data.test_batches(batch_size=8, count=8)))
-            found.append(observers.TensorBoard(folder, images, alone=FLAGS.num_processes == 1))
+            found.append(observers.TensorBoard(folder, alone=FLAGS.num_processes == 1))
         return found
 
     def add_result(self, stage, model, logs, *, seconds, steps):
@@ -459,24 +454,23 @@ class Experiment:
         batches = list(
             self.data.test_batches(batch_size=64, count=count, one_hot=False).as_numpy_iterator()
         )
-        trained = classes(lambda images: predict_alone(model, images), batches)
+        trained = self.accuracy_and_classes(model, count, batches)
         settlement = model.settle(storage=FLAGS.storage)
         proof = model.export_tflite(path, storage=FLAGS.storage, data=batches[0][0][:32])
-        # It takes all processes to read a model.
-        settled = classes(lambda images: predict_alone(model, images), batches)
+        settled = self.accuracy_and_classes(model, count, batches)
         if not is_first_process():
             return
         print(f"{settlement}\n{str(proof).split(chr(10) * 2)[0]}\n", flush=True)
         content = path.read_bytes()
-        file = classes(lambda images: run_file(content, images)[0], batches)
+        file = classes(lambda images: speq_keras.export.run_file(content, images)[0], batches)
         labels = np.concatenate([labels for _, labels in batches])
         self.export = {
             "examples": count,
-            "trained": float(np.mean(trained == labels)),
-            "settled": float(np.mean(settled == labels)),
+            "trained": trained[0],
+            "settled": settled[0],
             "file": float(np.mean(file == labels)),
-            "file_as_settled": float(np.mean(file == settled)),
-            "file_as_trained": float(np.mean(file == trained)),
+            "file_as_settled": share_equal(file, settled[1]),
+            "file_as_trained": share_equal(file, trained[1]),
             "bytes": proof.bytes,
             "proof": {
                 "compared": proof.proof.compared,
@@ -486,19 +480,26 @@ class Experiment:
             },
         }
 
+    def accuracy_and_classes(self, model, count, batches):
+        """Returns the accuracy on the first test images, and the class given to each of them.
 
-def predict_alone(model, images):
-    """Returns what the model makes of images that every process has."""
-    if FLAGS.num_processes == 1:
-        return model.predict_on_batch(images)
-    with keras.StatelessScope(local_values(model.variables)):
-        return model(images, training=False)
+        Of several processes each evaluates its part: the classes are then None.
+        """
+        part = self.data.test_batches(batch_size=FLAGS.batch_size, count=count, **self.part)
+        accuracy = model.evaluate(part, verbose=0, return_dict=True)["accuracy"]
+        alone = FLAGS.num_processes == 1
+        return accuracy, classes(model.predict_on_batch, batches) if alone else None
 
 
 def classes(predict, batches):
     """Returns the class that `predict` gives to every image."""
-    outputs = [keras.ops.convert_to_numpy(predict(images)) for images, _ in batches]
+    outputs = [predict(images) for images, _ in batches]
     return np.concatenate([output.argmax(axis=-1) for output in outputs])
+
+
+def share_equal(ours, theirs):
+    """Returns on how many images two networks give the same class, 0 to 1; None if not known."""
+    return None if theirs is None else float(np.mean(ours == theirs))
 
 
 def schedule(name, rate, steps, steps_per_epoch):

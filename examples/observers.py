@@ -1,8 +1,5 @@
 """What is looked at while a network trains: observers of `training_run.Pieces`."""
 
-import keras
-import numpy as np
-
 import speq_keras
 
 
@@ -28,26 +25,20 @@ class ReadAtBothWidths:
             model.set_bits(activations=self.a_bits)
 
 
-MOST_CODES = 10_000  # of a layer, in its histogram
-
-
 class TensorBoard:
-    """Writes all figures of a row; clipping levels; once per epoch the codes of every layer.
+    """Writes all figures of a row, and clipping levels.
 
     Args:
         folder: Where its event files go.
-        images: A few images, whose codes are counted.
         alone: Whether this process trains alone.
     """
 
-    def __init__(self, folder, images, *, alone=True):
+    def __init__(self, folder, *, alone=True):
         import tensorflow as tf  # which other backends may lack
 
         self.summary = tf.summary
         self.writer = tf.summary.create_file_writer(str(folder))
-        self.images = images
         self.alone = alone
-        self.activations = None
 
     def __call__(self, model, row, epoch_ends):
         with self.writer.as_default(step=row["step"]):
@@ -60,20 +51,4 @@ class TensorBoard:
                     if quantizer.scale is not None:
                         level = quantizer.scale * quantizer.high_code
                         self.summary.scalar(f"clipping_level/{quantizer.name}", level)
-                if epoch_ends:
-                    self.write_codes(model)
         self.writer.flush()
-
-    def write_codes(self, model):
-        """Writes the distribution of codes of every activation quantizer."""
-        quantizers = {q.name: q for q in model.activation_quantizers if q.bits}
-        if self.activations is None:
-            outputs = {name: q.output for name, q in quantizers.items()}
-            self.activations = keras.Model(model.inputs, outputs)
-        values = self.activations(keras.ops.convert_to_tensor(np.asarray(self.images)))
-        for name, quantizer in quantizers.items():
-            scale, low, high = quantizer.grid()
-            codes = np.rint(keras.ops.convert_to_numpy(values[name]).ravel() / np.float32(scale))
-            # TensorFlow takes memory for values times buckets.
-            codes = np.clip(codes[:: -(-codes.size // MOST_CODES)], low, high)
-            self.summary.histogram(f"codes/{name}", codes, buckets=int(high - low) + 1)

@@ -5,8 +5,15 @@ import pathlib
 import keras
 from absl import flags
 
+import speq_keras
+
 FLAGS = flags.FLAGS
 WIDTHS = ("2", "3", "4", "5", "6", "7", "8", "float")
+# Whatever is registered, quantizers of one's own too.
+WEIGHT_QUANTIZERS = list(speq_keras.quantizers.WEIGHT_QUANTIZERS)
+ACTIVATION_QUANTIZERS = list(speq_keras.quantizers.ACTIVATION_QUANTIZERS)
+DISTILLATIONS = list(speq_keras.losses.METHODS)
+STORAGES = list(speq_keras.export.STORAGES)
 
 
 def bits(flag):

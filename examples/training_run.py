@@ -8,16 +8,18 @@ an optimizer does that; what Keras calls an epoch is here the piece between two 
 
 import json
 import logging
+import os
 import pathlib
 import shutil
 import signal
+import tempfile
 import threading
 import time
 
 import keras
 import numpy as np
 
-from speq_keras.processes import is_first_process, path_to_write
+from devices import is_first_process
 
 
 def silence_notices():
@@ -31,9 +33,16 @@ def write_file(path, write):
 
     Where several processes train, it takes all of them to read a model; the first one's file stays.
     """
+    path = pathlib.Path(path)
+    is_first = is_first_process()
     try:
-        with path_to_write(path) as target:
+        with tempfile.TemporaryDirectory(
+            dir=path.parent if is_first else None, prefix=".part_"
+        ) as folder:
+            target = pathlib.Path(folder, path.name)
             write(target)
+            if is_first:
+                os.replace(target, path)
     except OSError as error:
         raise SystemExit(f"{path} could not be written ({error}). What was there stays.") from None
 
@@ -70,6 +79,24 @@ def check_same_flags(path, binding, *, flag="--checkpoint_dir"):
             )
     make_folder(path.parent)
     write_file(path, lambda temporary: temporary.write_text(json.dumps(binding, indent=1)))
+
+
+def checkpoint_folder(given, out_dir, binding):
+    """Returns the folder of the checkpoints: one to go on from, or an empty one in `out_dir`.
+
+    Args:
+        given: `--checkpoint_dir`, or None: nobody asked to go on with what an earlier run left.
+        out_dir: Folder of the program's files.
+        binding: See `check_same_flags`.
+    """
+    if given:
+        folder = pathlib.Path(given).expanduser()
+        check_same_flags(folder / "flags.json", binding)
+        return folder
+    folder = make_folder(pathlib.Path(out_dir, "checkpoints"))
+    for path in (*folder.rglob("*.npz"), *folder.rglob("log.jsonl")):
+        path.unlink(missing_ok=True)  # another process may have been faster
+    return folder
 
 
 class Checkpoints:
@@ -211,11 +238,21 @@ class Pieces(keras.callbacks.Callback):
         steps: Steps per piece.
         pieces_per_epoch: Pieces in one pass over the training images.
         batch_size: Images per step, over all devices and processes.
+        steps_per_call: Steps that `fit` takes for one.
         observers: Functions `(model, row, epoch_ends)`, which may add figures to the row.
     """
 
     def __init__(
-        self, stage, log, checkpoints, *, steps, pieces_per_epoch, batch_size, observers=()
+        self,
+        stage,
+        log,
+        checkpoints,
+        *,
+        steps,
+        pieces_per_epoch,
+        batch_size,
+        steps_per_call=1,
+        observers=(),
     ):
         super().__init__()
         self.stage = stage
@@ -224,23 +261,24 @@ class Pieces(keras.callbacks.Callback):
         self.steps = steps
         self.pieces_per_epoch = pieces_per_epoch
         self.batch_size = batch_size
+        self.steps_per_call = steps_per_call
         self.observers = observers
 
     def on_train_begin(self, logs=None):
         self.first_piece = True
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.start_s = time.perf_counter()
+        self.piece_start_s = self.start_s = time.perf_counter()
         self.timed_steps = 0
 
     def on_train_batch_end(self, batch, logs=None):
         # That of the last batch stays: the time without validation.
         self.end_s = time.perf_counter()
-        if self.first_piece and self.steps > 1:
+        if self.first_piece and self.steps > self.steps_per_call:
             self.start_s = self.end_s  # the first step is compiled
             self.first_piece = False
         else:
-            self.timed_steps += 1
+            self.timed_steps += self.steps_per_call
 
     def on_epoch_end(self, epoch, logs=None):
         model = self.model
@@ -252,6 +290,7 @@ class Pieces(keras.callbacks.Callback):
             "learning_rate": float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)),
             "steps_per_s": steps_per_s,
             "images_per_s": steps_per_s * self.batch_size,
+            "seconds": self.end_s - self.piece_start_s,
             **{name: float(value) for name, value in logs.items()},
         }
         for observer in self.observers:
@@ -301,6 +340,8 @@ def fit(
     batch_size,
     folder,
     log,
+    steps_per_call=1,
+    test_batch_size=None,
     observers=(),
     callbacks=(),
 ):
@@ -310,13 +351,15 @@ def fit(
         model: A compiled Keras model.
         stage: Name of the stage.
         batches: Function of the number of a step; returns endless batches from that step on.
-        test_batches: Batches to validate on at the end of each epoch, or None.
+        test_batches: Data to validate on at the end of each epoch, or None.
         epochs: Passes over the training images.
         steps_per_epoch: Steps of one pass; see `whole_pieces`.
         checkpoint_steps: Most steps between two checkpoints, or None: one per epoch.
         batch_size: Images per step.
         folder: Where the checkpoints are.
         log: A `Log`.
+        steps_per_call: Steps that are taken with each of the batches.
+        test_batch_size: Of `test_batches`, if they are arrays.
         observers: As in `Pieces`.
         callbacks: Further Keras callbacks.
     """
@@ -334,9 +377,10 @@ def fit(
         batches(done * steps),
         epochs=epochs * pieces,
         initial_epoch=done,
-        steps_per_epoch=steps,
+        steps_per_epoch=steps // steps_per_call,
         shuffle=False,  # the stream is
         validation_data=test_batches,
+        validation_batch_size=test_batch_size,
         validation_freq=pieces,
         verbose=0,
         callbacks=[
@@ -348,6 +392,7 @@ def fit(
                 steps=steps,
                 pieces_per_epoch=pieces,
                 batch_size=batch_size,
+                steps_per_call=steps_per_call,
                 observers=observers,
             ),
             Interruption(),

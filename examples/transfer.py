@@ -33,8 +33,7 @@ import image_data
 import imagenet_networks
 import speq_keras
 import training_run
-from program_flags import check_file, own_flags, set_defaults
-from speq_keras.layers import QuantizedLayer
+from program_flags import DISTILLATIONS, check_file, own_flags, set_defaults
 
 FLAGS = flags.FLAGS
 METHODS = ("float", "2-bit, cross-entropy", "2-bit, SPEQ")
@@ -54,7 +53,7 @@ flags.DEFINE_list("per_class", ["5", "10", "20"], "Training images of each class
 flags.DEFINE_integer("epochs", 100, "Passes over these images.", 1)
 flags.DEFINE_integer("batch_size", 32, "Images per step.", 1)
 flags.DEFINE_float("learning_rate", 0.001, "Of Adam, at the start.", 0.0)
-flags.DEFINE_enum("distillation", "cosine", ("cosine", "dot", "kl"), "The loss of SPEQ.")
+flags.DEFINE_enum("distillation", "cosine", DISTILLATIONS, "The loss of SPEQ.")
 flags.DEFINE_float("temperature", 2.0, "T of Eq. 2.", 0.0)
 flags.DEFINE_multi_integer("seed", [0], "Given several times, the table has mean ± deviation.")
 flags.DEFINE_string("out_dir", "out/transfer", "Folder for the files this program writes.")
@@ -202,7 +201,7 @@ def transfer(extractors, images, per_class, seed):
 
 def with_new_head(model, classes):
     """Returns a model with the frozen features of `model` and a new last layer."""
-    kinds = layers.Dense | QuantizedLayer
+    kinds = layers.Dense | speq_keras.QuantizedLayer
     last = next(layer for layer in reversed(model.layers) if isinstance(layer, kinds))
     features = keras.Model(model.input, last.input)
     features.trainable = False

@@ -17,7 +17,7 @@ Beyond the paper: `damping` (against oscillating weights), `progressive` (widths
 training), `bit_search` (a width per layer, within a budget).
 """
 
-from speq_keras import callbacks, configs, losses, precision, quantizers
+from speq_keras import callbacks, configs, export, losses, precision, quantizers
 from speq_keras._version import __version__
 from speq_keras.bit_search import BitSearch, search_bits
 from speq_keras.co_training import Apprentice, CoStudy
@@ -25,12 +25,14 @@ from speq_keras.configs import QuantizeConfig
 from speq_keras.damping import OscillationDamping
 from speq_keras.entry import wrap
 from speq_keras.export.fold import fold
+from speq_keras.fused_batch_norm import BatchNormalization
 from speq_keras.layers import QuantizedLayer
 from speq_keras.model import SPEQModel
 from speq_keras.progressive import LowerWidths
 
 __all__ = [
     "Apprentice",
+    "BatchNormalization",
     "BitSearch",
     "CoStudy",
     "LowerWidths",
@@ -41,6 +43,7 @@ __all__ = [
     "__version__",
     "callbacks",
     "configs",
+    "export",
     "fold",
     "losses",
     "precision",

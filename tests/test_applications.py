@@ -31,8 +31,6 @@ FLOAT_TYPES = {
     "InceptionResNetV2": set(),
 }
 
-pytestmark = pytest.mark.slow
-
 
 def classifier(name):
     side = SMALLEST[name]

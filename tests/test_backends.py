@@ -5,7 +5,6 @@ import pytest
 from fresh_process import result_of
 
 pytest.importorskip("jax")
-pytestmark = pytest.mark.slow  # processes of their own
 
 TRAIN = """
 import json, os, sys

@@ -226,7 +226,6 @@ def test_peers_train_the_resnet8_of_the_other_examples(examples_on_the_path):
     assert ours.count_params() == cifar_networks.build("resnet8").count_params() == 78_666
 
 
-@pytest.mark.slow  # two steps are traced, in a process of its own
 def test_our_worker_greets_and_takes_a_turn():
     settings = {"peer": "speq_keras", "w_bits": 2, "a_bits": 2, "batch_size": 2}
     done = subprocess.run(

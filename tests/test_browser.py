@@ -25,9 +25,6 @@ EXACT = (
 ).split()
 
 
-pytestmark = pytest.mark.slow
-
-
 @pytest.fixture(scope="module", autouse=True)
 def browser_and_litert_js():
     """Puts the folders of the examples on the path; skips where something is not installed."""

@@ -16,6 +16,8 @@ from speq_keras._checks import (
     describe,
 )
 
+pytestmark = pytest.mark.every_backend
+
 
 def test_describe_names_every_value():
     assert describe(w_bits=3, name="x") == "Received: w_bits=3, name='x'."

@@ -176,7 +176,6 @@ def test_inspect_prints_the_table(folder, tmp_path, call):
     assert printed == f"{inspect(out)}\n"
 
 
-@pytest.mark.slow  # a process of its own
 def test_it_runs_as_a_module(folder):
     command = [sys.executable, "-m", "speq_keras", "inspect", folder / "damaged.tflite"]
     process = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from dense_network import quantized_model
-from small_networks import codes, conv, run, two_inputs
+from integer_networks import conv, outputs_of, random_codes, two_inputs
 
 from speq_keras.export.tflite import compiled_model, runtimes
 from speq_keras.export.tflite.runtimes import run_file
@@ -17,32 +17,32 @@ from speq_keras.export.tflite.write import write
 @pytest.fixture
 def worker():
     """The process that runs files, once it has run one."""
-    run_file(write(conv()), codes((1, 8, 8, 4)), runtime="compiled")
+    run_file(write(conv()), random_codes(0, 1, 8, 8, 4), runtime="compiled")
     return compiled_model._workers[os.getpid()]
 
 
 def test_a_file_computes_what_it_computes_in_the_interpreter():
-    x = codes((5, 8, 8, 4))
+    x = random_codes(0, 5, 8, 8, 4)
     (got,) = run_file(write(conv(), batch_size=2), x, runtime="compiled")
-    np.testing.assert_array_equal(got, run(write(conv(), batch_size=5), x)[0])
+    np.testing.assert_array_equal(got, outputs_of(write(conv(), batch_size=5), x)[0])
 
 
 def test_two_inputs_keep_their_order():
     network = two_inputs("sub")
-    x, y = codes((3, 8, 8, 4), seed=1), codes((3, 8, 8, 4), seed=2)
+    x, y = random_codes(1, 3, 8, 8, 4), random_codes(2, 3, 8, 8, 4)
     (got,) = run_file(write(network), [x, y], runtime="compiled")
     np.testing.assert_array_equal(got, run_file(write(network), [x, y])[0])
     assert (got != run_file(write(network), [y, x])[0]).any()
 
 
 def test_one_process_runs_file_after_file(worker):
-    run_file(write(conv(activation="relu")), codes((1, 8, 8, 4)), runtime="compiled")
+    run_file(write(conv(activation="relu")), random_codes(0, 1, 8, 8, 4), runtime="compiled")
     assert compiled_model._workers[os.getpid()] is worker
 
 
 def test_a_crash_is_an_error_and_the_next_file_runs(worker):
     worker.send_signal(signal.SIGKILL)
-    x = codes((1, 8, 8, 4))
+    x = random_codes(0, 1, 8, 8, 4)
     with pytest.raises(RuntimeError, match="CompiledModel crashed on this file, with status -9"):
         compiled_model._exchange(worker, {"content": np.zeros(1, np.uint8)})
     (got,) = run_file(write(conv()), x, runtime="compiled")
@@ -51,11 +51,11 @@ def test_a_crash_is_an_error_and_the_next_file_runs(worker):
 
 def test_a_file_that_it_cannot_load_is_an_error():
     with pytest.raises(RuntimeError, match="CompiledModel cannot run this file: "):
-        compiled_model.run_compiled(b"TFL3" * 8, [[codes((1, 8, 8, 4))]])
+        compiled_model.run_compiled(b"TFL3" * 8, [[random_codes(0, 1, 8, 8, 4)]])
 
 
 def test_it_prints_nothing(capfd):
-    run_file(write(conv()), codes((1, 8, 8, 4)), runtime="compiled")
+    run_file(write(conv()), random_codes(0, 1, 8, 8, 4), runtime="compiled")
     printed = capfd.readouterr()
     assert "CompiledModel" not in printed.err
     assert "Accelerator" not in printed.err
@@ -66,7 +66,7 @@ def test_modules_of_the_current_folder_are_not_its(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("")
     monkeypatch.setattr(compiled_model, "_workers", {})
-    run_file(write(conv()), codes((1, 8, 8, 4)), runtime="compiled")
+    run_file(write(conv()), random_codes(0, 1, 8, 8, 4), runtime="compiled")
 
 
 def exported(tmp_path, **kwargs):

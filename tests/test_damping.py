@@ -228,7 +228,6 @@ print(json.dumps([keras.backend.backend(), logs]))
 """
 
 
-@pytest.mark.slow  # a process of its own
 @pytest.mark.tensorflow
 def test_on_jax_the_damping_is_the_same(tmp_path):
     pytest.importorskip("jax")

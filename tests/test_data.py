@@ -605,7 +605,6 @@ print(json.dumps({"equal": equal, "same": same, "tensorflow": bool(sys.modules["
 """
 
 
-@pytest.mark.slow  # a process of its own
 def test_on_jax_all_kinds_are_read_without_tensorflow():
     pytest.importorskip("jax")
     found = result_of(ON_JAX, KERAS_BACKEND="jax")

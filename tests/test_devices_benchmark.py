@@ -2,7 +2,6 @@
 
 import pathlib
 
-import pytest
 from fresh_process import result_of
 
 from speq_keras.export.tflite.runtimes import missing_reason
@@ -29,7 +28,6 @@ print(json.dumps(devices.markdown_table({"resnet8-int8": {**row, "tflite-micro":
     ]
 
 
-@pytest.mark.slow  # a process that exports a network
 def test_the_values_that_differ_are_counted_on_each_runtime(tmp_path):
     code = """
 import numpy as np
@@ -45,7 +43,6 @@ print(json.dumps(devices.measure(exported)))
     assert row["values"] == 4 * 32 * 32 * 4
 
 
-@pytest.mark.slow  # a process that exports a network
 def test_what_a_browser_computed_is_read_from_its_file(tmp_path):
     (tmp_path / "browser.md").write_text(
         "LiteRT.js 2 in Chromium\n\n| network | storage | kB | values that differ | ms |\n| --- |\n"
@@ -77,7 +74,6 @@ except SystemExit as error:
     assert result_of(DEVICES + code).endswith(". Received: resnet9-int8.")
 
 
-@pytest.mark.slow  # a process that exports a network
 def test_a_self_test_that_would_pass_anywhere_is_refused(tmp_path):
     code = """
 import keras

@@ -62,7 +62,6 @@ def two_devices():
     return result_of(TRAINING, 2, "plain")
 
 
-@pytest.mark.slow  # processes of their own
 @pytest.mark.parametrize(
     "name", ["loss", "task_loss", "distillation_loss", "teacher_loss", "accuracy"]
 )
@@ -72,12 +71,10 @@ def test_losses_on_two_devices_are_those_on_one(one_device, two_devices, name):
     assert two_devices["history"][name] == expected
 
 
-@pytest.mark.slow
 def test_evaluation_on_two_devices_is_that_on_one(one_device, two_devices):
     assert two_devices["evaluation"] == pytest.approx(one_device["evaluation"], rel=1e-5)
 
 
-@pytest.mark.slow
 def test_weights_trained_on_two_devices_are_those_trained_on_one(one_device, two_devices):
     assert set(one_device["weights"]) == set(two_devices["weights"])
     for path, expected in one_device["weights"].items():
@@ -85,19 +82,16 @@ def test_weights_trained_on_two_devices_are_those_trained_on_one(one_device, two
         np.testing.assert_allclose(two_devices["weights"][path], expected, atol=1e-5, err_msg=path)
 
 
-@pytest.mark.slow
 def test_all_devices_use_one_draw(one_device, two_devices):
     steps = [two_devices["drawn"][i : i + 2] for i in range(0, len(two_devices["drawn"]), 2)]
     assert all(first == second for first, second in steps)
     assert [first for first, _ in steps] == one_device["drawn"]
 
 
-@pytest.mark.slow
 def test_the_step_is_traced_once_for_every_device(one_device, two_devices):
     assert (one_device["traces"], two_devices["traces"]) == (1, 2)
 
 
-@pytest.mark.slow
 def test_batch_norm_and_dropout_train_on_two_devices():
     result = result_of(TRAINING, 2, "state")
     losses = [value for values in result["history"].values() for value in values]
@@ -117,7 +111,6 @@ model.fit(x, y, verbose=0)
 """
 
 
-@pytest.mark.slow
 def test_multi_worker_strategy_names_the_keras_issue():
     process = run(MULTI_WORKER)
     assert process.returncode == 1

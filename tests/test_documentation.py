@@ -1,5 +1,6 @@
 """What the documents show is what runs."""
 
+import importlib
 import inspect
 import pathlib
 import re
@@ -7,13 +8,14 @@ import re
 import keras
 import pytest
 from c_compiler import compiled_bytes, needs_compiler
+from public_api import MODULES, public_names
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     "README.md",
     *(f"examples/{name}.md" for name in ("README", "results", "limits", "migration", "freezing")),
-    *(f"examples/{name}.md" for name in ("microcontroller", "browser/README")),
+    *(f"examples/{name}.md" for name in ("microcontroller", "contributing", "browser/README")),
 ]
 
 
@@ -68,7 +70,6 @@ def on_a_microcontroller(tmp_path_factory):
     return folder, names
 
 
-@pytest.mark.slow  # it trains a network
 def test_the_python_code_of_the_page_on_microcontrollers_runs(on_a_microcontroller):
     _, names = on_a_microcontroller
     report = names["report"]
@@ -77,14 +78,12 @@ def test_the_python_code_of_the_page_on_microcontrollers_runs(on_a_microcontroll
     assert not report.accuracy.differs
 
 
-@pytest.mark.slow
 @needs_compiler
 def test_the_c_array_of_the_page_is_the_file_to_a_compiler(on_a_microcontroller, tmp_path):
     folder, _ = on_a_microcontroller
     assert compiled_bytes(folder / "digits.cc", tmp_path) == (folder / "digits.tflite").read_bytes()
 
 
-@pytest.mark.slow
 def test_the_program_of_the_page_registers_what_the_file_needs(on_a_microcontroller):
     _, names = on_a_microcontroller
     (program,) = re.findall(r"```cpp\n(.*?)```", MICROCONTROLLER, re.DOTALL)
@@ -149,16 +148,12 @@ def test_commands_are_found_on_the_page_of_results():
 def public_functions():
     """Yields (name, docstring) of what users call; Keras documents what it has itself."""
     import speq_keras
-    from speq_keras import callbacks, configs, losses, precision, quantizers
 
-    for module in (speq_keras, callbacks, configs, losses, precision, quantizers):
-        own = [
-            n for n, x in vars(module).items() if getattr(x, "__module__", "") == module.__name__
-        ]
-        for name in getattr(module, "__all__", [n for n in own if not n.startswith("_")]):
-            thing = getattr(module, name)
+    for module in set(MODULES) - {"speq_keras.tfmot"}:
+        for name in public_names(module):
+            thing = getattr(importlib.import_module(module), name)
             if inspect.isfunction(thing) or (inspect.isclass(thing) and name not in NOT_CALLED):
-                yield f"{module.__name__}.{name}", thing.__doc__
+                yield f"{module}.{name}", thing.__doc__
     for name in dir(speq_keras.SPEQModel):
         method = getattr(speq_keras.SPEQModel, name)
         is_keras = hasattr(keras.Model, name)  # documented there

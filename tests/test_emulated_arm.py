@@ -133,7 +133,6 @@ def machine():
     return emulated_arm.fetch(options.home)
 
 
-@pytest.mark.slow  # an emulated Python loads LiteRT
 def test_a_changed_value_is_found_on_an_emulated_cpu(machine, tmp_path):
     keras.utils.set_random_seed(0)
     x = keras.Input((8, 8, 3))

@@ -168,7 +168,6 @@ def squad_dir(tmp_path_factory):
     return root
 
 
-@pytest.mark.slow
 def test_squad_is_read_through_tensorflow_datasets(squad_dir):
     import squad
 
@@ -205,7 +204,6 @@ def preset(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_word_pieces_know_the_place_of_their_word(preset):
     import squad
 
@@ -220,7 +218,6 @@ def test_word_pieces_know_the_place_of_their_word(preset):
     assert {tuple(place) for place in windows.places[0][first : last + 1]} == {(9, 13)}
 
 
-@pytest.mark.slow
 def test_squad_runs_through_all_stages_and_goes_on_where_it_was(squad_dir, preset, tmp_path):
     flags = ["--dataset=squad", f"--data_dir={squad_dir}", f"--preset={preset}", "--out_dir=out"]
     flags += ["--length=48", "--stride=16", "--batch_size=16", "--calibration_examples=16"]
@@ -235,7 +232,6 @@ def test_squad_runs_through_all_stages_and_goes_on_where_it_was(squad_dir, prese
     assert "0 differ from the simulation" in text
 
 
-@pytest.mark.slow
 def test_the_embedded_questions_need_nothing_but_the_program(tmp_path):
     pytest.importorskip("keras_hub")
     flags = ["--train_examples=640", "--test_examples=40", "--stages=pretrain"]

@@ -202,3 +202,17 @@ def test_an_epoch_is_cut_into_equal_pieces(steps, most, pieces):
     import training_run
 
     assert training_run.whole_pieces(steps, most) == pieces
+
+
+def test_a_stream_of_small_images_that_begins_later_goes_on_with_the_same_batches():
+    import cifar_stream
+
+    images = np.arange(10 * 8 * 8 * 3).reshape(10, 8, 8, 3) % 256
+    stream = cifar_stream.TrainingStream(
+        images, np.arange(10), seed=3, batch_size=4, steps_per_epoch=2, first_step=1
+    )
+    whole = list(stream.batches(0).take(5).as_numpy_iterator())
+    later = list(stream.batches(3).take(2).as_numpy_iterator())
+    for ours, theirs in zip(later, whole[3:], strict=True):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        np.testing.assert_array_equal(ours[1], theirs[1])

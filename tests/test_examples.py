@@ -28,7 +28,6 @@ def run(program, *arguments, cwd, timeout=500):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.slow
 def test_quickstart_prints_a_table_and_writes_its_files(tmp_path):
     epochs = [f"--{name}=1" for name in ("pretrain_epochs", "retrain_epochs", "epochs")]
     status, text = run("quickstart.py", "--seeds=0", *epochs, cwd=tmp_path)
@@ -46,7 +45,6 @@ def test_quickstart_prints_a_table_and_writes_its_files(tmp_path):
     assert accuracy["trained"] == pytest.approx(before, abs=0.03)
 
 
-@pytest.mark.slow
 def test_beyond_prints_a_row_per_method_and_writes_its_files(tmp_path):
     short = ("--seeds=0", "--pretrain_epochs=1", "--epochs=1", "--strengths=0.1")
     program = "benchmarks/beyond.py"
@@ -97,7 +95,6 @@ def run_on_noise(program, *arguments):
 ONE_STEP = ("--pretrain_epochs=1", "--retrain_epochs=1", "--epochs=1", "--steps=1")
 
 
-@pytest.mark.slow
 def test_cifar_runs_all_stages_and_both_methods_and_exports_what_they_trained(tmp_path):
     text = run_on_noise(
         "cifar.py",
@@ -116,7 +113,6 @@ def test_cifar_runs_all_stages_and_both_methods_and_exports_what_they_trained(tm
     assert "in LiteRT, %" in text
 
 
-@pytest.mark.slow
 def test_cifar_trains_and_exports_a_network_with_concatenations(tmp_path):
     text = run_on_noise(
         "cifar.py",
@@ -134,7 +130,6 @@ def test_cifar_trains_and_exports_a_network_with_concatenations(tmp_path):
     assert " 0 differ from the simulation" in text
 
 
-@pytest.mark.slow
 def test_the_export_benchmark_finds_no_code_of_a_file_that_differs_from_its_simulation(tmp_path):
     keras.utils.set_random_seed(0)
     sys.path.insert(0, str(EXAMPLES))
@@ -167,7 +162,6 @@ def test_cifar_says_in_one_sentence_that_the_data_folder_is_missing(tmp_path):
     assert "--data_dir" in text
 
 
-@pytest.mark.slow
 def test_the_flagship_trains_on_a_folder_of_images_and_writes_its_results(tmp_path):
     import tensorflow as tf
 
@@ -203,7 +197,6 @@ def test_the_flagship_trains_on_a_folder_of_images_and_writes_its_results(tmp_pa
     assert list((out / "tensorboard" / "pretrain").iterdir())
 
 
-@pytest.mark.slow
 def test_the_flagship_retrains_with_3_bits_and_exports_what_it_trained(tmp_path):
     status, text = run(
         "efficientnet_imagenet.py",
@@ -223,7 +216,6 @@ def test_the_flagship_retrains_with_3_bits_and_exports_what_it_trained(tmp_path)
     assert (out / "efficientnet.tflite").stat().st_size == results["export"]["bytes"]
 
 
-@pytest.mark.slow
 def test_transfer_trains_new_layers_on_frozen_features(tmp_path):
     status, text = run(
         "transfer.py",
@@ -238,7 +230,6 @@ def test_transfer_trains_new_layers_on_frozen_features(tmp_path):
     assert len(results["accuracies"]["5"][0]) == 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "flags", "sentence"),
     [

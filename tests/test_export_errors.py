@@ -287,7 +287,6 @@ model.export_tflite(sys.argv[1])
 """
 
 
-@pytest.mark.slow  # a process of its own
 def test_an_export_that_is_killed_in_the_middle_leaves_the_old_file(path):
     process = subprocess.run(
         [sys.executable, "-c", KILLED, str(path)],

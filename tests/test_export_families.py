@@ -20,8 +20,6 @@ from speq_keras.layers import QuantizedLayer
 from speq_keras.quantizers import ActivationQuantizer
 from speq_keras.quantizers.histogram import Histogram
 
-pytestmark = pytest.mark.slow
-
 CLASSES = 100
 PROVED = 4  # images for the comparisons of all tensors
 SEEN = 50  # images for the classes

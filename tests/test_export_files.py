@@ -173,7 +173,6 @@ with replacing(sys.argv[1]) as temporary, open(temporary, "wb", buffering=0) as 
 """
 
 
-@pytest.mark.slow  # a process of its own
 @pytest.mark.parametrize("existed", [True, False])
 def test_who_is_killed_in_the_middle_leaves_no_partial_file(path, existed):
     if not existed:
@@ -203,7 +202,6 @@ except OSError as error:
 """
 
 
-@pytest.mark.slow  # a process of its own
 def test_a_full_disk_is_an_os_error_and_leaves_the_old_file(path):
     assert run(FULL_DISK, path).stdout == "OSError\n"
     assert path.read_bytes() == OLD

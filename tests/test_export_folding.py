@@ -16,6 +16,8 @@ from speq_keras.export.folding import Grid, Weights
 from speq_keras.export.folding.weights import NotOnGridError, codes_of, finish
 from speq_keras.export.reference import run_steps
 
+pytestmark = pytest.mark.every_backend
+
 # float32 products: a few units in the last place of the largest value.
 CLOSE = 1e-6
 
@@ -220,7 +222,7 @@ def built(function, gamma=None, w_bits=3, **kwargs):
 
 def step_of(folded, layer):
     """Returns the step that computes a layer."""
-    (step,) = [s for s in folded.steps.steps if any(n.name == layer for n in s.nodes)]
+    (step,) = [s for s in folded.folded.steps if any(n.name == layer for n in s.nodes)]
     return step
 
 
@@ -400,6 +402,7 @@ def test_padded_models_are_computed_as_trained(pads, tmp_path):
     assert excess <= 0
 
 
+@pytest.mark.tensorflow
 def test_tensorflow_pads_as_the_arithmetic_of_these_tests_says():
     for size in (6, 7, 8, 9):
         for kernel in (1, 2, 3, 5):
@@ -426,7 +429,7 @@ def test_a_million_results_are_rounded_to_their_nearest_codes():
     model.calibrate(data[:512], verbose=0)
     folded = speq_keras.fold(model)
     step = step_of(folded, "first")
-    _, found = run_steps(folded.steps, [data], keep=True)
+    _, found = run_steps(folded.folded, [data], keep=True)
 
     source, grid = step.inputs[0].grid, step.output.grid
     codes = np.rint(data / np.float64(source.scale)).clip(source.low, source.high)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from small_networks import IMAGE, conv, dense, network_of, one, quantized, two_inputs
+from integer_networks import IMAGE, conv, dense, network_of, one, quantized, two_inputs
 
 from speq_keras.export.tflite.inspect import inspect
 from speq_keras.export.tflite.network import Node, Tensor

@@ -19,6 +19,8 @@ from speq_keras.export.lowering.encoding import encoding_of, fused_activation
 from speq_keras.export.tflite.runtimes import run_file
 from speq_keras.export.tflite.write import write
 
+pytestmark = pytest.mark.every_backend
+
 # ---- encodings ---------------------------------------------------------------------------------
 
 STEP = np.float32(0.37)
@@ -137,6 +139,29 @@ MERGES = {
 }
 
 
+SEQUENCES = {
+    "Conv1D": lambda x, name: layers.Conv1D(4, 3, padding="same", name=name)(x),
+    "DepthwiseConv1D": lambda x, name: layers.DepthwiseConv1D(3, padding="same", name=name)(x),
+    "Conv1DTranspose": lambda x, name: layers.Conv1DTranspose(4, 3, padding="same", name=name)(x),
+    "Dense": lambda x, name: layers.Dense(4, name=name)(x),
+}
+
+
+@pytest.mark.parametrize("layer", SEQUENCES)
+def test_a_relu_on_a_signed_grid_takes_a_second_operation_in_sequences_too(layer, tmp_path):
+    """A ReLU gets a signed grid where it shares that of a Concatenate; kernels add a height."""
+    x = keras.Input((16, 4))
+    both = [layers.ReLU()(SEQUENCES[layer](x, "one")), SEQUENCES[layer](x, "other")]
+    y = layers.Conv1D(4, 3, name="middle")(layers.Concatenate()(both))
+    y = layers.Conv1D(3, 3, name="last")(y)
+    model = speq_keras.wrap(keras.Model(x, y), 3, 3, distillation=None)
+    data = np.random.default_rng(0).normal(size=(8, 16, 4)).astype("float32")
+    model.calibrate(data, verbose=0)
+    nodes = speq_keras.fold(model).network.nodes
+    assert [node.activation for node in nodes if node.kind == "mul"] == ["relu"]
+    check(model, data, tmp_path)
+
+
 @pytest.mark.parametrize("quantizer", ["pact", "lsq_plus"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("merge", MERGES)
@@ -148,7 +173,7 @@ def test_a_signed_sum_or_product_below_8_bits_takes_a_second_operation(
         lambda x: layers.Conv2D(4, 1, name="reader")(body(x)), bits=bits, quantizer=quantizer
     )
     folded = speq_keras.fold(model)
-    (step,) = [s for s in folded.steps.steps if s.kind == merge.lower()]
+    (step,) = [s for s in folded.folded.steps if s.kind == merge.lower()]
     kinds = [(node.kind, node.activation) for node in folded.network.nodes]
     if bits == 8:
         clips = [(merge.lower()[:3], "none")]
@@ -228,7 +253,7 @@ def pool_over_the_image(bits, low, size, scale, channels=1):
     options = {"size": size, "strides": size, "padding": "valid"}
     folded = FoldedNetwork(
         "pool",
-        steps=[Step("quantize", [image], x), Step("average_pool", [x], output, options=options)],
+        steps=[Step("quantize", [image], x), Step("average_pool_2d", [x], output, options=options)],
         inputs=[image],
         outputs=[output],
         input_names=["image"],

@@ -3,20 +3,20 @@
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from small_networks import (
+from integer_networks import (
     CONV,
     IMAGE,
     bias_for,
-    codes,
     conv,
     dense,
     floating,
     network_of,
     one,
     operators_of,
+    outputs_of,
     parsed,
     quantized,
-    run,
+    random_codes,
     transposed,
     two_inputs,
     weights,
@@ -103,24 +103,24 @@ def test_versions_of_transposed_convolutions(bias, activation, version):
 @pytest.mark.parametrize("kind", ["conv_2d", "depthwise_conv_2d", "fully_connected"])
 def test_an_absent_bias_is_a_bias_of_zeros(kind):
     shape = {"conv_2d": (6, 3, 3, 4), "depthwise_conv_2d": (1, 3, 3, 4)}.get(kind, (6, 4))
-    kernel = weights("w", shape, axis=3 if kind == "depthwise_conv_2d" else 0)
+    kernel = weights(0, shape, name="w", axis=3 if kind == "depthwise_conv_2d" else 0)
     channels = len(kernel.scale)
     options = {**CONV, "strides": (1, 1), "multiplier": 1, "keep_num_dims": True}
     network = one(kind, quantized("y", (None, 8, 8, channels)), kernel, **options)
     network.nodes[0].inputs.append("")
-    x = codes((1, 8, 8, 4))
-    (without,) = run(write(network), x)
+    x = random_codes(0, 1, 8, 8, 4)
+    (without,) = outputs_of(write(network), x)
     zeros = bias_for(kernel)
     zeros.data = np.zeros_like(zeros.data)
     network.nodes[0].inputs[2] = network.add_tensor(zeros).name
-    np.testing.assert_array_equal(without, run(write(network), x)[0])
+    np.testing.assert_array_equal(without, outputs_of(write(network), x)[0])
 
 
 def test_lookup_gives_the_entry_of_the_table_for_every_code():
-    table = quantized("table", (256,), data=codes(256))
+    table = quantized("table", (256,), data=random_codes(0, 256))
     network = one("lookup", quantized("y", (None, 256)), table, x=quantized("x", (None, 256)))
     x = np.arange(-128, 128, dtype=np.int8)[None]
-    np.testing.assert_array_equal(run(write(network), x)[0][0], table.data)
+    np.testing.assert_array_equal(outputs_of(write(network), x)[0][0], table.data)
 
 
 # ---- what they compute, in float ---------------------------------------------------------------
@@ -221,32 +221,34 @@ def check(found, expected):
 @pytest.mark.parametrize("kind", UNARY)
 def test_unary_kinds_compute_what_their_name_says(kind):
     x = A if kind in ("log", "rsqrt", "sqrt") else X
-    check(run(write(float_one(kind)), x)[0], UNARY[kind](x))
+    check(outputs_of(write(float_one(kind)), x)[0], UNARY[kind](x))
 
 
 @pytest.mark.parametrize("kind", BINARY)
 def test_binary_kinds_compute_what_their_name_says(kind):
     network = two_inputs(kind, make=floating)
-    check(run(write(network), A, B)[0], BINARY[kind](A, B))
+    check(outputs_of(write(network), A, B)[0], BINARY[kind](A, B))
 
 
 def test_batch_matmul_multiplies_the_last_two_axes():
     network = two_inputs("batch_matmul", make=floating)
     network.tensors["b"].shape, network.tensors["y"].shape = (None, 8, 4, 8), (None, 8, 8, 8)
     other = B.swapaxes(2, 3)
-    check(run(write(network), A, other)[0], A @ other)
+    check(outputs_of(write(network), A, other)[0], A @ other)
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_kinds_compute_what_their_name_says(kind):
     network, expected = OTHERS[kind]
-    check(run(write(network), X)[0], expected)
+    check(outputs_of(write(network), X)[0], expected)
 
 
 def test_concatenation_joins_along_its_axis():
     network = two_inputs("concatenation", make=floating, axis=3)
     network.tensors["y"].shape = (None, 8, 8, 8)
-    np.testing.assert_array_equal(run(write(network), X, B)[0], np.concatenate([X, B], axis=3))
+    np.testing.assert_array_equal(
+        outputs_of(write(network), X, B)[0], np.concatenate([X, B], axis=3)
+    )
 
 
 def test_quantize_and_dequantize_are_each_others_inverse():
@@ -256,25 +258,25 @@ def test_quantize_and_dequantize_are_each_others_inverse():
     ]
     tensors = [floating("x", (None, 3)), quantized("h", (None, 3)), floating("y", (None, 3))]
     x = np.array([[-1.0, 0.0, 0.5]], np.float32)
-    np.testing.assert_allclose(run(write(network_of(tensors, nodes)), x)[0], x, rtol=1e-6)
+    np.testing.assert_allclose(outputs_of(write(network_of(tensors, nodes)), x)[0], x, rtol=1e-6)
 
 
 def test_prelu_has_a_slope_per_channel():
     alpha = Tensor(name="alpha", shape=(4,), dtype="float32", data=np.arange(4, dtype=np.float32))
     network = one("prelu", floating("y", IMAGE), alpha, x=floating("x", IMAGE))
-    np.testing.assert_allclose(run(write(network), -A)[0], -A * np.arange(4), rtol=1e-6)
+    np.testing.assert_allclose(outputs_of(write(network), -A)[0], -A * np.arange(4), rtol=1e-6)
 
 
 def test_cast_changes_the_type():
     output = Tensor(name="y", shape=IMAGE, dtype="int32")
     network = one("cast", output, x=floating("x", IMAGE))
-    np.testing.assert_array_equal(run(write(network), X)[0], X.astype(np.int32))
+    np.testing.assert_array_equal(outputs_of(write(network), X)[0], X.astype(np.int32))
 
 
 def test_gather_takes_along_its_axis():
     index = Tensor(name="i", shape=(2,), dtype="int32", data=np.array([3, 1], np.int32))
     network = one("gather", floating("y", (None, 8, 8, 2)), index, x=floating("x", IMAGE), axis=3)
-    np.testing.assert_array_equal(run(write(network), X)[0], X[..., [3, 1]])
+    np.testing.assert_array_equal(outputs_of(write(network), X)[0], X[..., [3, 1]])
 
 
 # ---- what they compute, in integers ------------------------------------------------------------
@@ -298,41 +300,41 @@ def window_sum(x, kernel, stride_width=1):
 def test_a_convolution_reads_its_filter_as_ohwi():
     network = conv(options={**CONV, "strides": (1, 1)})
     network.tensors["y"].shape = (None, 8, 8, 6)
-    x = codes((1, 8, 8, 4))
+    x = random_codes(0, 1, 8, 8, 4)
     windows, kernel = window_sum(x, network.tensors["w"].data)
     sums = np.einsum("nhwkc,okc->nhwo", windows, kernel) + network.tensors["bias"].data
-    np.testing.assert_array_equal(run(write(network), x)[0], exact(sums, network))
+    np.testing.assert_array_equal(outputs_of(write(network), x)[0], exact(sums, network))
 
 
 def test_a_grouped_convolution_reads_a_group_of_channels_per_filter():
     network = conv(channels_in=2, options={**CONV, "strides": (1, 1)})
     network.tensors["y"].shape = (None, 8, 8, 6)
-    x = codes((1, 8, 8, 4))
+    x = random_codes(0, 1, 8, 8, 4)
     windows, kernel = window_sum(x, network.tensors["w"].data)
     halves = [
         np.einsum("nhwkc,okc->nhwo", windows[..., :2], kernel[:3]),
         np.einsum("nhwkc,okc->nhwo", windows[..., 2:], kernel[3:]),
     ]
     sums = np.concatenate(halves, axis=-1) + network.tensors["bias"].data
-    np.testing.assert_array_equal(run(write(network), x)[0], exact(sums, network))
+    np.testing.assert_array_equal(outputs_of(write(network), x)[0], exact(sums, network))
 
 
 def test_a_depthwise_convolution_makes_multiplier_outputs_per_channel():
-    kernel = weights("w", (1, 3, 3, 8), axis=3)
+    kernel = weights(0, (1, 3, 3, 8), name="w", axis=3)
     network = one("depthwise_conv_2d", quantized("y", (None, 8, 8, 8)), kernel, bias_for(kernel))
     network.nodes[0].options = {**CONV, "strides": (1, 1), "multiplier": 2}
-    x = codes((1, 8, 8, 4))
+    x = random_codes(0, 1, 8, 8, 4)
     windows, _ = window_sum(x, kernel.data)
     flat = kernel.data.reshape(9, 8).astype(np.int64)
     sums = np.einsum("nhwkc,kc->nhwc", windows.repeat(2, axis=-1), flat)
     sums += network.tensors["bias"].data
-    np.testing.assert_array_equal(run(write(network), x)[0], exact(sums, network))
+    np.testing.assert_array_equal(outputs_of(write(network), x)[0], exact(sums, network))
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "relu_n1_to_1"])
 def test_a_transposed_convolution_spreads_its_input(activation):
     network = transposed(activation=activation)
-    x = codes((1, 8, 8, 4))
+    x = random_codes(0, 1, 8, 8, 4)
     kernel = network.tensors["w"].data.astype(np.int64)
     spread = np.einsum("nhwc,okc->nhwko", x.astype(np.int64) - 3, kernel.reshape(6, 9, 4))
     sums = np.zeros((1, 17, 17, 6), np.int64)
@@ -342,17 +344,17 @@ def test_a_transposed_convolution_spreads_its_input(activation):
     sums = sums[:, :16, :16] + network.tensors["bias"].data
     expected = exact(sums, network)
     low, high = {"relu": (3, 127), "relu_n1_to_1": (3 - 20, 3 + 20)}.get(activation, (-128, 127))
-    np.testing.assert_array_equal(run(write(network), x)[0], np.clip(expected, low, high))
+    np.testing.assert_array_equal(outputs_of(write(network), x)[0], np.clip(expected, low, high))
 
 
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("dtype", ["int8", "int4", "int2"])
 def test_a_dense_layer_multiplies_by_its_codes(dtype, keep):
     network = dense(dtype, keep=keep)
-    x = codes((2, 5, 8) if keep else (2, 8))
+    x = random_codes(0, *((2, 5, 8) if keep else (2, 8)))
     kernel = network.tensors["w"].data.astype(np.int64)
     sums = (x.astype(np.int64) - 3) @ kernel.T + network.tensors["bias"].data
-    (y,) = run(write(network), x)
+    (y,) = outputs_of(write(network), x)
     np.testing.assert_array_equal(y, exact(sums, network))
 
 

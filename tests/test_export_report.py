@@ -70,7 +70,7 @@ def test_other_runtimes_are_compared_with_the_default_one(exported, data, runtim
         pytest.skip(missing_reason(runtime))
     report, content = exported
     expected, got = (run_file(content, data[0], runtime=r)[0] for r in ("default", runtime))
-    (row,) = (row for row in report.elsewhere if row.runtime == runtime)
+    (row,) = (row for row in report.other_runtimes if row.runtime == runtime)
     assert row.differing == pytest.approx(np.mean(expected != got))
     assert row.largest == pytest.approx(np.max(np.abs(expected - got)), rel=1e-5)
     assert row.agreement == np.mean(expected.argmax(axis=-1) == got.argmax(axis=-1))
@@ -79,8 +79,8 @@ def test_other_runtimes_are_compared_with_the_default_one(exported, data, runtim
 
 def test_double_rounding_moves_some_values_and_few_classes(exported):
     report, _ = exported
-    assert any(0 < row.differing < 1 for row in report.elsewhere)
-    assert all(row.agreement > 0.8 for row in report.elsewhere)
+    assert any(0 < row.differing < 1 for row in report.other_runtimes)
+    assert all(row.agreement > 0.8 for row in report.other_runtimes)
 
 
 def test_a_report_is_plain_values(exported):

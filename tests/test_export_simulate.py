@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from single_operation import (
+from integer_networks import (
     ALL_CODES,
     bias,
     codes,
@@ -555,7 +555,7 @@ def test_inputs_that_do_not_fit_are_refused(arguments, message):
 def test_an_integer_input_takes_its_own_type_only():
     network, (codes_,) = function(np.random.default_rng(0), "gelu")
     with pytest.raises(
-        ValueError, match="Input 'x' must hold int8 codes. Received: dtype='float32'"
+        ValueError, match="Input 'in_x' must hold int8 codes. Received: dtype='float32'"
     ):
         simulate(network, codes_.astype(np.float32))
 

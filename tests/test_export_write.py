@@ -6,20 +6,20 @@ import re
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from small_networks import (
+from integer_networks import (
     CONV,
     IMAGE,
     bias_for,
-    codes,
     conv,
     dense,
     floating,
     interpreter_of,
     network_of,
     one,
+    outputs_of,
     parsed,
     quantized,
-    run,
+    random_codes,
     tensor_named,
     two_inputs,
     weights,
@@ -74,8 +74,8 @@ def test_the_signature_has_the_models_own_names():
 def test_the_signature_runner_computes_the_graph():
     content = write(conv())
     runner = interpreter_of(content).get_signature_runner()
-    x = codes((1, 8, 8, 4))
-    np.testing.assert_array_equal(runner(in_x=x)["out_y"], run(content, x)[0])
+    x = random_codes(0, 1, 8, 8, 4)
+    np.testing.assert_array_equal(runner(in_x=x)["out_y"], outputs_of(content, x)[0])
 
 
 # ---- tensors ---------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_scales_zero_points_and_axis_stand_in_the_file():
 
 
 def test_the_axis_of_depthwise_scales_is_the_last():
-    kernel = weights("w", (1, 3, 3, 4), axis=3)
+    kernel = weights(0, (1, 3, 3, 4), name="w", axis=3)
     network = one("depthwise_conv_2d", quantized("y", IMAGE), kernel, bias_for(kernel))
     network.nodes[0].options = {**CONV, "strides": (1, 1), "multiplier": 1}
     assert tensor_named(parsed(network), "w").quantization.quantizedDimension == 3
@@ -106,7 +106,7 @@ def test_a_tensor_without_a_scale_has_no_quantization():
 
 def test_zero_points_of_channels_are_laid_down_once():
     def size(channels):
-        kernel = weights("w", (channels, 8))
+        kernel = weights(0, (channels, 8), name="w")
         first = one(
             "fully_connected",
             quantized("y", (None, channels)),
@@ -122,7 +122,7 @@ def test_zero_points_of_channels_are_laid_down_once():
 
 
 def test_equal_constants_share_a_buffer_but_keep_their_scales():
-    first, second = weights("w", (4,)), weights("v", (4,))
+    first, second = weights(0, (4,), name="w"), weights(0, (4,), name="v")
     second.scale = second.scale * np.float32(2)
     nodes = [
         Node(kind="mul", inputs=["x", "w"], outputs=["h"]),
@@ -142,12 +142,12 @@ def test_equal_constants_share_a_buffer_but_keep_their_scales():
 
 
 def test_a_tensor_of_an_operation_does_not_replace_one_of_the_same_name():
-    table = quantized("y/index", (256,), data=codes(256))
+    table = quantized("y/index", (256,), data=random_codes(0, 256))
     network = one("lookup", quantized("y", (None, 4)), table, x=quantized("x", (None, 4)))
     names = [t.name.decode() for t in parsed(network).subgraphs[0].tensors]
     assert sorted(names) == ["x", "y", "y/code", "y/index", "y/index_1", "y/offset"]
-    x = codes((1, 4))
-    np.testing.assert_array_equal(run(write(network), x)[0], table.data[x.astype(int) + 128])
+    x = random_codes(0, 1, 4)
+    np.testing.assert_array_equal(outputs_of(write(network), x)[0], table.data[x.astype(int) + 128])
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_kernels_read_packed_codes_in_that_order(dtype, inputs, resolver):
     kernel.scale = np.ones(6, np.float32)
     network.tensors["bias"].scale = np.ones(6, np.float32)
     network.tensors["y"].scale, network.tensors["y"].zero_point = np.float32(1), 0
-    (y,) = run(write(network), x, resolver=resolver)
+    (y,) = outputs_of(write(network), x, resolver=resolver)
     np.testing.assert_array_equal(y, kernel.data.T)
 
 
@@ -247,7 +247,7 @@ def test_a_resized_batch_computes_what_a_written_one_computes():
         ),
         Node(kind="reshape", inputs=["s"], outputs=["y"], options={"shape": (None, 48)}),
     ]
-    kernel = weights("w", (6, 3, 3, 4))
+    kernel = weights(0, (6, 3, 3, 4), name="w")
     network = network_of(
         [
             *(quantized("x", IMAGE), kernel, bias_for(kernel)),
@@ -256,10 +256,10 @@ def test_a_resized_batch_computes_what_a_written_one_computes():
         ],
         nodes,
     )
-    x = codes((3, 8, 8, 4))
-    (resized,) = run(write(network, batch_size=1), x)
+    x = random_codes(0, 3, 8, 8, 4)
+    (resized,) = outputs_of(write(network, batch_size=1), x)
     assert resized.shape == (3, 48)
-    np.testing.assert_array_equal(resized, run(write(network, batch_size=3), x)[0])
+    np.testing.assert_array_equal(resized, outputs_of(write(network, batch_size=3), x)[0])
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
@@ -281,9 +281,9 @@ def chain():
 
 
 def test_extra_outputs_follow_the_networks_own():
-    x = codes((1, 8, 8, 4))
-    y, h = run(write(chain(), extra_outputs=["h"]), x)
-    np.testing.assert_array_equal(y, run(write(chain()), x)[0])
+    x = random_codes(0, 1, 8, 8, 4)
+    y, h = outputs_of(write(chain(), extra_outputs=["h"]), x)
+    np.testing.assert_array_equal(y, outputs_of(write(chain()), x)[0])
     # 256 / (1 + e^-x), rounded, minus 128: one half of a code off at most, on ties.
     real = 256 / (1 + np.exp(-np.float32(0.05) * (x.astype(np.float64) - 3)))
     assert np.abs(h - np.clip(real - 128, -128, 127)).max() <= 0.5 + 1e-3

@@ -143,7 +143,6 @@ def test_a_compiled_kernel_gives_the_same_statistics():
     np.testing.assert_allclose(compiled.moving_variance, layer.moving_variance, rtol=1e-5)
 
 
-@pytest.mark.slow  # a process of its own
 def test_other_backends_compute_with_keras_own_code():
     code = """
 import json, keras, numpy as np

@@ -12,6 +12,8 @@ from speq_keras.graph.running import takes_training
 from speq_keras.layers import QuantizedLayer
 from speq_keras.operations import make_operation
 
+pytestmark = pytest.mark.every_backend
+
 RNG = np.random.default_rng(0)
 
 

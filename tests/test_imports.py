@@ -37,12 +37,10 @@ def fresh():
     return result_of(IMPORT, TF_USE_LEGACY_KERAS="0")
 
 
-@pytest.mark.slow  # a process of its own
 def test_import_adds_no_package_to_keras_and_tensorflow(fresh):
     assert fresh["added"] == ["speq_keras"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["ai_edge_litert", "tensorflow_datasets", "tensorflow_model_optimization", "tf_keras"],
@@ -51,18 +49,15 @@ def test_import_brings_no_optional_package(fresh, name):
     assert name not in fresh["modules"]
 
 
-@pytest.mark.slow
 def test_import_leaves_the_legacy_keras_flag_alone(fresh):
     assert fresh["flag"] == ["0", "0"]
 
 
-@pytest.mark.slow
 def test_import_leaves_tf_keras_alone(fresh):
     assert fresh["same_tf_keras"]
     assert fresh["keras_3"]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 def test_import_on_jax_brings_no_tensorflow():
     code = "import json, sys; import speq_keras; print(json.dumps('tensorflow' in sys.modules))"

@@ -13,7 +13,6 @@ import pytest
 import speq_keras  # noqa: F401  registers the classes of saved models
 
 pytest.importorskip("jax")
-pytestmark = pytest.mark.slow  # processes of their own
 
 PROGRAM = """
 import json, os, sys

@@ -14,10 +14,12 @@ from speq_keras.configs import REGISTRY, registered_config
 from speq_keras.layers import QuantizedLayer, weight_quantizers
 from speq_keras.quantizers import SAWB, MinMax, WeightQuantizer
 
+pytestmark = pytest.mark.every_backend
+
 POLICIES = [
     "float32",
     "mixed_bfloat16",
-    pytest.param("mixed_float16", marks=pytest.mark.slow),
+    "mixed_float16",
 ]
 
 # Every layer class with a config: arguments, input shape without the batch, and the argument that
@@ -248,6 +250,7 @@ def test_there_is_one_loss_for_the_kernel_and_one_for_the_outputs(layer_class):
     assert len(seen_of(layer_class, "float32", True).losses) == 2
 
 
+@pytest.mark.tensorflow
 @EVERY_POLICY
 @EVERY_CLASS
 def test_the_weight_quantizer_is_given_float32(layer_class, policy):
@@ -338,6 +341,8 @@ def inputs_for(case):
     return arrays[0] if len(arrays) == 1 else arrays
 
 
+# Keras' SpectralNormalization clips to a float32 bound, which JAX casts to float16.
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @EVERY_POLICY
 @EVERY_STATEFUL
 def test_state_after_a_training_call_is_that_of_the_layer(case, policy):
@@ -351,7 +356,6 @@ def test_state_after_a_training_call_is_that_of_the_layer(case, policy):
 
 # Keras' SpectralNormalization overwrites its kernel before it reads it, which stops the gradient
 # there; read from a scope, the kernel has the gradient of the normalization too.
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in STATEFUL if name != "SpectralNormalization"])
 def test_state_after_a_compiled_step_is_that_of_the_layer(name):
     states = []

@@ -9,6 +9,8 @@ from keras import ops
 
 from speq_keras.losses import HEADS, METHODS, DistillationLoss, combine, distillation_loss
 
+pytestmark = pytest.mark.every_backend
+
 TEMPERATURES = [1.0, 2.0, 5.0]
 RNG = np.random.default_rng(0)
 TEACHER = 3 * RNG.normal(size=(6, 5))
@@ -225,6 +227,7 @@ def test_extreme_logits_give_finite_gradients(method, head):
         assert np.isfinite(gradient(EXTREMES, student, method, 1.0, head)).all()
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_low_precision_logits_are_computed_in_float32(dtype):
     teacher, student = tf.cast(TEACHER, dtype), tf.cast(STUDENT, dtype)
@@ -296,6 +299,7 @@ def test_sample_weights_multiply_and_do_not_normalize():
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("shape", [(3, 4), (3, 1)])
 def test_sample_weights_of_sequences_count_as_in_keras_own_cross_entropy(shape):
     teacher, student = RNG.normal(size=(2, 3, 4, 5))
@@ -320,11 +324,13 @@ class TestMasks:
     def teacher(self):
         return np.random.default_rng(1).normal(size=(3, 4, 5)).astype("float32")
 
+    @pytest.mark.tensorflow
     def test_masked_positions_do_not_count(self, teacher, logits):
         losses = oracle(teacher, logits.numpy(), "kl", 1.0)
         seen = [losses[0, 0], losses[0, 1], *losses[1], losses[2, 0]]
         assert float(loss_object()(teacher, logits)) == pytest.approx(np.mean(seen), rel=1e-5)
 
+    @pytest.mark.tensorflow
     def test_masks_count_as_in_keras_own_cross_entropy(self, teacher, logits):
         # The mask is the logits', so the entropy's part needs it by hand.
         labels = tf.constant(softmax(teacher), "float32")
@@ -366,6 +372,7 @@ def test_eq_3_is_kl_times_the_squared_temperature():
     np.testing.assert_allclose(computed(TEACHER, STUDENT, "kl", 4.0), expected, rtol=1e-4)
 
 
+@pytest.mark.tensorflow
 def test_eq_2_with_its_gradient_agrees_with_numpy():
     labels = np.array([0, 1, 2, 3, 4, 0])
 

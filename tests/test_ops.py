@@ -9,6 +9,8 @@ from keras import ops
 
 from speq_keras import ops as speq_ops
 
+pytestmark = pytest.mark.every_backend
+
 WIDTHS = range(2, 9)
 CLIPS = [3e-4, 0.03, 1.0, 37.0, 3e3]
 # The kernel works in float32 on codes up to 255 and offsets of that size: 255 * 2**-23 = 3e-5.
@@ -70,11 +72,13 @@ def test_levels_of_a_number_are_two_to_the_bits_minus_one(bits):
     assert speq_ops.levels_of(bits) == 2**bits - 1
 
 
+@pytest.mark.tensorflow
 def test_levels_of_a_tensor_are_exact():
     levels = [float(speq_ops.levels_of(tf.constant(float(bits)))) for bits in WIDTHS]
     assert levels == [3, 7, 15, 31, 63, 127, 255]
 
 
+@pytest.mark.tensorflow
 def test_levels_of_a_float_width_stay_finite():
     assert float(speq_ops.levels_of(tf.constant(0.0))) == 255
 
@@ -82,12 +86,14 @@ def test_levels_of_a_float_width_stay_finite():
 # ---- straight-through ------------------------------------------------------------------------
 
 
+@pytest.mark.tensorflow
 def test_rounding_takes_ties_to_even():
     x = tf.constant([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 2.49, -2.51])
     rounded = speq_ops.round_straight_through(x).numpy()
     np.testing.assert_array_equal(rounded, [-2, -2, 0, 0, 2, 2, 2, -3])
 
 
+@pytest.mark.tensorflow
 def test_rounded_values_are_exactly_whole():
     x = np.random.default_rng(0).uniform(-1e5, 1e5, 10_000).astype("float32")
     rounded = speq_ops.round_straight_through(tf.constant(x)).numpy()
@@ -99,6 +105,7 @@ def test_the_gradient_of_rounding_is_one():
     np.testing.assert_array_equal(gradient, [1, 2, 3, 4, 5])
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("value", [1e-5, 0.25, -3.0, 1e6])
 def test_a_replaced_value_is_exact_whatever_it_replaces(value):
     x = tf.constant([-1e30, -1e6, -3.3, 0.0, 1e-20, 7.0, 1e30])
@@ -116,6 +123,7 @@ def test_the_replacement_gets_no_gradient():
     np.testing.assert_array_equal(gradient, [0, 0])
 
 
+@pytest.mark.tensorflow
 def test_scaling_a_gradient_leaves_the_value_exactly_as_it_was():
     x = np.random.default_rng(0).normal(size=1000).astype("float32")
     np.testing.assert_array_equal(speq_ops.scale_gradient(tf.constant(x), 0.037).numpy(), x)
@@ -126,12 +134,14 @@ def test_scaling_a_gradient_multiplies_it():
     np.testing.assert_array_equal(gradient, [0.25, 0.5, 0.75])
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("clip", [0.0, -1e-6, -1.0, -1e4, -1e30])
 def test_a_clip_that_is_not_positive_becomes_the_smallest_one(clip):
     kept = speq_ops.keep_positive(tf.constant(clip)).numpy()
     assert kept == np.float32(speq_ops.SMALLEST_CLIP)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("clip", CLIPS)
 def test_a_positive_clip_is_kept_as_it_is(clip):
     assert speq_ops.keep_positive(tf.constant(clip)).numpy() == np.float32(clip)
@@ -146,6 +156,7 @@ def test_the_gradient_to_a_clip_is_alive_on_both_sides_of_zero(clip):
 # ---- fake quantization -----------------------------------------------------------------------
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -157,6 +168,7 @@ def test_fake_quantization_is_the_numpy_formula(bits, signed, clip):
     np.testing.assert_allclose(q, quantized(x, scale, low, high), atol=STEP_TOLERANCE * scale)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_codes_may_be_tensors(bits, signed):
@@ -167,6 +179,7 @@ def test_codes_may_be_tensors(bits, signed):
     np.testing.assert_allclose(q, quantized(x, 0.1, low, high), atol=STEP_TOLERANCE * 0.1)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_the_plain_formula_is_the_numpy_formula(bits, signed, plain_formula):
@@ -177,18 +190,21 @@ def test_the_plain_formula_is_the_numpy_formula(bits, signed, plain_formula):
     np.testing.assert_allclose(q, quantized(x, scale, low, high), atol=STEP_TOLERANCE * scale)
 
 
+@pytest.mark.tensorflow
 def test_the_fused_kernel_rounds_ties_up():
     x = 0.25 * np.array([-1.5, -0.5, 0.5, 1.5, 2.5])
     q = speq_ops.fake_quantize(tf.constant(x, "float32"), 0.25, low_code=-4, high_code=3)
     np.testing.assert_array_equal(q.numpy() / 0.25, [-1, 0, 1, 2, 3])
 
 
+@pytest.mark.tensorflow
 def test_the_plain_formula_rounds_ties_to_even(plain_formula):
     x = 0.25 * np.array([-1.5, -0.5, 0.5, 1.5, 2.5])
     q = speq_ops.fake_quantize(tf.constant(x, "float32"), 0.25, low_code=-4, high_code=3)
     np.testing.assert_array_equal(q.numpy() / 0.25, [-2, 0, 0, 2, 2])
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("signed", [False, True])
 def test_full_8_bit_codes_clip_below_by_themselves(signed):
     low, high = code_range(8, signed)
@@ -197,6 +213,7 @@ def test_full_8_bit_codes_clip_below_by_themselves(signed):
     np.testing.assert_array_equal(q.numpy(), [low * 0.5, high * 0.5])
 
 
+@pytest.mark.tensorflow
 def test_the_plain_formula_clips_below_whether_told_to_or_not(plain_formula):
     x = tf.constant([-1e4, 1e4])
     q = speq_ops.fake_quantize(x, 0.5, low_code=-128, high_code=127, clip_below=False)
@@ -216,12 +233,14 @@ class TestWithoutRounding:
         codes = {"low_code": low, "high_code": 127 if low < -2 else 3}
         return speq_ops.fake_quantize(x, scale, **codes, rounds=rounds)
 
+    @pytest.mark.tensorflow
     def test_values_are_only_clipped(self, low, rounds, either_formula):
         x = np.random.default_rng(0).uniform(-30, 30, 200).astype("float32")
         expected = np.clip(x, low * 0.1, 12.7 if low < -2 else 0.3)
         clipped = self.clipped(tf.constant(x), 0.1, low, rounds)
         np.testing.assert_allclose(clipped, expected, rtol=3e-7)
 
+    @pytest.mark.tensorflow
     def test_gradients_are_those_of_rounded_values(self, low, rounds, either_formula):
         x = np.random.default_rng(0).uniform(-30, 30, 200)
         expected = gradients(lambda x, s: self.clipped(x, s, low, True), x, 0.1)
@@ -230,6 +249,7 @@ class TestWithoutRounding:
         np.testing.assert_allclose(computed[1], expected[1], rtol=1e-5)
 
 
+@pytest.mark.tensorflow
 def test_rounding_is_switched_at_run_time_without_another_trace(either_formula):
     traces = []
 

@@ -10,6 +10,8 @@ import tensorflow as tf
 from speq_keras import precision
 from speq_keras.precision import Bernoulli, Fixed, Greedy, TeacherPrecision, UniformMix
 
+pytestmark = pytest.mark.every_backend
+
 RULES = [Bernoulli(0.3, 6), UniformMix(3, 5), Fixed(4), Greedy(7)]
 COUNT = 20_000
 
@@ -131,6 +133,7 @@ def test_a_mix_draws_nothing_else():
     assert set(widths.ravel()) == {3, 4, 5}
 
 
+@pytest.mark.tensorflow
 def test_a_mix_draws_its_highest_width_where_a_draw_is_rounded_up_to_one(monkeypatch):
     monkeypatch.setattr(keras.random, "uniform", lambda shape, seed: tf.ones(shape))
     assert UniformMix(3, 5).candidates(tf.fill((2,), 2.0), None).numpy().tolist() == [[5, 5]]
@@ -153,6 +156,7 @@ def test_greedy_keeps_each_quantizers_own_target_width():
     assert {tuple(row) for row in rows} == {(2, 3), (2, 8), (8, 3), (8, 8)}
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("rule", [Fixed(), Greedy()], ids=repr)
 def test_rules_without_chance_leave_the_seed_alone(rule):
     generator = keras.random.SeedGenerator(3)
@@ -190,6 +194,7 @@ def test_every_rule_of_the_module_is_in_this_file():
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 class TestEveryRule:
+    @pytest.mark.tensorflow
     def test_proposes_rows_of_float32_widths_from_2_to_8(self, rule):
         widths = rule.candidates(tf.constant([2.0, 3.0, 4.0]), keras.random.SeedGenerator(0))
         assert widths.dtype == tf.float32

@@ -235,7 +235,6 @@ print(json.dumps([keras.backend.backend(), rows]))
 """
 
 
-@pytest.mark.slow  # a process of its own
 @pytest.mark.tensorflow
 def test_on_jax_widths_fall_and_ranges_are_set_again():
     pytest.importorskip("jax")

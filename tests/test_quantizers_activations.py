@@ -17,6 +17,8 @@ from speq_keras.quantizers import (
 )
 from speq_keras.quantizers.histogram import Histogram
 
+pytestmark = pytest.mark.every_backend
+
 WIDTHS = range(2, 9)
 NAMES = list(ACTIVATION_QUANTIZERS)
 # The fused kernel works in float32 on codes and offsets of up to 255: 255 * 2**-23 = 3e-5.
@@ -127,6 +129,7 @@ class TestEveryActivationQuantizer:
             quantized(run_time, DENSE), quantized(constant, DENSE), atol=STEP_TOLERANCE
         )
 
+    @pytest.mark.tensorflow
     def test_changes_its_width_without_another_trace(self, kind, signed):
         quantizer = self.make(kind, signed, bits=4, has_target_width=True)
         traces = []
@@ -143,6 +146,7 @@ class TestEveryActivationQuantizer:
         assert len(traces) == 1
         assert counts[0] <= 4 < counts[3] <= 8 < counts[2] <= 256 or counts[1] > 256
 
+    @pytest.mark.tensorflow
     def test_holds_a_target_width_in_a_variable_that_is_not_trained(self, kind, signed):
         quantizer = self.make(kind, signed, bits=3, has_target_width=True)
         assert float(quantizer.width.numpy()) == 3
@@ -153,12 +157,14 @@ class TestEveryActivationQuantizer:
         assert quantizer.width is None
         assert "bits" not in [variable.name for variable in quantizer.variables]
 
+    @pytest.mark.tensorflow
     def test_holds_float_as_a_width_of_zero(self, kind, signed):
         quantizer = self.make(kind, signed, bits=3, has_target_width=True)
         quantizer.bits = None
         assert float(quantizer.width.numpy()) == 0
         assert quantizer.bits is None
 
+    @pytest.mark.tensorflow
     def test_takes_its_width_from_a_stateless_scope(self, kind, signed):
         quantizer = self.make(kind, signed, bits=2, has_target_width=True)
         x = tf.constant(DENSE)
@@ -167,12 +173,14 @@ class TestEveryActivationQuantizer:
         assert 16 < drawn <= 32
         assert quantizer.bits == 2
 
+    @pytest.mark.tensorflow
     @pytest.mark.parametrize("bits", [3, None])
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
     def test_gives_the_dtype_it_gets(self, kind, signed, dtype, bits):
         quantizer = self.make(kind, signed, bits=bits)
         assert quantizer(tf.cast(DENSE, dtype)).dtype == dtype
 
+    @pytest.mark.tensorflow
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_computes_in_float32_whatever_the_dtype(self, kind, signed, dtype):
         quantizer = self.make(kind, signed, bits=8)
@@ -210,6 +218,7 @@ class TestEveryActivationQuantizer:
         outputs = ACTIVATION_QUANTIZERS[kind](signed=signed)(inputs)
         assert (outputs.shape, outputs.dtype) == (inputs.shape, "bfloat16")
 
+    @pytest.mark.tensorflow
     @pytest.mark.parametrize(
         "values",
         [[0.0], [3.7] * 9, [-2.0], [1.0, 1.0000001], [0.5, 0.50001], [1e-30, 2e-30], [-1e30, 1e30]],
@@ -268,6 +277,7 @@ class TestEveryActivationQuantizer:
         assert again.is_calibrated
         np.testing.assert_array_equal(quantized(again, DENSE), quantized(quantizer, DENSE))
 
+    @pytest.mark.tensorflow
     def test_stays_on_its_grid_under_xla(self, kind, signed):
         quantizer = self.make(kind, signed, bits=2, has_target_width=True)
         compiled = tf.function(quantizer, jit_compile=True)
@@ -453,6 +463,7 @@ POSITIVE = np.linspace(0, 4, 201)[:, None]
 BOTH = np.linspace(-4, 4, 401)[:, None]
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(("signed", "x"), [(False, POSITIVE), (True, BOTH)])
 class TestRecovery:
     """A huge step towards zero output, then y = x regression at 3 bits.
@@ -486,6 +497,7 @@ class TestRecovery:
         assert train(quantizer, x, x, learning_rate=0.1, steps=60) < self.bound(signed)
 
 
+@pytest.mark.tensorflow
 def test_a_huge_step_upwards_recovers_too():
     quantizer = pact(2.0, bits=3)
     train(quantizer, POSITIVE, 1e4, learning_rate=1e-2, steps=1)
@@ -610,6 +622,7 @@ class TestUnsignedLSQPlus:
         assert [variable.name for variable in self.quantizer.trainable_variables] == ["scale"]
 
 
+@pytest.mark.tensorflow
 def test_the_gradient_factor_of_lsq_plus_counts_the_values_of_one_example():
     quantizer = lsq_plus(1.0, shape=(None, 2, 3), bits=2)
     # Above the range the gradient is L = 3 for each of 12 values, times 1 / sqrt(6 * 3).
@@ -654,6 +667,7 @@ def test_lsq_plus_at_width_none_trains_its_range():
     assert to_offset == pytest.approx((below + above) / np.sqrt(15), rel=1e-5)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_a_copy_of_lsq_plus_at_another_width_is_made_with_it(bits):
     copied, made = built(LSQPlus().copy(bits=bits)), built(LSQPlus(bits=bits))
@@ -669,6 +683,7 @@ def test_an_offset_above_zero_recovers():
     assert loss < 2 * (5 / 7) ** 2 / 12
 
 
+@pytest.mark.tensorflow
 def test_an_optimizer_keeps_the_offset_at_or_below_zero():
     quantizer = lsq_plus(0.5, -0.5, bits=3, signed=True)
     train(quantizer, np.full((5, 1), -9.0), 9.0, learning_rate=1e3, steps=1)
@@ -766,18 +781,21 @@ def test_a_fixed_range_at_width_none_clips_to_its_ends():
     np.testing.assert_array_equal(y, np.clip(DENSE, -0.5, 2))
 
 
+@pytest.mark.tensorflow
 def test_a_fixed_range_reaches_from_the_smallest_to_the_largest_value_seen():
     quantizer = built(FixedRange(bits=8))
     quantizer.calibrate(Histogram(np.float32([-0.5, 0.1, 2.0])))
     assert (quantizer.range_low.numpy(), quantizer.range_high.numpy()) == (-0.5, 2.0)
 
 
+@pytest.mark.tensorflow
 def test_a_fixed_range_always_contains_zero():
     quantizer = built(FixedRange(bits=8))
     quantizer.calibrate(Histogram(np.float32([1.5, 2.0])))
     assert (quantizer.range_low.numpy(), quantizer.range_high.numpy()) == (0.0, 2.0)
 
 
+@pytest.mark.tensorflow
 def test_given_ends_are_not_moved_by_calibration():
     quantizer = built(FixedRange(low=0.0, high=1.0))
     quantizer.calibrate(Histogram(np.float32([-5.0, 5.0])))
@@ -791,6 +809,7 @@ def test_a_range_that_is_given_is_never_trained(kind, has_target_width):
     assert quantizer.trainable_variables == []
 
 
+@pytest.mark.tensorflow
 def test_the_ends_of_a_fixed_range_get_no_gradient():
     quantizer = built(FixedRange(bits=3, has_target_width=True))
     ends = [quantizer.range_low.value, quantizer.range_high.value]
@@ -888,6 +907,7 @@ def test_a_histogram_counts_values_at_the_middles_of_its_bins():
     assert histogram.counts.tolist() == [1, 2, 0, 1]
 
 
+@pytest.mark.tensorflow
 def test_calibration_is_for_the_current_width():
     quantizer = built(PACT(bits=8, has_target_width=True))
     quantizer.calibrate(Histogram(samples("relu")))
@@ -909,6 +929,7 @@ def test_lsq_plus_is_calibrated_alike_whatever_width_it_was_made_with(kind):
     assert grids[0] == pytest.approx(grids[1], rel=1e-6)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", ["pact", "lsq_plus"])
 def test_a_tensor_of_zeros_leaves_the_range_alone(kind):
     quantizer = built(ACTIVATION_QUANTIZERS[kind](signed=True))
@@ -917,6 +938,7 @@ def test_a_tensor_of_zeros_leaves_the_range_alone(kind):
     assert [variable.numpy() for variable in quantizer.trainable_variables] == before
 
 
+@pytest.mark.tensorflow
 def test_a_quantizer_that_is_observed_passes_its_input_on():
     quantizer = built(PACT(bits=2))
     seen = []

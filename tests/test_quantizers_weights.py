@@ -21,6 +21,8 @@ from speq_keras.quantizers import (
     register_quantizer,
 )
 
+pytestmark = pytest.mark.every_backend
+
 WIDTHS = range(2, 9)
 NAMES = list(WEIGHT_QUANTIZERS)
 # Sums of some hundred float32 terms: 1e-7 of each. In units of the largest weight.
@@ -116,6 +118,7 @@ class TestEveryWeightQuantizer:
         run_time = quantized(self.make(name, per_channel, bits=bits, has_target_width=True), w)
         np.testing.assert_allclose(run_time, constant, atol=TOLERANCE)
 
+    @pytest.mark.tensorflow
     @pytest.mark.parametrize("bits", [2, 8])
     @pytest.mark.parametrize("value", [0.0, 1e-12, -0.5, 1e4])
     def test_gives_finite_values_and_gradients_for_constant_weights(
@@ -126,6 +129,7 @@ class TestEveryWeightQuantizer:
         assert np.isfinite(quantizer(tf.constant(w))).all()
         assert all(np.isfinite(gradient).all() for gradient in gradients(quantizer, w))
 
+    @pytest.mark.tensorflow
     def test_computes_float16_weights_in_float32(self, name, per_channel):
         w = weights_of().astype("float16")
         quantizer = started(self.make(name, per_channel, bits=4), w.astype("float32"))
@@ -151,6 +155,7 @@ class TestEveryWeightQuantizer:
         }
         assert {key: config[key] for key in wanted} == wanted
 
+    @pytest.mark.tensorflow
     def test_works_under_xla(self, name, per_channel):
         w = weights_of()
         quantizer = started(self.make(name, per_channel, bits=3), w)
@@ -189,6 +194,7 @@ def test_per_tensor_all_channels_share_one_grid(name):
     assert len(np.unique(quantized(WEIGHT_QUANTIZERS[name](bits=3), w))) <= 8
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("name", NAMES)
 class TestRunTimeWidths:
     @pytest.fixture
@@ -435,6 +441,7 @@ class TestLSQ:
         gradient = gradients(quantizer, w)[1]
         np.testing.assert_allclose(gradient, [expected], rtol=1e-3, atol=1e-4)
 
+    @pytest.mark.tensorflow
     def test_keeps_its_range_at_another_width(self, bits):
         w = weights_of()
         quantizer = started(LSQ(bits=4, has_target_width=True), w)
@@ -451,6 +458,7 @@ class TestLSQ:
         )
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_calibration_finds_a_finer_scale_for_wide_lsq(bits, per_channel):
@@ -469,6 +477,7 @@ def test_calibration_finds_a_finer_scale_for_wide_lsq(bits, per_channel):
         assert squared_error(mine, column) < 1.2 * best
 
 
+@pytest.mark.tensorflow
 def test_calibration_leaves_a_trained_lsq_scale_alone():
     w = weights_of()
     quantizer = started(LSQ(bits=8), w)
@@ -484,6 +493,7 @@ def test_a_copy_of_lsq_that_keeps_its_width_keeps_the_width_of_its_scale():
     assert quantizer.copy(name="copy").made_with_bits == 4
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("scale", [0.0, -1e-3, -1e6])
 def test_an_lsq_scale_that_is_not_positive_gives_finite_values_and_gradients(scale):
     w = weights_of()
@@ -502,6 +512,7 @@ def test_the_gradient_to_an_lsq_scale_below_zero_is_alive(scale):
     np.testing.assert_allclose(gradient, upstream((1, 1)) * np.sqrt(3), rtol=1e-5)
 
 
+@pytest.mark.tensorflow
 def test_an_lsq_scale_pushed_below_zero_by_a_huge_step_recovers():
     w = tf.constant(weights_of((50, 4)))
     quantizer = started(LSQ(bits=3), w)
@@ -652,6 +663,7 @@ class Halves(WeightQuantizer):
         return tf.round(weights * 2) / 2
 
 
+@pytest.mark.tensorflow
 def test_a_quantizer_of_ones_own_gets_a_name(restored_registry):
     register_quantizer("halves", Halves)
     q = get_weight_quantizer("halves")(tf.constant([0.3, 1.1]))

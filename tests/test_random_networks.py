@@ -19,7 +19,6 @@ def test_a_random_network_is_its_file_or_is_refused(seed):
     assert not result.is_fault, f"\n{result}"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seeds", MORE_SEEDS, ids=lambda seeds: f"from_{seeds[0]}")
 def test_more_random_networks_are_their_files_or_are_refused(seeds):
     faults = [str(result) for result in map(check, seeds) if result.is_fault]

@@ -16,6 +16,8 @@ import speq_keras
 from speq_keras import QuantizeConfig
 from speq_keras.reporting import Report
 
+pytestmark = pytest.mark.every_backend
+
 
 def images():
     """Boundaries at 8 bits, and between them a depthwise and a transposed convolution at 2."""

@@ -32,7 +32,6 @@ np.savez(weights, **{path.replace("/", "|"): v for path, v in values(model.weigh
 """
 
 
-@pytest.mark.slow  # three processes
 def test_training_killed_in_mid_epoch_and_resumed_is_the_unbroken_one(tmp_path):
     unbroken, resumed = tmp_path / "unbroken.npz", tmp_path / "resumed.npz"
     whole = run(TRAINING, tmp_path / "a", unbroken, 1, -1)

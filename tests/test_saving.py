@@ -17,6 +17,8 @@ import speq_keras
 from speq_keras import SPEQModel, precision
 from speq_keras.quantizers import LSQ, LSQPlus
 
+pytestmark = pytest.mark.every_backend
+
 ROOT = pathlib.Path(__file__).parents[1]
 X = np.random.default_rng(0).normal(size=(8, 5, 4)).astype("float32")
 Y = np.arange(8) % 3
@@ -214,7 +216,6 @@ OWN_QUANTIZER = """
 """
 
 
-@pytest.mark.slow
 def test_a_quantizer_of_ones_own_is_found_where_it_is_registered(tmp_path):
     (tmp_path / "own_quantizer.py").write_text(textwrap.dedent(OWN_QUANTIZER))
     run_fresh(

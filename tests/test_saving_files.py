@@ -132,7 +132,6 @@ print(json.dumps([kill_one(list(WRITERS)[i % len(WRITERS)]) for i in range(kills
 """
 
 
-@pytest.mark.slow  # a process of its own, and 30 of its
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 def test_who_is_killed_while_saving_leaves_the_old_or_the_new_file(tmp_path):
     killed = result_of(KILLS, tmp_path, 30)

@@ -358,7 +358,6 @@ print(json.dumps([keras.backend.backend(), result.to_dict()]))
 """
 
 
-@pytest.mark.slow  # a process of its own
 @pytest.mark.tensorflow
 def test_on_jax_the_search_finds_the_same(tmp_path):
     pytest.importorskip("jax")

@@ -136,7 +136,7 @@ def settled(name, bits):
     return model, x, model.settle()
 
 
-@pytest.mark.parametrize("bits", [pytest.param(2, marks=pytest.mark.slow), 3, 8])
+@pytest.mark.parametrize("bits", [2, 3, 8])
 @pytest.mark.parametrize("name", BODIES)
 def test_after_settling_predict_is_the_file(name, bits, tmp_path):
     model, x, settlement = settled(name, bits)

@@ -73,7 +73,6 @@ def expected(tmp_path_factory):
 NORMALIZED = ("conv_bn_relu", "separable_norm", "transposed")
 
 
-@pytest.mark.slow  # a process of its own
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_and_ranges_are_those_of_tfmot_on_tf_keras(expected, case):
     outputs, ranges = results(tf.keras, tfmot, case)
@@ -83,7 +82,6 @@ def test_outputs_and_ranges_are_those_of_tfmot_on_tf_keras(expected, case):
     assert np.mean(differ) <= (0.003 if case in NORMALIZED else 0)
 
 
-@pytest.mark.slow
 def test_the_tutorial_trains_and_exports(tmp_path):
     with pytest.warns(UserWarning, match="input_shape"):
         float_accuracy, accuracy, model = tutorial(tf.keras, tfmot)
@@ -408,7 +406,6 @@ def trained_for_export(name):
     return model
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conv_bn_relu", "relu_layers", "swish", "separable_norm"])
 def test_exported_codes_are_those_of_the_simulation(tmp_path, name):
     report = trained_for_export(name).export_tflite(tmp_path / "m.tflite", data=images(name, 0))

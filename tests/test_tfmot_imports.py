@@ -22,10 +22,9 @@ ORDERS = [
 ]
 CODE = "import sys; sys.argv[1:] = [sys.argv[1]]; import import_orders; import_orders.main()"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec(TFMOT) is None, reason="tfmot is not installed"),
-]
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec(TFMOT) is None, reason="tfmot is not installed"
+)
 
 
 def without_ours(order):

@@ -98,7 +98,6 @@ def test_activations_have_no_more_values_than_their_width():
     assert len(np.unique(part(digits(64)[0]))) <= 4
 
 
-@pytest.mark.slow
 def test_a_network_is_saved_and_loaded(tmp_path):
     model = speq()
     x = digits(16)[0]
@@ -306,7 +305,6 @@ def test_probabilities_are_distilled_as_their_logits():
     np.testing.assert_allclose(difference - difference[:, :1], 0 * back, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_a_legacy_model_learns_with_speq():
     x, y = digits(1000)
     model = speq()

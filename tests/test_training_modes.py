@@ -80,7 +80,6 @@ def test_one_trace_serves_every_optimizer(traces, name):
     assert len(traces) == 1
 
 
-@pytest.mark.slow  # compiles two models for each
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_that_was_made_before_the_first_step_trains_the_same(name, monkeypatch):
     x, y = data(examples=24)
@@ -120,7 +119,6 @@ def test_several_steps_per_execution_train_as_single_ones_do():
     assert histories[1] == pytest.approx(histories[0], rel=1e-5)
 
 
-@pytest.mark.slow  # XLA takes ten seconds to compile a step
 def test_step_under_xla_computes_what_the_eager_one_does():
     rule = precision.Fixed(8)  # random numbers are others under XLA
     eager = losses_of(quantized_model(teacher_precision=rule), run_eagerly=True)

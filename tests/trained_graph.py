@@ -36,7 +36,7 @@ def compare(model, folded, file, values, arrays):
     """
     results = _Results(file, values)
     found = {}
-    for rounding in TrainedGraph(model).roundings(arrays, folded.steps.places, results):
+    for rounding in TrainedGraph(model).roundings(arrays, folded.folded.places, results):
         if hasattr(rounding, "tensor"):
             assert not rounding.problem, rounding.problem
             allowed = 0.5 + NOISE_STEPS + _operation_steps(file, file.numbers[rounding.tensor])

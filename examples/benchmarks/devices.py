@@ -20,8 +20,7 @@ import device_networks
 import numpy as np
 from absl import app, flags
 
-from speq_keras.export.storage import STORAGES
-from speq_keras.export.tflite.runtimes import missing_reason, run_file
+from speq_keras.export import STORAGES, missing_reason, run_file
 
 FILES = (
     "resnet8-int8",

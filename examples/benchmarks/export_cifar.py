@@ -24,8 +24,6 @@ import numpy as np
 from absl import app, flags
 
 import speq_keras
-from speq_keras.export.session import prove
-from speq_keras.export.tflite.runtimes import run_file
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder of the next imports
 import cifar_data
@@ -49,15 +47,13 @@ flags.DEFINE_integer("batch_size", 128, "Images per step.", 1)
 flags.DEFINE_float("learning_rate", 0.02, "Learning rate at the start; it falls to zero.", 0.0)
 flags.DEFINE_integer("test_examples", 10_000, "Compare classes on so many test images.", 1, 10_000)
 flags.DEFINE_integer("proof_examples", 1_000, "Compare every code on the first so many.", 1)
-flags.DEFINE_enum(
-    "storage", "int8", ("int8", "int4", "int2", "smallest"), "Storage of the weights."
-)
+flags.DEFINE_enum("storage", "int8", speq_keras.export.STORAGES, "Storage of the weights.")
 flags.DEFINE_integer("seed", 0, "Seed of the training.")
 flags.DEFINE_string("data_dir", None, "Folder that holds cifar10/; default ~/tensorflow_datasets.")
 flags.DEFINE_bool("download", False, "Download CIFAR-10 (170 MB) to --data_dir if not there.")
 flags.DEFINE_string("out_dir", "out/benchmarks/export_cifar", "Folder for files and networks.")
 
-PROOF_BATCH = 100  # images whose tensors are in memory together
+PROOF_BATCH = 32  # an export proves itself on so many images
 PREDICT_BATCH = 250
 
 
@@ -128,7 +124,7 @@ def trained_network(name, bits, activation_quantizer, data, path):
     stream = cifar_stream.TrainingStream(
         images, labels, seed=FLAGS.seed, batch_size=FLAGS.batch_size, steps_per_epoch=FLAGS.steps
     )
-    model.fit(stream.dataset, shuffle=False, verbose=2)
+    model.fit(stream.batches(0), steps_per_epoch=FLAGS.steps, shuffle=False, verbose=2)
     model.save(path)
     return model
 
@@ -153,8 +149,8 @@ def compare(model, data, path):
         "before": before,
         "after": after,
         "settlement": dataclasses.asdict(settlement),
-        **proof_of(model, folded, path.read_bytes(), images),
-        "steps_from_ties": steps_from_ties(model, folded, path.read_bytes(), images),
+        **proof_of(model, images, path),
+        "steps_from_ties": steps_from_ties(model, images, path),
         "simulate_s": simulate_s,
         "export_s": report.seconds,
         "bytes": report.bytes,
@@ -169,7 +165,7 @@ def predict_and_file(model, images, labels, path):
     """Returns both accuracies and how often `predict` and the file have the same class."""
     model.export_tflite(path, storage=FLAGS.storage, data=images[:32])
     trained = model.predict(images, batch_size=PREDICT_BATCH, verbose=0).argmax(axis=-1)
-    file = run_file(path.read_bytes(), images)[0].argmax(axis=-1)
+    file = speq_keras.export.run_file(path.read_bytes(), images)[0].argmax(axis=-1)
     return {
         "trained": float(np.mean(trained == labels)),
         "file": float(np.mean(file == labels)),
@@ -178,12 +174,18 @@ def predict_and_file(model, images, labels, path):
     }
 
 
-def proof_of(model, folded, content, images):
-    """Returns what the proof finds on the first images, batch by batch."""
+def proofs(model, images, path):
+    """Yields the proofs of one export after the other, on all images."""
+    for start in range(0, len(images), PROOF_BATCH):
+        batch = images[start : start + PROOF_BATCH]
+        yield model.export_tflite(path, storage=FLAGS.storage, data=batch).proof
+
+
+def proof_of(model, images, path):
+    """Returns what the proof finds on the first images."""
     compared = mismatches = outside = 0
     deviation = 0.0
-    for start in range(0, min(FLAGS.proof_examples, len(images)), PROOF_BATCH):
-        proof, *_ = prove(model, folded, content, [images[start : start + PROOF_BATCH]])
+    for proof in proofs(model, images[: FLAGS.proof_examples], path):
         compared += proof.compared
         mismatches += proof.mismatches
         outside += proof.outside
@@ -196,18 +198,16 @@ def proof_of(model, folded, content, images):
     }
 
 
-def steps_from_ties(model, folded, content, images):
+def steps_from_ties(model, images, path):
     """Returns how far codes of images with another class in the file are from ties, at most.
 
     A code that `predict` has otherwise lies further than half a step from what it rounds, if only
     by the last bits of float32.
     """
     trained = model.predict(images, batch_size=PREDICT_BATCH, verbose=0).argmax(axis=-1)
-    different = np.flatnonzero(trained != run_file(content, images)[0].argmax(axis=-1))
-    if not len(different):
-        return 0.0
-    proof, *_ = prove(model, folded, content, [images[different]])
-    return max(0.0, proof.deviation - 0.5)
+    file = speq_keras.export.run_file(path.read_bytes(), images)[0].argmax(axis=-1)
+    different = images[trained != file]
+    return max((proof.deviation - 0.5 for proof in proofs(model, different, path)), default=0.0)
 
 
 def markdown_table(rows):

@@ -175,10 +175,13 @@ def speq_keras(w_bits, a_bits):
     import keras
 
     import speq_keras
-    from speq_keras.fused_batch_norm import fused
+
+    def copy_fused(layer):
+        is_norm = type(layer) is keras.layers.BatchNormalization
+        kind = speq_keras.BatchNormalization if is_norm else type(layer)
+        return kind.from_config(layer.get_config())
 
     network = resnet8(keras)
-    copy_fused = lambda layer: fused(layer.__class__.from_config(layer.get_config()))  # noqa: E731
     models = {
         "float": keras.models.clone_model(network, clone_function=copy_fused),
         "float, Keras' BN": network,

@@ -26,7 +26,6 @@ from absl import app, flags
 from ai_edge_litert.interpreter import Interpreter
 
 import speq_keras
-from speq_keras.export.tflite.runtimes import partitions
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder of the next import
 import cifar_networks
@@ -38,7 +37,10 @@ flags.DEFINE_list("networks", list(NETWORKS), f"Some of {', '.join(NETWORKS)}.")
 flags.DEFINE_integer("w_bits", 3, "Width of the weights, in bits.", 2, 8)
 flags.DEFINE_integer("a_bits", 3, "Width of the activations, in bits.", 2, 8)
 flags.DEFINE_enum(
-    "activation_quantizer", "pact", ("pact", "lsq_plus"), "How activations are quantized."
+    "activation_quantizer",
+    "pact",
+    speq_keras.quantizers.ACTIVATION_QUANTIZERS,
+    "How activations are quantized.",
 )
 flags.DEFINE_integer("side_px", 224, "Height and width of the images of the two large networks.")
 flags.DEFINE_integer("rounds", 30, "How often each file gets its turn.", 20)
@@ -193,7 +195,7 @@ STOCK = {"stock float32": float32, "stock dynamic range": dynamic_range, STOCK_I
 def describe_file(path, network):
     """Returns what can be read off a file: sizes, partitions, names, float tensors inside."""
     content = path.read_bytes()
-    parts = partitions(content)
+    parts = speq_keras.export.partitions(content)
     interpreter = Interpreter(model_content=content)
     (signature,) = interpreter.get_signature_list().values()
     ends = {

@@ -26,7 +26,6 @@ import tensorflow as tf
 from absl import app, flags
 
 import speq_keras
-from speq_keras.fused_batch_norm import fused
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder of the next import
 import cifar_networks
@@ -173,9 +172,13 @@ def build_models(name, network, images):
 
 def with_fused_batch_norm(network):
     """Returns a copy of a float network."""
-    copy = keras.models.clone_model(
-        network, clone_function=lambda layer: fused(type(layer).from_config(layer.get_config()))
-    )
+
+    def copy_of(layer):
+        is_norm = type(layer) is keras.layers.BatchNormalization
+        kind = speq_keras.BatchNormalization if is_norm else type(layer)
+        return kind.from_config(layer.get_config())
+
+    copy = keras.models.clone_model(network, clone_function=copy_of)
     copy.set_weights(network.get_weights())
     return copy
 

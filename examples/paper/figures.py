@@ -12,8 +12,6 @@ import numpy as np
 from keras import ops
 from matplotlib.figure import Figure
 
-from speq_keras.training.step import self_teacher_logits
-
 GRADIENTS = ("KL, Eq. 7", "dot product, Eq. 9", "cosine")
 
 
@@ -38,19 +36,11 @@ def combination_losses(model, images, labels):
     return combinations, np.array(losses)
 
 
-def loss_of_the_pick(model, images, labels):
-    """Returns the cross-entropy of the logits that the training step takes for the teacher's."""
-    logits = self_teacher_logits(model, model.training_plan(), images, labels, None)
-    cross_entropy = keras.losses.CategoricalCrossentropy(from_logits=True)
-    return float(cross_entropy(labels, logits[0]))
-
-
 class GreedyPicks:
     """An observer that asks, at the end of each piece of training, what the greedy teacher picks.
 
     Adds to the row of the log: `picked_8_bits`, for each layer how often 8 bits are picked over
-    some batches; `combinations`, how many different combinations are; and `pick_error`, the largest
-    difference between the loss of what the training step picks and the least of all losses.
+    some batches; and `combinations`, how many different combinations are.
 
     Args:
         batches: A list of (images, labels).
@@ -60,14 +50,12 @@ class GreedyPicks:
         self.batches = batches
 
     def __call__(self, model, row, epoch_ends):
-        picks, errors = [], []
+        picks = []
         for images, labels in self.batches:
             combinations, losses = combination_losses(model, images, labels)
             picks.append(combinations[losses.argmin()])
-            errors.append(abs(loss_of_the_pick(model, images, labels) - losses.min()))
         row["picked_8_bits"] = (np.array(picks) == 8).mean(axis=0).tolist()
         row["combinations"] = len({tuple(pick) for pick in picks})
-        row["pick_error"] = max(errors)
 
 
 def draw_2a(rows):

@@ -67,11 +67,11 @@ def export_tflite(
     _check_runtimes(runtimes)
     check_model(model)
     examples, labelled = _examples(data, model, steps)
-    folded = fold(model, storage=storage, io=io, softmax=softmax)
-    network = folded.network
+    integer_model = fold(model, storage=storage, io=io, softmax=softmax)
+    network = integer_model.network
     content = write(network, batch_size=batch_size)
     proof, examples, outputs = prove(
-        model, folded, content, examples, batch_size=batch_size, softmax=softmax
+        model, integer_model, content, examples, batch_size=batch_size, softmax=softmax
     )
     if strict and not proof.holds:
         raise RuntimeError(
@@ -79,7 +79,7 @@ def export_tflite(
             f"{describe(path=str(path))} Nothing was written. This is a defect of the export or "
             "of the runtime: please report it; `strict=False` writes the file all the same."
         )
-    inputs = as_network_inputs(folded.steps, network, examples)
+    inputs = as_network_inputs(integer_model.folded, network, examples)
     report = ExportReport(
         path=str(path),
         storage=storage,
@@ -87,11 +87,11 @@ def export_tflite(
         bytes=len(content),
         proof=proof,
         partitions=partitions(content),
-        agreement=_agreement(model, folded, examples, outputs, softmax),
-        accuracy=_accuracy(model, folded, content, labelled) if labelled else None,
-        elsewhere=deviations(content, inputs, runtimes),
+        agreement=_agreement(model, integer_model, examples, outputs, softmax),
+        accuracy=_accuracy(model, integer_model, content, labelled) if labelled else None,
+        other_runtimes=deviations(content, inputs, runtimes),
         on_arm=_on_arm(network, inputs),
-        weights=tuple(_weight_rows(folded.steps, network)),
+        weights=tuple(_weight_rows(integer_model.folded, network)),
         notes=tuple(network.notes),
         micro=micro_needs(content, measure=io != "float32" or "micro" in runtimes),
         seconds=time.monotonic() - start,
@@ -167,12 +167,12 @@ def _class_numbers(batch, model):
     return class_numbers(batch.y, (len(batch), *model.outputs[0].shape[1:]))
 
 
-def _agreement(model, folded, arrays, outputs, softmax):
+def _agreement(model, integer_model, arrays, outputs, softmax):
     """Returns the `Agreement` of `model.predict` and the file's outputs, as the proof saw them."""
     trained = _predict(model, arrays) if softmax else TrainedGraph(model, softmax=False).run(arrays)
     file = [
-        in_float(folded.network.tensors[name], stored)
-        for name, stored in zip(folded.network.outputs, outputs, strict=True)
+        in_float(integer_model.network.tensors[name], stored)
+        for name, stored in zip(integer_model.network.outputs, outputs, strict=True)
     ]
     pairs = list(zip(trained, file, strict=True))
     top1 = None
@@ -186,15 +186,15 @@ def _agreement(model, folded, arrays, outputs, softmax):
     )
 
 
-def _accuracy(model, folded, content, batches):
+def _accuracy(model, integer_model, content, batches):
     """Returns the accuracy of training graph, integer simulation and file, on all batches."""
     right, count, apart = np.zeros(3), 0, 0
     for batch in batches:
         arrays = batch.x
-        inputs = as_network_inputs(folded.steps, folded.network, arrays)
+        inputs = as_network_inputs(integer_model.folded, integer_model.network, arrays)
         outputs = (
             _predict(model, arrays)[0],
-            simulate.simulate(folded.network, inputs)[0],
+            simulate.simulate(integer_model.network, inputs)[0],
             run_file(content, inputs)[0],
         )
         labels = _class_numbers(batch, model)

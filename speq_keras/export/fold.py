@@ -32,7 +32,7 @@ class FoldedModel:
     """A trained model in integers, as a TFLite file holds it.
 
     Attributes:
-        steps: The `FoldedNetwork`: what stands between two roundings is one step.
+        folded: The `FoldedNetwork`: what stands between two roundings is one step.
         network: The `IntegerNetwork`: one node for every operation of the file.
         storage: See `fold`.
         graph: The trained model's own `Graph`, as it was read.
@@ -41,7 +41,7 @@ class FoldedModel:
     `print(folded)` shows one line per step.
     """
 
-    steps: FoldedNetwork
+    folded: FoldedNetwork
     network: IntegerNetwork
     storage: str
     graph: Graph | None = None
@@ -70,7 +70,7 @@ class FoldedModel:
             inputs: As in `predict`; real values whatever the `io`.
             steps: As in `predict`.
         """
-        values = self.steps.inputs
+        values = self.folded.inputs
         expected = Inputs(
             names=tuple(self.network.input_names),
             shapes=tuple(tuple(value.shape)[1:] for value in values),
@@ -78,7 +78,7 @@ class FoldedModel:
             keys=self.keys,
         )
         batches = read(inputs, expected, name="inputs", steps=steps)
-        return simulate.joined([run_steps(self.steps, batch.x) for batch in batches])
+        return simulate.joined([run_steps(self.folded, batch.x) for batch in batches])
 
     def evaluate(self, x, y=None, *, steps=None):
         """Returns the top-1 accuracy of `predict`, 0 to 1.
@@ -100,8 +100,8 @@ class FoldedModel:
         return self.network.notes
 
     def __str__(self):
-        lines = [f"{self.steps.name}: {len(self.steps.steps)} steps"]
-        for step in self.steps.steps:
+        lines = [f"{self.folded.name}: {len(self.folded.steps)} steps"]
+        for step in self.folded.steps:
             grid = step.output.grid
             reads = ", ".join(value.name for value in step.inputs)
             codes = f"{grid.low} ... {grid.high} x {grid.scale:.4g}" if grid else "float"
@@ -150,13 +150,13 @@ def fold(model, *, storage="int8", io="float32", softmax=True):
     softmax = check_bool("softmax", softmax)
     check_model(model)
     graph = read_graph(model)
-    steps = fold_graph(model, graph)
-    store(steps, storage)
+    folded = fold_graph(model, graph)
+    store(folded, storage)
     if not softmax:
-        _drop_last_tables(steps)
-    network = lower(steps, io=io)
+        _drop_last_tables(folded)
+    network = lower(folded, io=io)
     network.metadata.update(metadata_of(model, storage))
-    return FoldedModel(steps, network, storage, graph, inputs_of(model).keys)
+    return FoldedModel(folded, network, storage, graph, inputs_of(model).keys)
 
 
 def metadata_of(model, storage):

@@ -104,7 +104,7 @@ class ExportReport:
         partitions: A `Partitions`: what the default runtime hands to its fast delegate.
         agreement: An `Agreement` of `model.predict` and the file.
         accuracy: An `Accuracy`, or None: no labelled data given.
-        elsewhere: A `Deviation` for each of the other runtimes that were asked for.
+        other_runtimes: A `Deviation` for each of the other runtimes that were asked for.
         on_arm: A `Deviation`, simulated, of what a file with `storage="smallest"` computes on ARM
             and in browsers; None: the same.
         weights: A `WeightRow` per layer.
@@ -121,7 +121,7 @@ class ExportReport:
     partitions: Partitions
     agreement: Agreement
     accuracy: Accuracy | None
-    elsewhere: tuple
+    other_runtimes: tuple
     on_arm: Deviation | None
     weights: tuple
     notes: tuple
@@ -153,7 +153,7 @@ class ExportReport:
         """Returns the report as plain dicts, lists, numbers and strings."""
         plain = dataclasses.asdict(self)
         plain["micro"] = self.micro.to_dict()
-        for name in ("elsewhere", "weights", "notes"):
+        for name in ("other_runtimes", "weights", "notes"):
             plain[name] = list(plain[name])
         plain["proof"]["runtimes"] = list(self.proof.runtimes)
         for name in ("holds", "mismatches", "outside", "deviation", "flat_share"):
@@ -230,7 +230,7 @@ class ExportReport:
             lines.insert(0 if self.accuracy.differs else len(lines), f"  {line}".rstrip())
         if self.on_arm is not None:
             lines.append(f"  {_arm_line(self.on_arm)}")
-        lines += [f"  {_sentence(row)}" for row in self.elsewhere]
+        lines += [f"  {_sentence(row)}" for row in self.other_runtimes]
         lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  {line}" for line in _micro_lines(self)]
         tables = (weight_cells(self.weights), code_cells(proof.tensors))
@@ -246,7 +246,7 @@ class ExportReport:
         yield from flat if self.proof.holds else (figures, codes, *flat)
         if self.on_arm is not None:
             yield _arm_line(self.on_arm)
-        yield from map(_sentence, self.elsewhere)
+        yield from map(_sentence, self.other_runtimes)
         yield from self.notes
 
 

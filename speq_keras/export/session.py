@@ -19,12 +19,12 @@ MOST_DRAWS = 4  # of random inputs
 HOPELESS_SHARE = 0.5
 
 
-def prove(model, folded, content, arrays=None, *, batch_size=1, softmax=True, seed=0):
+def prove(model, integer_model, content, arrays=None, *, batch_size=1, softmax=True, seed=0):
     """Runs a file and compares all of it.
 
     Args:
         model: The `SPEQModel`.
-        folded: The `FoldedModel` that was made of it.
+        integer_model: The `FoldedModel` that was made of it.
         content: The file's bytes.
         arrays: Float inputs, a list; None: random ones that fill the trained ranges, drawn until
             nearly all channels show more than one code.
@@ -36,13 +36,13 @@ def prove(model, folded, content, arrays=None, *, batch_size=1, softmax=True, se
         `(proof, arrays, outputs)`: a `Proof`, the inputs that were used, and what the file made of
         them, lists.
     """
-    session = _Session(model, folded, content, batch_size, softmax)
+    session = _Session(model, integer_model, content, batch_size, softmax)
     if arrays is not None:
         outputs = session.run(arrays)
         return session.proof(generated=False), arrays, outputs
     drawn, made = [], []
     for draw in range(MOST_DRAWS):
-        drawn.append(generate_inputs(folded.steps, seed + draw))
+        drawn.append(generate_inputs(integer_model.folded, seed + draw))
         made.append(session.run(drawn[-1]))
         proof = session.proof(generated=True)
         if not FLAT_SHARE < proof.flat_share <= HOPELESS_SHARE:
@@ -53,11 +53,11 @@ def prove(model, folded, content, arrays=None, *, batch_size=1, softmax=True, se
 class _Session:
     """A file under test: `run` compares one batch after the other, `proof` sums up."""
 
-    def __init__(self, model, folded, content, batch_size, softmax):
-        self.folded, self.steps, self.network = folded, folded.steps, folded.network
+    def __init__(self, model, integer_model, content, batch_size, softmax):
+        self.folded, self.network = integer_model.folded, integer_model.network
         self.content = content
         self.runtimes = [name for name in PROVEN_RUNTIMES if missing_reason(name) is None]
-        self.trained = TrainedGraph(model, softmax=softmax, graph=folded.graph)
+        self.trained = TrainedGraph(model, softmax=softmax, graph=integer_model.graph)
         self.makers = {name: node for node in self.network.nodes for name in node.outputs}
         made = [
             name for name in self.makers if self.network.tensors[name].dtype in (*CODES, *PLAIN)
@@ -65,7 +65,7 @@ class _Session:
         self.extra = [name for name in made if name not in self.network.outputs]
         self.names = [name for name in made if self.network.tensors[name].dtype in CODES]
         self.probe = write(self.network, batch_size=batch_size, extra_outputs=self.extra)
-        self.allowed = allowances(self.steps, self.network, self.makers)
+        self.allowed = allowances(self.folded, self.network, self.makers)
         self.tallies = {name: _Tally(self.network.tensors[name]) for name in self.names}
         self.others = {}  # of codes that no node makes
         self.ends = [_EndTally() for _ in self.network.outputs]
@@ -73,7 +73,7 @@ class _Session:
 
     def run(self, arrays):
         """Compares the file on one batch of float inputs; returns the file's outputs."""
-        inputs = as_network_inputs(self.steps, self.network, arrays)
+        inputs = as_network_inputs(self.folded, self.network, arrays)
         results = run_file(self.probe, inputs)
         values = dict(zip([*self.network.outputs, *self.extra], results, strict=True))
         values.update(zip(self.network.inputs, inputs, strict=True))
@@ -93,7 +93,7 @@ class _Session:
         """Compares the file's codes with the trained graph."""
         results = _Results(self.network, values, outputs)
         place = 0
-        for found in self.trained.roundings(arrays, self.steps.places, results):
+        for found in self.trained.roundings(arrays, self.folded.places, results):
             if isinstance(found, End):
                 self.ends[place].compare(found)
                 place += 1
@@ -115,7 +115,7 @@ class _Session:
             rounded=sum(t.rounded for t in (*self.tallies.values(), *self.others.values())),
             tensors=tuple(rows),
             outputs=tuple(end.row() for end in self.ends),
-            settled=is_settled(self.steps),
+            settled=is_settled(self.folded),
             runtimes=tuple(self.runtimes),
         )
 

@@ -57,15 +57,17 @@ def settle(model, *, storage):
     left = _settle_scales(model, storage, scales)
     biases = _settle_biases(model, storage)
     # Once more, for what is left.
-    folded = fold(model, storage=storage)
-    left += _biases_left(folded.steps) + _kernels_left(folded) + _training_left(model)
+    integer_model = fold(model, storage=storage)
+    left += (
+        _biases_left(integer_model.folded) + _kernels_left(integer_model) + _training_left(model)
+    )
     return Settlement(
         storage=storage, biases=biases, scales=dict(scales.moved), left=tuple(dict.fromkeys(left))
     )
 
 
 def _settle_scales(model, storage, scales):
-    folded = fold(model, storage=storage).steps
+    folded = fold(model, storage=storage).folded
     for step in folded.steps:
         name = getattr(step.quantizer, "name", None)  # codes as they come have none
         is_input = step.kind == "quantize" and step.inputs[0] in folded.inputs
@@ -77,7 +79,7 @@ def _settle_scales(model, storage, scales):
         for relation in relations_of(folded, _owners(folded), scales.prescribed)
         if not scales.settle(relation)
     ]
-    nudged = fold(model, storage=storage).steps.places.scales
+    nudged = fold(model, storage=storage).folded.places.scales
     return left + [f"{name}: its scale is prescribed" for name in scales.take_over(nudged)]
 
 
@@ -95,7 +97,7 @@ def _owners(folded):
 
 
 def _settle_biases(model, storage):
-    folded = fold(model, storage=storage).steps
+    folded = fold(model, storage=storage).folded
     moved = {}
     for step in _steps_with_bias(folded):
         move = move_of(step)
@@ -118,10 +120,10 @@ def _biases_left(folded):
     ]
 
 
-def _kernels_left(folded):
+def _kernels_left(integer_model):
     """Returns sentences on kernels that round by themselves."""
-    left, tensors = [], folded.network.tensors
-    for step in folded.steps.steps:
+    left, tensors = [], integer_model.network.tensors
+    for step in integer_model.folded.steps:
         name = step.nodes[0].name if step.nodes else step.name
         if step.is_float:
             continue
@@ -129,14 +131,14 @@ def _kernels_left(folded):
             left.append(f"{name}: an average with padding 'same' sends halves away from zero")
         elif step.kind == "resize_bilinear" and not _is_exact(step):
             left.append(f"{name}: it interpolates with weights of 11 bits")
-    for node in folded.network.nodes:
+    for node in integer_model.network.nodes:
         weights = tensors[node.inputs[1]] if len(node.inputs) > 1 else None
         off_centre = node.kind == "batch_matmul" and weights.zero_point
         if off_centre or (OPS[node.kind].has_bias and rounds_twice(node.kind, weights)):
             left.append(f"{node.layer}: its kernel rounds twice")
-    if has_islands(folded.network):
+    if has_islands(integer_model.network):
         left.append("layers in float: sums of floats depend on their order")
-    return left + [note for note in folded.notes if "almost constant" in note]
+    return left + [note for note in integer_model.notes if "almost constant" in note]
 
 
 def _is_exact(step):

@@ -7,7 +7,7 @@ import numpy as np
 from speq_keras.export.folding.steps import CannotExport, Value
 from speq_keras.export.lowering.encoding import encoding_of, fused_activation, tensor_of
 from speq_keras.export.tflite.network import IntegerNetwork, Node, Tensor
-from speq_keras.export.tflite.operations import OPS, limits_problem
+from speq_keras.export.tflite.operations import OPS
 
 
 class Builder:
@@ -88,7 +88,7 @@ class Builder:
             layer: As of a `Node`.
 
         Raises:
-            CannotExport: If its kernel does not take the scales.
+            CannotExport: If its kernel does not compute it with these scales.
         """
         node = Node(
             kind=kind,
@@ -98,7 +98,7 @@ class Builder:
             options=options or {},
             layer=layer,
         )
-        problem = limits_problem(node, self.network.tensors)
+        problem = OPS[kind].problem(node, self.network.tensors)
         if problem:
             raise CannotExport(problem, by_ranges=True)
         self.network.nodes.append(node)

@@ -244,12 +244,19 @@ OPS = {
         emit=always("LOGISTIC", quantized=2),
         integer=logistic,
         floating=unary(lambda x: 0.5 + 0.5 * np.tanh(0.5 * x)),
+        demands=(1 / 256, -128),
     ),
-    "tanh": Op(emit=always("TANH", quantized=2), integer=tanh, floating=unary(np.tanh)),
+    "tanh": Op(
+        emit=always("TANH", quantized=2),
+        integer=tanh,
+        floating=unary(np.tanh),
+        demands=(1 / 128, 0),
+    ),
     "softmax": Op(
         emit=always("SOFTMAX", "SoftmaxOptions", quantized=2, beta=1.0),
         integer=softmax,
         floating=float_softmax,
+        demands=(1 / 256, -128),
     ),
     "lookup": Op(emit=_emit_lookup, integer=lookup, floating=None),
     "gelu": Op(

@@ -110,7 +110,7 @@ def _emit_strided_slice(node, tensors, batch_size):
 
 def _copies(emit, kernel):
     """Returns the record of an operation that copies codes, floats and whole numbers alike."""
-    return Op(emit=emit, integer=kernel, floating=kernel)
+    return Op(emit=emit, integer=kernel, floating=kernel, copies=True)
 
 
 OPS = {

@@ -77,12 +77,6 @@ def compute(node, values, tensors, *, elsewhere=False):
     return kernel(values, inputs, output, **options)
 
 
-def limits_problem(node, tensors):
-    """Returns which scales of a node its kernel does not take, as a sentence, or ""."""
-    limits = OPS[node.kind].limits
-    return "" if limits is None else limits.problem(node, tensors)
-
-
 def slack_steps(node, tensors):
     """Returns by how many steps of its output a kernel may be off, beyond the nearest code."""
     op = OPS[node.kind]

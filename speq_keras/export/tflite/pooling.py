@@ -186,12 +186,14 @@ OPS = {
         emit=_emit_pool("AVERAGE_POOL_2D"),
         integer=average_pool_2d,
         floating=float_average_pool_2d,
+        copies=True,
         is_spatial=True,
     ),
     "max_pool_2d": Op(
         emit=_emit_pool("MAX_POOL_2D"),
         integer=max_pool_2d,
         floating=float_max_pool_2d,
+        copies=True,
         is_spatial=True,
     ),
     "mean": Op(emit=_emit_mean, integer=mean, floating=float_mean),
@@ -199,6 +201,7 @@ OPS = {
         emit=_emit_resize("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions"),
         integer=resize_nearest_neighbor,
         floating=resize_nearest_neighbor,
+        copies=True,
         is_spatial=True,
     ),
     "resize_bilinear": Op(
@@ -206,6 +209,7 @@ OPS = {
         integer=resize_bilinear,
         floating=float_resize_bilinear,
         slack=_slack_of_interpolation,
+        copies=True,
         is_spatial=True,
     ),
 }

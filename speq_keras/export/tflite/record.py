@@ -5,6 +5,8 @@
     emit       the operators and options of the TFLite schema     write
     integer    the codes that LiteRT's default runtime computes   simulate, the proof
     floating   the same in float32, for float islands             simulate, the proof
+    copies     whether all its tensors have one grid              lowering, before writing
+    demands    the grid that its kernel demands of its output     lowering, before writing
     limits     the ratios of scales that its kernel takes         lowering, before writing
     slack      by how much its kernel rounds beyond half a step   the proof
     since      the first runtime that has an operator's version   write
@@ -68,6 +70,9 @@ class Op:
         emit: Makes the node's `Operation`, or a list of them.
         integer: Kernel for codes; None: none is needed, it stands in float islands only.
         floating: Kernel for plain numbers; None: it reads or makes codes always.
+        copies: Whether what it makes has the grid of what it reads: it copies codes, or averages
+            them. All others round to the grid of their output.
+        demands: (scale, zero point) that the integer kernel demands of its output, or None.
         limits: `Limits` of scales, or None: any will do.
         slack: (node, tensors) -> steps of the output by which the kernel rounds further than to the
             nearest code, or None.
@@ -81,6 +86,8 @@ class Op:
     emit: typing.Callable
     integer: typing.Callable | None
     floating: typing.Callable | None
+    copies: bool = False
+    demands: tuple | None = None
     limits: Limits | None = None
     slack: typing.Callable | None = None
     since: dict = dataclasses.field(default_factory=dict)
@@ -91,6 +98,18 @@ class Op:
     def __post_init__(self):
         if self.integer is None and self.floating is None:
             raise TypeError("An Op must have a kernel: integer, floating, or both.")
+
+    def problem(self, node, tensors):
+        """Returns why its kernel does not compute a node with these scales, a sentence, or ""."""
+        output = tensors[node.output]
+        if output.scale is None:
+            return ""
+        x, grid = tensors[node.inputs[0]], (output.scale, output.zero_point)
+        if self.copies and (x.scale, x.zero_point) != grid:
+            return "what it makes must have the grid of its input"
+        if self.demands is not None and grid != self.demands:
+            return f"its kernel makes codes of the scale {self.demands[0]:.6g} alone"
+        return "" if self.limits is None else self.limits.problem(node, tensors)
 
 
 # ---- ratios of scales ------------------------------------------------------------------------

@@ -61,6 +61,17 @@ def run_file(content, inputs, *, runtime="default"):
     Raises:
         ValueError: If the runtime is unknown, or the inputs do not fit the graph's.
         RuntimeError: If the runtime cannot load the file or is not installed.
+
+    Example:
+        >>> import keras, pathlib, speq_keras, tempfile
+        >>> network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> model = speq_keras.wrap(network, 4, 8)
+        >>> x = np.random.rand(5, 4).astype("float32")
+        >>> model.calibrate(x, verbose=0)
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "m.tflite")
+        >>> _ = model.export_tflite(path)
+        >>> [y.shape for y in run_file(path.read_bytes(), x)]
+        [(5, 3)]
     """
     check_choice("runtime", runtime, RUNTIMES)
     if isinstance(inputs, np.ndarray):
@@ -96,7 +107,15 @@ def _check_inputs(details, inputs):
 
 
 def missing_reason(runtime):
-    """Returns why a runtime cannot be used here, or None."""
+    """Returns why a runtime cannot be used here, or None.
+
+    Args:
+        runtime: One of `RUNTIMES`.
+
+    Example:
+        >>> missing_reason("reference") is None
+        True
+    """
     check_choice("runtime", runtime, RUNTIMES)
     package = "tflite_micro" if runtime == "micro" else "ai_edge_litert"
     if importlib.util.find_spec(package) is not None:
@@ -114,6 +133,16 @@ def partitions(content):
 
     Args:
         content: The file as bytes.
+
+    Example:
+        >>> import keras, pathlib, speq_keras, tempfile
+        >>> network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> model = speq_keras.wrap(network, 4, 8)
+        >>> model.calibrate(np.random.rand(5, 4).astype("float32"), verbose=0)
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "m.tflite")
+        >>> _ = model.export_tflite(path)
+        >>> partitions(path.read_bytes()).partitions
+        1
     """
     session = _LiteRT(content, "default")
     # The only list of operations there is, delegates included, is a private method.
