@@ -461,11 +461,11 @@ class Plain(layers.Wrapper):
 
 ASKS = {
     "a layer that asks": (lambda: layers.Dropout(0.5), True),
-    "a layer that does not": (lambda: layers.Dense(4), False),
+    "a layer that does not": (lambda: layers.Conv1D(4, 1), False),
     "a wrapper that asks": (lambda: layers.SpectralNormalization(layers.Dense(4)), True),
     "a wrapper that does not": (lambda: Plain(layers.Dropout(0.5)), False),
     "a quantized layer that asks": (lambda: QuantizedLayer(layers.LSTM(4), {}), True),
-    "a quantized layer that does not": (lambda: QuantizedLayer(layers.Dense(4), {}), False),
+    "a quantized layer that does not": (lambda: QuantizedLayer(layers.Conv1D(4, 1), {}), False),
     "an operation": (lambda: make_operation("Relu"), False),
 }
 
