@@ -179,7 +179,7 @@ def check_installed(package, why):
 def brief(error):
     """Returns an error in a few words: its class and its first sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Keras puts a line before what went wrong, and the arguments behind it.
+    # Keras puts a line before what went wrong, and the arguments after it.
     if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
         lines = lines[1:]
     text = lines[0].replace("\x1b[1m", "").replace("\x1b[0m", "") if lines else ""

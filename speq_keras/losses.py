@@ -72,7 +72,7 @@ DISTANCES_TO_ZERO = ("cosine", "kl")
 _REGISTERED: dict = {}  # name: a user's function
 
 
-# ---- losses of one's own -----------------------------------------------------------------------
+# ---- losses of your own ------------------------------------------------------------------------
 
 
 def register_distillation(name, function):

@@ -1,4 +1,4 @@
-"""Who draws the teacher's activation widths: Eq. 1, "Mix", fixed widths, and the greedy Eq. 5.
+"""How the teacher's activation widths are drawn: Eq. 1, "Mix", fixed widths, and the greedy Eq. 5.
 
 A teacher precision proposes *candidates*: rows of widths, one column per quantizer that has the
 target width. One row is the rule; `Greedy` proposes all combinations, and training keeps the row
@@ -40,13 +40,13 @@ class TeacherPrecision:
         raise NotImplementedError
 
     def check(self, quantizer_count):
-        """Raises a ValueError if this rule cannot work with so many quantizers."""
+        """Raises a ValueError if this rule cannot work with this many quantizers."""
 
     def may_differ(self, target_bits):
         """Returns whether the teacher may have another width than the student somewhere.
 
         Args:
-            target_bits: The student's widths n_A, a list; None stands for float.
+            target_bits: The student's widths n_A, a list; None means float.
         """
         return True
 
