@@ -95,7 +95,7 @@ def _load(path, rule):
     if not os.path.isfile(path):
         raise ValueError(f"{rule} {received} There is no such file.")
     try:
-        # Not compiled: losses and metrics of one's own need not be importable here.
+        # Not compiled: the user's losses and metrics need not be importable here.
         return keras.saving.load_model(path, compile=False)
     except Exception as error:  # whatever a damaged archive or a foreign layer makes Keras raise
         raise ValueError(f"{rule} {received} Keras cannot load it: {error}") from error

@@ -29,6 +29,10 @@ def _shown(value):
     return f"{text[:_LONGEST_VALUE]}... of type {type(value).__name__}"
 
 
+def _is_whole(value):
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def check_bits(name, bits, *, optional=True):
     """Returns `bits` as an int (or None) after checking that it is a width a code can have.
 
@@ -39,7 +43,7 @@ def check_bits(name, bits, *, optional=True):
     rule = WIDTH_RULE if optional else WIDTH_RULE.split(",")[0]
     if bits is None and optional:
         return None
-    if isinstance(bits, bool) or not isinstance(bits, numbers.Integral):
+    if not _is_whole(bits):
         raise TypeError(f"`{name}` must be {rule}. {describe(**{name: bits})}")
     if not 2 <= bits <= 8:
         raise ValueError(f"`{name}` must be {rule}. {describe(**{name: bits})}")
@@ -94,10 +98,7 @@ def check_name(name, value, *, optional=False):
 def check_axes(name, axes):
     """Returns `axes` as a tuple of ints after checking that they are different whole numbers."""
     rule = f"`{name}` must be a tuple of whole numbers, each of them another axis"
-    is_whole = isinstance(axes, list | tuple) and all(
-        isinstance(axis, numbers.Integral) and not isinstance(axis, bool) for axis in axes
-    )
-    if not is_whole:
+    if not (isinstance(axes, list | tuple) and all(map(_is_whole, axes))):
         raise TypeError(f"{rule}. {describe(**{name: axes})}")
     if len(set(axes)) < len(axes):
         raise ValueError(f"{rule}. {describe(**{name: axes})}")
@@ -112,7 +113,7 @@ def check_count(name, value, *, high=math.inf, optional=False):
     rule += ", or None" if optional else ""
     if value is None and optional:
         return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if not _is_whole(value):
         raise TypeError(f"`{name}` must be {rule}. {describe(**{name: value})}")
     if not 1 <= value <= high:
         raise ValueError(f"`{name}` must be {rule}. {describe(**{name: value})}")
@@ -124,8 +125,7 @@ def check_seed(seed):
     if seed is None:
         return None
     bits = 63 if keras.backend.backend() == "tensorflow" else 32
-    is_whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-    if not is_whole or not 0 <= seed < 2**bits:
+    if not _is_whole(seed) or not 0 <= seed < 2**bits:
         raise ValueError(
             f"`seed` must be None or a whole number from 0 to 2**{bits} - 1. {describe(seed=seed)}"
         )
@@ -179,7 +179,7 @@ def check_installed(package, why):
 def brief(error):
     """Returns an error in a few words: its class and its first sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Keras puts a line before what went wrong, and the arguments behind it.
+    # Keras puts a line before what went wrong, and the arguments after it.
     if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
         lines = lines[1:]
     text = lines[0].replace("\x1b[1m", "").replace("\x1b[0m", "") if lines else ""

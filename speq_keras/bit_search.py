@@ -95,7 +95,7 @@ class BitSearch:
         """
         path = check_path(path, suffix=".png")
         check_installed("matplotlib", "`plot` draws with Matplotlib")
-        from matplotlib.figure import Figure  # only who draws needs it
+        from matplotlib.figure import Figure  # only drawing needs it
 
         names = list(self.changes)
         changes = np.array(list(self.changes.values()))

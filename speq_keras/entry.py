@@ -53,7 +53,7 @@ def wrap(
     one of the layers with weights before it is. A range that several tensors share is frozen with
     the first of them, and a second quantizer ("conv_requantizer") with the layers that read it.
     Layers of a nested model are named "base.conv"; `model.part("base").trainable = True` unfreezes
-    all of them, where the float `base` itself has no say any more. Compile again, as in Keras.
+    all of them; the float `base` itself no longer counts. Compile again, as in Keras.
 
     Args:
         model: A Functional or built Sequential model; models used as layers in it are flattened,

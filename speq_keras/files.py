@@ -153,7 +153,7 @@ def replacing(path):
     The temporary path ends in the name of `path` (by which Keras tells formats). It lies in a
     hidden folder beside it: only within a file system moving is one step, and the name of a hidden
     file would have to be longer than that of the file. What is written goes onto the disk before it
-    gets its name. Who is killed in between leaves at most the hidden folder behind.
+    gets its name. A process killed in between leaves at most the hidden folder.
 
     A set of several files is written first, and then moved file by file: into a folder that exists,
     where everything else stays; and beside `path` what was written beside the temporary path. A

@@ -1,4 +1,4 @@
-"""A report as a web page that stands alone: one file, no scripts, nothing loaded from anywhere."""
+"""A report as a self-contained web page: one file, no scripts, nothing loaded from anywhere."""
 
 import html
 

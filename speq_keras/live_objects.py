@@ -1,4 +1,4 @@
-"""Functions and classes of one's own, which a config names and only the live layers have.
+"""The user's own functions and classes, which a config names and only the live layers have.
 
 In a config a Lambda's function is code, which Keras does not run for safety, and a function or a
 class that is not registered is a name. A wrapped model has the very objects in its own layers: they

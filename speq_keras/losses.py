@@ -20,6 +20,7 @@ Reference: Boo, Shin, Choi, Sung, "Stochastic Precision Ensemble: Self-Knowledge
 Quantized Deep Neural Networks" (AAAI 2021).
 """
 
+import contextlib
 import dataclasses
 import inspect
 
@@ -71,7 +72,7 @@ DISTANCES_TO_ZERO = ("cosine", "kl")
 _REGISTERED: dict = {}  # name: a user's function
 
 
-# ---- losses of one's own -----------------------------------------------------------------------
+# ---- losses of your own ------------------------------------------------------------------------
 
 
 def register_distillation(name, function):
@@ -133,11 +134,7 @@ class UnknownLoss:
     name: str
     saved: str | dict
 
-    def __call__(self, p, q):
-        """Raises a RuntimeError; so does `refuse`, before anything is computed."""
-        self.refuse()
-
-    def refuse(self):
+    def __call__(self, p=None, q=None):
         """Raises a RuntimeError that says what to do."""
         raise RuntimeError(
             "The distillation loss of a model must be known where it is trained. "
@@ -163,18 +160,16 @@ def check_method(name, method, *, choices=()):
 
 def _check_function(name, function):
     """Returns a function after checking that it can be called with two tensors."""
-    rule = (
-        f"`{name}` must be a function of the probabilities of teacher and student, such as "
-        f"keras.losses.kl_divergence. {describe(**{name: function})}"
-    )
-    if isinstance(function, type) or not callable(function):
-        raise TypeError(rule)
     try:
-        inspect.signature(function).bind(None, None)
+        if isinstance(function, type):
+            raise TypeError("it is a class")
+        with contextlib.suppress(ValueError):  # of one of Python's own, which tells nothing
+            inspect.signature(function).bind(None, None)
     except TypeError as error:
-        raise TypeError(f"{rule} It has other arguments: {error}.") from error
-    except ValueError:  # one of Python's own, which tells nothing
-        pass
+        raise TypeError(
+            f"`{name}` must be a function of the probabilities of teacher and student, such as "
+            f"keras.losses.kl_divergence. {describe(**{name: function})} Here {error}."
+        ) from error
     return function
 
 
@@ -194,8 +189,8 @@ def serialize(method):
             return name
     if hasattr(method, "get_config"):
         return keras.saving.serialize_keras_object(method)
-    name = getattr(method, "__name__", type(method).__name__)
-    if inspect.isfunction(method):
+    name = type(method).__name__
+    if inspect.isroutine(method):
         name = keras.saving.get_registered_name(method)
     return {"function": name, "is_of_keras": getattr(keras.losses, name, None) is method}
 
@@ -213,9 +208,8 @@ def deserialize(saved):
         return saved if is_known else UnknownLoss(saved, saved)
     if "function" in saved:
         name = saved["function"]
-        found = keras.saving.get_registered_object(name)
-        if saved["is_of_keras"]:
-            found = getattr(keras.losses, name, None)
+        known = vars(keras.losses) if saved["is_of_keras"] else None
+        found = keras.saving.get_registered_object(name, module_objects=known)
         return found if callable(found) else UnknownLoss(name, saved)
     try:
         return keras.saving.deserialize_keras_object(saved)
@@ -236,9 +230,9 @@ def is_registered(method):
 
 def _distance_of(method):
     """Returns the loss of a method as a function of log-probabilities."""
-    if isinstance(method, str) and method in _DISTANCES:
-        return _DISTANCES[method]
     if isinstance(method, str):
+        if method in _DISTANCES:
+            return _DISTANCES[method]
         method = _REGISTERED.get(method) or keras.saving.get_registered_object(method)
     # What a `Loss` computes per example; called, it would average.
     function = method.call if isinstance(method, keras.losses.Loss) else method

@@ -246,7 +246,7 @@ class SPEQModel(QuantizedModel):
     # ---- saving --------------------------------------------------------------------------------
 
     def save(self, filepath, *args, **kwargs):
-        """Saves as `SafeSaving.save`; says of a loss of one's own that only its name is saved.
+        """Saves as `SafeSaving.save`, and warns if a loss is not registered: a file has its name.
 
         Example:
             >>> import os, speq_keras, tempfile

@@ -12,7 +12,7 @@ from keras import ops
 
 MAX_BITS = 8
 # Widths are run-time values. A table is exact, where 2**bits computed in float32 is not on every
-# backend. Entry 0 stands for a width of "float" and keeps the divisions finite.
+# backend. Entry 0 is for a width of "float" and keeps the divisions finite.
 _LEVELS = np.array([2**bits - 1 if bits else 255 for bits in range(MAX_BITS + 1)], "float32")
 # The smallest clipping level: below it, divisions by a scale would leave float32.
 SMALLEST_CLIP = 1e-5
@@ -22,7 +22,7 @@ def levels_of(bits):
     """Returns 2**bits − 1, the number of steps of a `bits`-wide code.
 
     Args:
-        bits: Whole number from 2 to 8, or a float32 scalar tensor holding one; 0 stands for float.
+        bits: Whole number from 2 to 8, or a float32 scalar tensor holding one; 0 means float.
 
     Returns:
         A Python float for a Python number, else a float32 scalar tensor.

@@ -1,4 +1,4 @@
-"""Who draws the teacher's activation widths: Eq. 1, "Mix", fixed widths, and the greedy Eq. 5.
+"""How the teacher's activation widths are drawn: Eq. 1, "Mix", fixed widths, and the greedy Eq. 5.
 
 A teacher precision proposes *candidates*: rows of widths, one column per quantizer that has the
 target width. One row is the rule; `Greedy` proposes all combinations, and training keeps the row
@@ -40,13 +40,13 @@ class TeacherPrecision:
         raise NotImplementedError
 
     def check(self, quantizer_count):
-        """Raises a ValueError if this rule cannot work with so many quantizers."""
+        """Raises a ValueError if this rule cannot work with this many quantizers."""
 
     def may_differ(self, target_bits):
         """Returns whether the teacher may have another width than the student somewhere.
 
         Args:
-            target_bits: The student's widths n_A, a list; None stands for float.
+            target_bits: The student's widths n_A, a list; None means float.
         """
         return True
 
@@ -86,8 +86,15 @@ def register(cls):
     return keras.saving.register_keras_serializable(package="speq_keras")(cls)
 
 
+class _Rule(TeacherPrecision):
+    """A rule whose attributes are the constructor's arguments."""
+
+    def get_config(self):
+        return dict(vars(self))
+
+
 @register
-class Bernoulli(TeacherPrecision):
+class Bernoulli(_Rule):
     """Eq. 1: n_A with probability u, n_H with probability 1 − u, for every quantizer and step.
 
     Args:
@@ -115,15 +122,9 @@ class Bernoulli(TeacherPrecision):
     def may_differ(self, target_bits):
         return self.quantization_probability < 1 and _any_other(target_bits, self.teacher_bits)
 
-    def get_config(self):
-        return {
-            "quantization_probability": self.quantization_probability,
-            "teacher_bits": self.teacher_bits,
-        }
-
 
 @register
-class UniformMix(TeacherPrecision):
+class UniformMix(_Rule):
     """Every width from `low_bits` to `high_bits` with the same probability ("Mix" of Table 3).
 
     Args:
@@ -153,12 +154,9 @@ class UniformMix(TeacherPrecision):
     def may_differ(self, target_bits):
         return self.low_bits < self.high_bits or _any_other(target_bits, self.low_bits)
 
-    def get_config(self):
-        return {"low_bits": self.low_bits, "high_bits": self.high_bits}
-
 
 @register
-class Fixed(TeacherPrecision):
+class Fixed(_Rule):
     """The same width for every quantizer and step: u = 0 of Table 3 with `bits` = 8.
 
     Args:
@@ -178,12 +176,9 @@ class Fixed(TeacherPrecision):
     def may_differ(self, target_bits):
         return _any_other(target_bits, self.bits)
 
-    def get_config(self):
-        return {"bits": self.bits}
-
 
 @register
-class Greedy(TeacherPrecision):
+class Greedy(_Rule):
     """Eq. 5: of all 2^L combinations of n_A and n_H the one whose task loss is lowest.
 
     Every step runs 2^L forward passes for L quantizers; more than 12 are refused.
@@ -214,9 +209,6 @@ class Greedy(TeacherPrecision):
 
     def may_differ(self, target_bits):
         return _any_other(target_bits, self.teacher_bits)
-
-    def get_config(self):
-        return {"teacher_bits": self.teacher_bits}
 
 
 def _any_other(target_bits, bits):

@@ -25,7 +25,7 @@ _RANDOM_STATE = "random_state_"
 class QuantizedModel(ExportableModel, FreezingModel):
     """Widths, ranges, reports, saving and float weights of a `SPEQModel`."""
 
-    # Classes of layers of one's own in the float model; `wrap` knows them, a loaded model does not.
+    # The user's own classes of layers in the float model; a loaded model does not know them.
     float_classes = ()
 
     # Arguments are those of a Functional model, because `keras.models.clone_model` builds the clone

@@ -8,6 +8,9 @@ import pytest
 from keras import layers, ops, tree
 
 from speq_keras.graph import Ref, copy_operation, is_functional, read_graph
+from speq_keras.graph.running import takes_training
+from speq_keras.layers import QuantizedLayer
+from speq_keras.operations import make_operation
 
 pytestmark = pytest.mark.every_backend
 
@@ -446,3 +449,38 @@ def test_a_copy_of_a_plain_operation_is_another_object():
     inputs = keras.Input((4,))
     operation = read_graph(keras.Model(inputs, inputs * 2.0)).nodes[0].operation
     assert copy_operation(operation) is not operation
+
+
+# ---- in training or not ----------------------------------------------------------------------
+
+
+class Plain(layers.Wrapper):
+    def call(self, inputs):
+        return self.layer(inputs)
+
+
+ASKS = {
+    "a layer that asks": (lambda: layers.Dropout(0.5), True),
+    "a layer that does not": (lambda: layers.Conv1D(4, 1), False),
+    "a wrapper that asks": (lambda: layers.SpectralNormalization(layers.Dense(4)), True),
+    "a wrapper that does not": (lambda: Plain(layers.Dropout(0.5)), False),
+    "a quantized layer that asks": (lambda: QuantizedLayer(layers.LSTM(4), {}), True),
+    "a quantized layer that does not": (lambda: QuantizedLayer(layers.Conv1D(4, 1), {}), False),
+    "an operation": (lambda: make_operation("Relu"), False),
+}
+
+
+@pytest.mark.parametrize("case", ASKS)
+def test_whether_an_operation_is_told_that_it_computes_as_in_training(case):
+    make, asks = ASKS[case]
+    assert takes_training(make()) == asks
+
+
+def test_training_of_a_nested_model_goes_on_to_its_quantized_layers():
+    inner = keras.Sequential(
+        [keras.Input((3, 4)), QuantizedLayer(layers.LSTM(4, dropout=0.5), {}, name="lstm")]
+    )
+    inputs = keras.Input((3, 4))
+    graph = read_graph(keras.Model(inputs, inner(inputs, training=False)))
+    (node,) = [node for node in graph.nodes if node.name.endswith("lstm")]
+    assert node.kwargs == {"training": False}

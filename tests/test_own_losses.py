@@ -21,6 +21,8 @@ from keras import ops
 from speq_keras import Apprentice, CoStudy, losses, precision
 from speq_keras.losses import DistillationLoss, UnknownLoss, distillation_loss
 
+pytestmark = pytest.mark.every_backend
+
 T = 3.0
 TEACHER = np.array([[2.0, -1.0, 0.5], [0.0, 0.3, -4.0]], "float32")
 STUDENT = np.array([[1.0, 0.0, 0.5], [-2.0, 3.0, 0.1]], "float32")
@@ -53,7 +55,12 @@ class Power:
         return cls(**config)
 
 
-losses.register_distillation("hellinger_by_name", unregistered)
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """Other tests know no more names than the package has."""
+    losses.register_distillation("hellinger_by_name", unregistered)
+    yield
+    del losses._REGISTERED["hellinger_by_name"]
 
 
 def of_numpy(teacher, student, temperature=T):

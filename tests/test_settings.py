@@ -11,6 +11,8 @@ from speq_keras import OscillationDamping, precision
 from speq_keras.provenance import Provenance
 from speq_keras.settings import SettingsText, TrainingSettings
 
+pytestmark = pytest.mark.every_backend
+
 # As version 0.1.0 wrote it into a .keras file, when both were one class.
 OLD_TEXT = """{
     "distillation": "kl", "temperature": 3.0,

@@ -26,7 +26,7 @@ class QuantizeConfig:
             to `wrap`, which `set_bits` changes.
         a_bits: Width of the layer's inputs, likewise. A number is not drawn by the teacher.
         weight_quantizer, activation_quantizer: Name or object. None: `wrap`'s.
-        output_quantizer: `ActivationQuantizer` for what the layer makes: behind its activation
+        output_quantizer: `ActivationQuantizer` for what the layer makes: after its activation
             function, or before one that integer kernels compute by table on a grid of its own
             (softmax, sigmoid, tanh). None: what those who read it demand.
 

@@ -28,7 +28,7 @@ class Quantizer(keras.layers.Layer):
     """Base class of weight and activation quantizers.
 
     A quantizer computes in float32 whatever the dtype policy. Quantizers that have the target width
-    hold it in a non-trainable scalar variable (0 stands for float), so that `set_bits` and the SPEQ
+    hold it in a non-trainable scalar variable (0 means float), so that `set_bits` and the SPEQ
     teacher change it without tracing anything again; all others have a constant width.
 
     Args:
@@ -179,7 +179,7 @@ class ActivationQuantizer(Quantizer):
 
     Args:
         signed: Whether the tensor may be negative. `wrap` decides it from the graph.
-        nonnegative_input: True promises that inputs are never negative (right behind a ReLU) and
+        nonnegative_input: True promises that inputs are never negative (right after a ReLU) and
             saves one pass over the tensor.
         weight_decay: L2 factor on the trainable range; adds factor · α² (LSQ+: s²) to the loss.
 
@@ -311,7 +311,7 @@ class ActivationQuantizer(Quantizer):
 
         Args:
             x: Float32 tensor.
-            bits: Python int, or float32 scalar tensor, in which 0 stands for float and the range is
+            bits: Python int, or float32 scalar tensor, in which 0 means float and the range is
                 that of 8 bits.
             rounds: Whether to round: a Python bool, or a bool scalar tensor.
         """

@@ -48,7 +48,7 @@ class DoReFaActivation(ActivationQuantizer):
 
     Args:
         bits, has_target_width: See `ActivationQuantizer`. Nothing is calibrated; negative values
-            become 0 wherever the quantizer stands.
+            become 0 wherever the quantizer is placed.
 
     Example:
         >>> x = ops.convert_to_tensor([-1.0, 0.3, 5.0])

@@ -31,7 +31,7 @@ import tensorflow as tf  # noqa: E402  # not where another backend computes
 
 
 class _LaterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives the package to who imports it later, with the effects of its own import."""
+    """Gives the package to whatever imports it later, with the effects of its own import."""
 
     def __init__(self, module):
         self.module, self.spec = module, module.__spec__

@@ -3,11 +3,11 @@
 The rules are those of tfmot's `Default8BitQuantizeLayoutTransform`, in its order and with its
 effects, wanted or not, on a graph of Keras 3:
 
-    Conv, BatchNormalization              rounded behind the normalization
-    Conv, BatchNormalization, ReLU        rounded behind the ReLU
-    Dense, BatchNormalization             rounded behind the normalization (and a ReLU once more)
-    Concatenate of 2 to 6 tensors         rounded behind it; outputs before it are not
-    Add, Conv or Dense, then ReLU layer   rounded behind the ReLU; the Conv or Dense keeps float
+    Conv, BatchNormalization              rounded after the normalization
+    Conv, BatchNormalization, ReLU        rounded after the ReLU
+    Dense, BatchNormalization             rounded after the normalization (and a ReLU once more)
+    Concatenate of 2 to 6 tensors         rounded after it; outputs before it are not
+    Add, Conv or Dense, then ReLU layer   rounded after the ReLU; the Conv or Dense keeps float
                                           weights, as it does in tfmot
 
 A rule applies where all its layers are annotated, without a config of the user's (but for the last
@@ -23,7 +23,7 @@ from speq_keras.operations import function_name, fused_function, name_of
 from speq_keras.tfmot.quantizers import FollowedActivations
 from speq_keras.tfmot.translate import LayerQuantizers, OldView, quantizers_of
 
-# What a separable convolution ends in; tfmot puts a reshape behind that of a 1D one.
+# What a separable convolution ends in; tfmot puts a reshape after that of a 1D one.
 _LAST_PARTS = {"SeparableConv2D": "Conv2D", "SeparableConv1D": "Conv2D and reshape"}
 _CONVOLUTIONS = ("Conv2D", "Conv2DTranspose", "DepthwiseConv2D", "Conv2D and reshape")
 _BEFORE_RELU = ("Add", "Conv2D", "Conv2DTranspose", "DepthwiseConv2D", "Dense")
@@ -125,7 +125,7 @@ class Layout:
         return len(names) + self.graph.output_indices.count(index) > 1
 
     def round_behind(self, relu, normalization, class_names):
-        """Rounds once behind a layer, its normalization, and a ReLU (or None) behind both."""
+        """Rounds once after a layer, its normalization, and a ReLU (or None) after both."""
         layer = self.before(normalization, class_names)
         if layer is None or fused_function(layer.operation) is not None:
             return
@@ -136,7 +136,7 @@ class Layout:
         found[-2].config = "output" if relu is None else "nothing"
 
     def round_behind_concatenate(self, node):
-        """Rounds behind a Concatenate and not what goes into it."""
+        """Rounds the output of a Concatenate, and not its inputs."""
         makers = [self.graph.tensors[index].producer for index in node.inputs]
         if not 2 <= len(set(node.inputs)) == len(makers) <= _MOST_CONCATENATED:
             return

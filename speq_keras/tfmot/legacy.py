@@ -143,7 +143,7 @@ class LegacySPEQModel(tf_keras.Model):
         state = [
             variable
             for layer in self.network.layers
-            if not hasattr(layer, "quantizer")  # tfmot's layer behind an input
+            if not hasattr(layer, "quantizer")  # tfmot's layer after an input
             for variable in getattr(layer, "layer", layer).non_trainable_variables
         ]
         before = [tf.identity(variable) for variable in state]

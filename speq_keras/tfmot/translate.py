@@ -2,7 +2,7 @@
 
 tfmot writes quantized tensors over a layer's attributes. Keras 3 layers do not let it, so a config
 is asked here (`get_weights_and_quantizers`, `get_activations_and_quantizers`,
-`get_output_quantizers`) and its setters are not called: what it names stands in the graph.
+`get_output_quantizers`) and its setters are not called: what it names is put into the graph.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from speq_keras.operations import fused_function
 from speq_keras.tfmot.importing import tf_keras, tfmot
 from speq_keras.tfmot.quantizers import activation_quantizer, weight_quantizer
 
-# Integer kernels fuse some functions into what stands before them, and compute others by table.
+# Integer kernels fuse some functions into the operation before them, and compute others by table.
 _ROUNDED_BEFORE = {"softmax", "sigmoid", "tanh", "gelu"}
 _ROUNDED_AFTER = {"linear", "relu", "silu", "gelu"}
 # Names in Keras 3, and what tfmot's own configs know them by.
@@ -30,8 +30,8 @@ class LayerQuantizers:
     Attributes:
         weights: {attribute: `WeightQuantizer`}.
         before: `ActivationQuantizer` between the layer and its activation function, or None.
-        after: `ActivationQuantizer` behind the function, or None.
-        output: `ActivationQuantizer` behind that, or None.
+        after: `ActivationQuantizer` after the function, or None.
+        output: `ActivationQuantizer` after that, or None.
     """
 
     weights: dict = dataclasses.field(default_factory=dict)

@@ -68,7 +68,7 @@ def find_heads(model, loss=None):
 
 
 def _end_of(graph, index):
-    """Returns the node that makes an output, behind quantizers and linear activations."""
+    """Returns the node that makes an output, before quantizers and linear activations."""
     node = graph.tensors[index].producer
     while node is not None and (
         isinstance(node.operation, ActivationQuantizer) or function_name(node.operation) == "linear"

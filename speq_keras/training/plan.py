@@ -58,10 +58,9 @@ def make_plan(model, warn):
             "This model was trained with an external teacher, which is not saved with it. Set "
             "`model.teacher` to that model, or to None to train without."
         )
-    used = (model.distillation, model.teacher_distillation if model.teacher is not None else None)
-    for loss in used:
+    for loss in (model.distillation, model.teacher and model.teacher_distillation):
         if isinstance(loss, UnknownLoss):
-            loss.refuse()
+            loss()
     heads, others = (), []
     if model.distillation is not None or model.teacher is not None:
         heads, others = find_heads(model)

@@ -46,7 +46,7 @@ class _Builder:
         return self.values[index]
 
     def round(self, index):
-        """Puts the quantizers of a tensor behind it."""
+        """Applies the quantizers of a tensor."""
         for spec in self.placement.at.get(index, []):
             quantizer = self.quantizer_of(spec)
             # A quantizer with a `call` of its own need not know the argument.

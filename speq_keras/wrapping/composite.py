@@ -4,7 +4,7 @@ A composite layer is taken apart by calling its `call` on symbolic tensors. Vari
 itself are tensors, too, while it runs: each is made by a `Weight`. The result stands for the layer
 only if every weight of the layer belongs to a layer of that graph, if it is the same graph in
 training, and if both compute the same of random data (`composite_check`). Otherwise the layer stays
-one node, and `Expander.reasons` says why. So does a layer behind `Embedding(mask_zero=True)` or
+one node, and `Expander.reasons` says why. So does a layer after `Embedding(mask_zero=True)` or
 `Masking`: a mask has to be given as an argument to be seen.
 
 `ops.dot_product_attention`, which Keras' attention layers call where they have no dropout, is

@@ -2,7 +2,7 @@
 
 A tensor belongs to the layer that makes it, whatever that layer was taken apart into. Made by a
 layer or operation without weights (an activation, a sum) or by a BatchNormalization, it belongs to
-the nearest layers with weights before it as well, and stands still when all of these do. What is
+the nearest layers with weights before it as well, and is frozen when all of these are. What is
 made of the model's inputs by nobody who learns belongs to the layers that read it. A second
 quantizer, in front of readers of another width, belongs to those.
 """
