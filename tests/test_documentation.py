@@ -1,14 +1,11 @@
 """What the documents show is what runs."""
 
-import importlib
-import inspect
 import pathlib
 import re
 
 import keras
 import pytest
 from c_compiler import compiled_bytes, needs_compiler
-from public_api import MODULES, public_names
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -143,35 +140,6 @@ def test_commands_are_found_on_the_page_of_results():
     found = list(commands_in(text))
     assert len(found) >= 10
     assert sum(len(flags) for _, flags in found) >= 40
-
-
-def public_functions():
-    """Yields (name, docstring) of what users call; Keras documents what it has itself."""
-    import speq_keras
-
-    for module in set(MODULES) - {"speq_keras.tfmot"}:
-        for name in public_names(module):
-            thing = getattr(importlib.import_module(module), name)
-            if inspect.isfunction(thing) or (inspect.isclass(thing) and name not in NOT_CALLED):
-                yield f"{module}.{name}", thing.__doc__
-    for name in dir(speq_keras.SPEQModel):
-        method = getattr(speq_keras.SPEQModel, name)
-        is_keras = hasattr(keras.Model, name)  # documented there
-        if inspect.isfunction(method) and not name.startswith("_") and not is_keras:
-            yield f"SPEQModel.{name}", method.__doc__
-
-
-# Bases of one's own classes, whose example is `register_quantizer`'s, and results of functions.
-NOT_CALLED = {
-    *("ActivationQuantizer", "Quantizer", "TeacherPrecision", "WeightQuantizer"),
-    "BitSearch",
-}
-
-
-def test_every_public_function_has_an_example():
-    found = dict(public_functions())
-    assert {"speq_keras.wrap", "SPEQModel.calibrate", "speq_keras.search_bits"} <= set(found)
-    assert [name for name, text in found.items() if ">>>" not in text] == []
 
 
 def test_every_program_is_listed_for_those_who_look_for_one():

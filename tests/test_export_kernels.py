@@ -717,13 +717,6 @@ def test_bilinear_interpolation_rounds_ties_up(factor, half_pixel_centers):
 FUNCTIONS = {
     "logistic": (lambda x: 1 / (1 + math.exp(-x)), 1 / 256, -128, {}),
     "tanh": (math.tanh, 1 / 128, 0, {}),
-    "gelu": (lambda x: x / 2 * math.erfc(-x / math.sqrt(2)), 0.0297, -60, {"approximate": False}),
-    "gelu approximate": (
-        lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-        0.0297,
-        -60,
-        {"approximate": True},
-    ),
 }
 
 

@@ -68,7 +68,15 @@ METHODS = {
     "TANH": "AddTanh",
     "TRANSPOSE": "AddTranspose",
     "TRANSPOSE_CONV": "AddTransposeConv",
-    # Written by nobody here today, and spelled in ways of their own.
+    # Written by nobody here today, and some of them spelled in ways of their own.
+    "DEPTH_TO_SPACE": "AddDepthToSpace",
+    "PACK": "AddPack",
+    "REDUCE_MAX": "AddReduceMax",
+    "SELECT_V2": "AddSelectV2",
+    "SPACE_TO_DEPTH": "AddSpaceToDepth",
+    "SPLIT": "AddSplit",
+    "SUM": "AddSum",
+    "UNPACK": "AddUnpack",
     "BATCH_TO_SPACE_ND": "AddBatchToSpaceNd",
     "CUMSUM": "AddCumSum",
     "L2_POOL_2D": "AddL2Pool2D",
@@ -76,7 +84,7 @@ METHODS = {
     "REVERSE_V2": "AddReverseV2",
     "UNIDIRECTIONAL_SEQUENCE_LSTM": "AddUnidirectionalSequenceLSTM",
 }
-WITHOUT_KERNEL = {"GELU", "POW"}
+WITHOUT_KERNEL = {"GELU"}
 
 
 def test_methods_are_spelled_as_in_the_header():

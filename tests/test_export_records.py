@@ -63,41 +63,9 @@ def test_layers_that_change_nothing_do_so_by_their_row():
     assert not changes_nothing(layers.Flatten())
 
 
-COPIES = {
-    "reshape": lambda x: layers.Reshape((16, 16))(x),
-    "transpose": lambda x: layers.Permute((2, 1, 3))(x),
-    "max_pool_2d": lambda x: layers.MaxPooling2D()(x),
-    "average_pool_2d": lambda x: layers.AveragePooling2D(3, padding="same")(x),
-    "resize_nearest_neighbor": lambda x: layers.UpSampling2D()(x),
-    "resize_bilinear": lambda x: layers.UpSampling2D(interpolation="bilinear")(x),
-    "strided_slice": lambda x: layers.Cropping2D()(x),
-    "pad": lambda x: layers.ZeroPadding2D()(x),
-    "mirror_pad": lambda x: keras.ops.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="reflect"),
-    "concatenation": lambda x: layers.Concatenate()([x, x]),
-}
-
-
-@pytest.mark.parametrize("kind", COPIES)
-def test_what_copies_in_training_copies_in_the_file(kind):
-    inputs = keras.Input((8, 8, 4))
-    outputs = layers.Conv2D(3, 1)(COPIES[kind](inputs) if kind != "reshape" else inputs)
-    if kind == "reshape":
-        outputs = COPIES[kind](layers.Conv2D(4, 1)(inputs))
-    model = speq_keras.wrap(keras.Model(inputs, outputs), 3, 3, distillation=None)
-    model.calibrate(np.random.default_rng(0).normal(size=(8, 8, 8, 4)), verbose=0)
-    network = speq_keras.fold(model).network
-    found = [node for node in network.nodes if node.kind == kind]
-    assert found
-    for node in found:
-        ends = [network.tensors[name] for name in (node.inputs[0], node.output)]
-        assert ends[0].scale == ends[1].scale
-        assert ends[0].zero_point == ends[1].zero_point
-        assert OPS[kind].copies
-
-
-def test_other_operations_round_to_a_grid_of_their_own():
+def test_all_that_moves_and_pools_but_means_keeps_the_grid():
     copying = {name for name, op in OPS.items() if op.copies}
-    assert copying == {*COPIES, "gather"}
+    assert copying == {*moving.OPS, *pooling.OPS} - {"mean"}
 
 
 FUNCTIONS = {"Sigmoid": "logistic", "Tanh": "tanh", "Softmax": "softmax"}

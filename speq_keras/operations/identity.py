@@ -157,7 +157,7 @@ def operation_classes(calls):
 
 
 def _make_classes(calls):
-    x = keras.Input(batch_shape=(1, 2, 2, 2))
+    x = keras.Input(batch_shape=(1, 4, 4, 4))
     made = [keras.tree.flatten(call(x))[0] for call in calls]
     model = keras.Model(x, made)
     makers = {id(keras.tree.flatten(op.output)[0]): type(op) for op in model.operations}

@@ -128,6 +128,7 @@ _OPERATIONS = (
     ("Ravel", lambda x: ops.ravel(x), Kind.CARRY, "", ""),
     ("Repeat", lambda x: ops.repeat(x, 2, 1), Kind.CARRY, "repeats axis", ""),
     ("Flip", lambda x: ops.flip(x), Kind.CARRY, "axis", ""),
+    ("DepthToSpace", lambda x: ops.depth_to_space(x, 2), Kind.CARRY, "block_size", ""),
     ("Split", lambda x: ops.split(x, 2, 1), Kind.CARRY, "indices_or_sections axis", ""),
     ("Unstack", lambda x: ops.unstack(x, axis=1), Kind.CARRY, "num axis", ""),
     ("Max", lambda x: ops.max(x, 1), Kind.CARRY, "axis keepdims", ""),

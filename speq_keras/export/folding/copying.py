@@ -112,6 +112,10 @@ def slice_sizes(options):
     return [None if end is None else -(-(end - begin) // stride) for begin, end, stride in ends]
 
 
+def _depth_to_space(operation, node, shape):
+    return "depth_to_space", {"block_size": operation.block_size}
+
+
 def _zero_padding(operation, node, shape):
     padding = operation.padding
     pairs = [padding] if isinstance(padding[0], int) else padding
@@ -230,6 +234,7 @@ COPYING = {
     "Transpose": _transpose,
     "Swapaxes": _swap,
     "Moveaxis": _move,
+    "DepthToSpace": _depth_to_space,
     "GetItem": _get_item,
     "Pad": _pad,
     "Repeat": _repeat,

@@ -7,7 +7,6 @@ import numpy as np
 from speq_keras.export.tflite.elementwise import binary, unary
 from speq_keras.export.tflite.network import CODES, Tensor
 from speq_keras.export.tflite.record import (
-    Limits,
     Op,
     Operation,
     always,
@@ -16,22 +15,19 @@ from speq_keras.export.tflite.record import (
     version_of,
 )
 from speq_keras.export.tflite.rounding import (
-    divide_by_power_of_two,
-    doubling_high_product,
-    fixed_point,
     round_half_away,
     store,
 )
 
 
 def logistic(values, inputs, output):
-    """Sigmoid, 1 / (1 + e^−x)."""
+    """Sigmoid, 1 / (1 + e^−x), to even, by a table."""
     with np.errstate(over="ignore"):  # 1 / inf is the 0 that is meant
         return _look_up(values, _table(inputs[0], output, lambda x: 1 / (1 + np.exp(-x))))
 
 
 def tanh(values, inputs, output):
-    """Hyperbolic tangent."""
+    """Hyperbolic tangent, to even, by a table."""
     return _look_up(values, _table(inputs[0], output, np.tanh))
 
 
@@ -52,58 +48,11 @@ def softmax(values, inputs, output):
     return store(round_half_away(scaled) + output.zero_point, output)
 
 
-def gelu(values, inputs, output, *, approximate=False):
-    """Product x·Φ(x), or its tanh form: a builtin kernel, ties away from zero."""
-    x = _real(inputs[0])
-    half = np.float32(0.5) * x
-    if approximate:
-        inner = np.float32(math.sqrt(2 / math.pi)) * x
-        inner = inner * (np.float32(1) + np.float32(0.044715) * x * x)
-        result = half * (np.float32(1) + np.tanh(inner.astype(np.float64)).astype(np.float32))
-    else:
-        scaled = x * np.float32(-math.sqrt(0.5))
-        result = half * np.array([math.erfc(v) for v in scaled], np.float32)
-    scaled = result * (np.float32(1) / np.float32(output.scale))
-    return _look_up(values, store(round_half_away(scaled) + output.zero_point, output))
-
-
-def leaky_relu(values, inputs, output, *, alpha):
-    """Where x ≥ 0 x, else α·x, with factors that XNNPACK rounds to multiples of 1/256.
-
-    y = (((x − z_x)·m + 128) >> 8) + z_y,   m = round(256·s_x/s_y), or round(256·α·s_x/s_y)
-    """
-    centred = _codes(inputs[0]) - inputs[0].zero_point
-    ratio = np.float32(inputs[0].scale) / np.float32(output.scale)
-    positive = int(np.rint(np.float32(256) * ratio))
-    negative = int(np.rint(np.float32(256) * (ratio * np.float32(alpha))))
-    product = centred * np.where(centred > 0, positive, negative)
-    return _look_up(values, store(((product + 128) >> 8) + output.zero_point, output))
-
-
-def hard_swish(values, inputs, output):
-    """Product x · clip(x + 3, 0, 6) / 6 in the 16-bit fixed point of the builtin kernel."""
-    fine_scale = np.float32(1 / 128) * np.float32(inputs[0].scale)
-    to_output, output_shift = _fixed_point_16(float(fine_scale / np.float32(output.scale)))
-    to_gate, gate_shift = _fixed_point_16(float(fine_scale / np.float32(3 / 32768)))
-    fine = (_codes(inputs[0]) - inputs[0].zero_point) * 128
-    scaled = doubling_high_product(fine, to_output, bits=16)
-    gate = fine
-    if gate_shift > 0:
-        gate = _clip_16(gate << (gate_shift - 1))
-    gate = doubling_high_product(gate, to_gate, bits=16)
-    if gate_shift > 0:
-        gate = _clip_16(gate << 1)
-    elif gate_shift < 0:
-        gate = divide_by_power_of_two(gate, -gate_shift)
-    gate = (gate + 2**15) >> 1
-    product = gate * scaled
-    product = np.minimum(np.sign(product) * (np.abs(product) >> 15), 2**15 - 1)
-    result = divide_by_power_of_two(product, -output_shift)
-    return _look_up(values, store(result + output.zero_point, output))
-
-
 def lookup(values, inputs, output):
-    """Any function of one code: table[code + 128], or with 256 per channel table[c·256 + ...]."""
+    """Any function of one code: table[code + 128], or with 256 per channel table[c·256 + ...].
+
+    Written as CAST, ADD and GATHER, which are builtin kernels.
+    """
     x, table = values
     channels = len(table) // 256
     return table[x.astype(np.int32) + 128 + 256 * np.arange(channels)]
@@ -128,15 +77,6 @@ def _table(tensor, output, function):
 
 def _look_up(values, table):
     return table[values[0].astype(np.int16) - CODES[str(values[0].dtype)][0]]
-
-
-def _fixed_point_16(multiplier):
-    mantissa, exponent = fixed_point(multiplier)
-    return min((mantissa + 2**15) >> 16, 2**15 - 1), exponent
-
-
-def _clip_16(values):
-    return np.clip(values, -(2**15), 2**15 - 1)
 
 
 # ---- in float ---------------------------------------------------------------------------------
@@ -226,19 +166,6 @@ def _emit_lookup(node, tensors, batch_size):
 # ---- records ---------------------------------------------------------------------------------
 
 
-def _leaky_ratios(node, tensors):
-    x, output = (np.float32(tensors[name].scale) for name in (node.inputs[0], node.output))
-    ratio = x / output
-    return np.array([ratio, abs(ratio * np.float32(node.options["alpha"]))], np.float32)
-
-
-_LEAKY = Limits(
-    low=2**-8,
-    high=2**7,
-    ratios=_leaky_ratios,
-    says="its input has {:.3g} times the step of its output, and kernels take less than 128",
-)
-
 OPS = {
     "logistic": Op(
         emit=always("LOGISTIC", quantized=2),
@@ -259,26 +186,18 @@ OPS = {
         demands=(1 / 256, -128),
     ),
     "lookup": Op(emit=_emit_lookup, integer=lookup, floating=None),
-    "gelu": Op(
-        emit=_emit_gelu,
-        integer=gelu,
-        floating=float_gelu,
-        since={1: (2, 9, 0), 2: (2, 9, 0)},
-    ),
-    "hard_swish": Op(
-        emit=always("HARD_SWISH", "HardSwishOptions"),
-        integer=hard_swish,
-        floating=unary(lambda x: x * np.clip(x + 3, 0, 6) / 6),
-    ),
-    "leaky_relu": Op(
-        emit=_emit_leaky_relu,
-        integer=leaky_relu,
-        floating=float_leaky_relu,
-        limits=_LEAKY,
-    ),
     # In float islands only: codes have ReLU as a clipping, and the others in a table.
     "relu": Op(emit=always("RELU"), integer=None, floating=unary(lambda x: np.maximum(x, 0))),
     "relu6": Op(emit=always("RELU6"), integer=None, floating=unary(lambda x: np.clip(x, 0, 6))),
+    "hard_swish": Op(
+        emit=always("HARD_SWISH", "HardSwishOptions"),
+        integer=None,
+        floating=unary(lambda x: x * np.clip(x + 3, 0, 6) / 6),
+    ),
+    "gelu": Op(
+        emit=_emit_gelu, integer=None, floating=float_gelu, since={1: (2, 9, 0), 2: (2, 9, 0)}
+    ),
+    "leaky_relu": Op(emit=_emit_leaky_relu, integer=None, floating=float_leaky_relu),
     "elu": Op(
         emit=always("ELU"),
         integer=None,

@@ -6,7 +6,7 @@ from speq_keras.export.tflite.record import Op, activation_of, constant_of, oper
 
 
 def concatenation(values, inputs, output, *, axis, activation="none"):
-    """Joins tensors of one scale and zero point."""
+    """Joins tensors of one grid; of more than 5 a builtin kernel."""
     return np.concatenate(values, axis=axis)
 
 
@@ -16,7 +16,7 @@ def gather(values, inputs, output, *, axis=0):
 
 
 def reshape(values, inputs, output, *, shape):
-    """Gives every example another shape."""
+    """Gives every example another shape; None stands for the batch."""
     return values[0].reshape([-1 if size is None else size for size in shape])
 
 
@@ -25,19 +25,31 @@ def transpose(values, inputs, output, *, permutation):
     return np.ascontiguousarray(values[0].transpose(permutation))
 
 
+def depth_to_space(values, inputs, output, *, block_size):
+    """Spreads the channels of a pixel over a block of pixels, row by row."""
+    (x,) = values
+    count, height, width, channels = x.shape
+    x = x.reshape(count, height, width, block_size, block_size, channels // block_size**2)
+    x = x.transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(count, height * block_size, width * block_size, -1)
+
+
 def pad(values, inputs, output, *, paddings):
-    """Surrounds the tensor with zeros: stored as the zero point."""
+    """Surrounds the tensor with zeros, stored as the zero point: (before, after) for each axis."""
     value = inputs[0].zero_point if inputs[0].scale is not None else 0
     return np.pad(values[0], [tuple(pair) for pair in paddings], constant_values=value)
 
 
 def mirror_pad(values, inputs, output, *, paddings, mode):
-    """Surrounds the tensor with itself, mirrored: without ("reflect") or with its edge."""
+    """Surrounds the tensor with its mirror image: "reflect" without its edge, "symmetric" with it.
+
+    A builtin kernel.
+    """
     return np.pad(values[0], [tuple(pair) for pair in paddings], mode=mode)
 
 
 def strided_slice(values, inputs, output, *, begin, end, strides):
-    """Cuts a piece out."""
+    """Cuts a piece out: 0, None, 1 leaves the batch; by steps a builtin kernel."""
     slices = tuple(slice(*limits) for limits in zip(begin, end, strides, strict=True))
     return np.ascontiguousarray(values[0][slices])
 
@@ -70,6 +82,13 @@ def _emit_transpose(node, tensors, batch_size):
     order = [constant_of(node, "permutation", node.options["permutation"])]
     version = {5: 4, 6: 6}.get(rank, version_of(node, tensors))
     return operation_of(node, "TRANSPOSE", "TransposeOptions", more_inputs=order, version=version)
+
+
+def _emit_depth_to_space(node, tensors, batch_size):
+    size, version = int(node.options["block_size"]), version_of(node, tensors)
+    return operation_of(
+        node, "DEPTH_TO_SPACE", "DepthToSpaceOptions", version=version, blockSize=size
+    )
 
 
 def _emit_pad(node, tensors, batch_size):
@@ -115,6 +134,7 @@ def _copies(emit, kernel):
 
 OPS = {
     "concatenation": _copies(_emit_concatenation, concatenation),
+    "depth_to_space": _copies(_emit_depth_to_space, depth_to_space),
     "gather": _copies(_emit_gather, gather),
     "reshape": _copies(_emit_reshape, reshape),
     "transpose": _copies(_emit_transpose, transpose),

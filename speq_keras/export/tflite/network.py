@@ -1,39 +1,8 @@
 """The integer network as plain data: tensors, and nodes that are one TFLite operation each.
 
-    kind                      inputs                      options
-    ------------------------  --------------------------  -----------------------------------------
-    quantize                  x float32 (or uint8, int8)  -
-    dequantize                x int8                      -
-    conv_2d                   x, filter OHWI, bias        strides, dilations, padding
-    depthwise_conv_2d         x, filter 1HW(C·M), bias    strides, dilations, padding, multiplier
-    fully_connected           x, filter OI, bias          keep_num_dims
-    batch_matmul              x, y                        -
-    transpose_conv            x, filter OHWI, bias        strides, padding, output_size (H, W)
-    add, sub, mul             a, b                        -
-    average_pool_2d           x                           size, strides, padding
-    max_pool_2d               x                           size, strides, padding
-    mean                      x                           axes, keep_dims
-    concatenation             x, ...                      axis
-    reshape                   x                           shape (None: batch)
-    transpose                 x                           permutation
-    pad                       x                           paddings, one (before, after) per axis
-    mirror_pad                x                           paddings, mode ("reflect", "symmetric")
-    strided_slice             x                           begin, end, strides (one per axis; the
-                                                          batch axis is 0, None, 1)
-    resize_nearest_neighbor   x                           size, half_pixel_centers
-    resize_bilinear           x                           size, half_pixel_centers
-    logistic, tanh, elu       x                           -
-    hard_swish                x                           -
-    gelu                      x                           approximate
-    leaky_relu                x                           alpha
-    prelu                     x, alpha                    -
-    softmax                   x                           - (last axis, beta 1)
-    lookup                    x, table of 256 int8        - (any function of one code; the writer
-                              (of each channel)           expands it to CAST, ADD, GATHER)
-
-`padding` is "same" or "valid"; `strides`, `dilations` and `size` are (height, width). Nodes whose
-tensors are float32 compute in float; nodes of the kinds that the table does not name are float
-only (`exp`, `rsqrt`, ...), and belong to float islands.
+The kinds of nodes are those of `operations.OPS`. What a node reads and which options it has is what
+its kernel there takes: `padding` is "same" or "valid", `strides`, `dilations` and `size` are
+(height, width). Nodes whose tensors have no scale compute with plain numbers, in float islands.
 """
 
 import dataclasses
@@ -44,7 +13,6 @@ from speq_keras.graph.names import free_name
 
 # Smallest and largest stored value by dtype.
 CODES = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7), "int2": (-2, 1)}
-ACTIVATIONS = ("none", "relu", "relu6", "relu_n1_to_1")
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -1,22 +1,8 @@
 """The table of all operations that a file can have, `OPS`, and what is asked of it.
 
 The integers are those of LiteRT's default runtime, bit for bit: XNNPACK on x86 and, for the
-operations that XNNPACK leaves alone, the builtin kernel.
-
-    module       rounds
-    -----------  -------------------------------------------------------------------------
-    products     conv_2d, depthwise_conv_2d, fully_connected, transpose_conv: float32, even;
-                 batch_matmul: float32, even, or* fixed point, twice
-    elementwise  mul: float32, even; add, sub: fixed point, up
-    functions    logistic, tanh: float32, even; leaky_relu: 1/256, up; gelu*: float32, away
-                 from zero; hard_swish*: 16-bit fixed point; softmax*: away from zero;
-                 lookup*: does not round
-    pooling      mean: float32, even; resize_bilinear: 1/2048, up; average_pool_2d*: away
-                 from zero; max_pool_2d, resize_nearest_neighbor*: do not round
-    moving       do not round; mirror_pad*, concatenation* of more than 5 tensors,
-                 strided_slice* by steps
-
-    * a builtin kernel, which ends an XNNPACK partition
+operations that XNNPACK leaves alone, the builtin kernel, which ends an XNNPACK partition. What is
+said of a kernel's rounding stands at its function: to even, up, or away from zero.
 
 Float kernels add in an order of their own, so `floating` agrees with the runtime to float32
 rounding and not bit for bit.

@@ -1,9 +1,11 @@
 """Pooling, means and resizing."""
 
+import functools
 import math
 
 import numpy as np
 
+from speq_keras.export.tflite.exact_sums import accumulator
 from speq_keras.export.tflite.record import Op, constant_of, operation_of, version_of, window_of
 from speq_keras.export.tflite.rounding import clamp_floats, store
 from speq_keras.export.tflite.windows import (
@@ -59,31 +61,31 @@ def mean_sends_halves_up(x, output, count):
 
 
 def average_pool_2d(values, inputs, output, *, activation="none", size, strides, padding="valid"):
-    """Average of the stored values inside the image, ties away from zero: a builtin kernel.
-
-    The output has the scale and zero point of `x`.
-    """
+    """Average of the stored values inside the image; of codes, a builtin kernel: ties from zero."""
     (x,) = values
     sizes, pads = output_sizes(x.shape[1:3], size, strides, (1, 1), padding)
-    sums = sum(pool_windows(pad_images(x.astype(np.int32), pads), size, strides, sizes))
+    sums = sum(pool_windows(pad_images(x.astype(accumulator(x)), pads), size, strides, sizes))
     counts = pool_counts(x.shape[1:3], size, strides, padding)
+    if output.scale is None:
+        return clamp_floats(sums / counts, activation)
     means = np.sign(sums) * ((np.abs(sums) + counts // 2) // counts)
     return store(means, output, activation, builtin=True)
 
 
 def max_pool_2d(values, inputs, output, *, activation="none", size, strides, padding="valid"):
-    """Largest stored value inside the image; the output has the scale and zero point of `x`."""
+    """Largest stored value inside the image."""
     (x,) = values
     sizes, pads = output_sizes(x.shape[1:3], size, strides, (1, 1), padding)
-    padded = pad_images(x, pads, value=np.iinfo(x.dtype).min)
-    largest = np.full((), np.iinfo(x.dtype).min, x.dtype)
-    for view in pool_windows(padded, size, strides, sizes):
-        largest = np.maximum(largest, view)
-    return store(largest, output, activation)
+    lowest = -np.inf if output.scale is None else np.iinfo(x.dtype).min
+    views = pool_windows(pad_images(x, pads, value=lowest), size, strides, sizes)
+    largest = functools.reduce(np.maximum, views)
+    if output.scale is None:
+        return clamp_floats(largest, activation)
+    return store(np.array(largest), output, activation)
 
 
 def resize_nearest_neighbor(values, inputs, output, *, size, half_pixel_centers=False):
-    """Copies of the nearest pixels."""
+    """Copies of the nearest pixels: a builtin kernel."""
     (x,) = values
     for axis in (1, 2):
         scale = np.float32(x.shape[axis]) / np.float32(size[axis - 1])
@@ -111,28 +113,6 @@ def _slack_of_interpolation(node, tensors):
 def float_mean(values, inputs, output, *, axes, keep_dims=True):
     """Mean over `axes`."""
     return values[0].mean(axis=tuple(axes), keepdims=keep_dims, dtype=np.float32)
-
-
-def float_average_pool_2d(
-    values, inputs, output, *, activation="none", size, strides, padding="valid"
-):
-    """Average of the values inside the image."""
-    (x,) = values
-    sizes, pads = output_sizes(x.shape[1:3], size, strides, (1, 1), padding)
-    sums = sum(pool_windows(pad_images(x, pads), size, strides, sizes))
-    counts = pool_counts(x.shape[1:3], size, strides, padding)
-    return clamp_floats(sums / counts, activation)
-
-
-def float_max_pool_2d(values, inputs, output, *, activation="none", size, strides, padding="valid"):
-    """Largest value inside the image."""
-    (x,) = values
-    sizes, pads = output_sizes(x.shape[1:3], size, strides, (1, 1), padding)
-    padded = pad_images(x, pads, value=-np.inf)
-    largest = -np.inf
-    for view in pool_windows(padded, size, strides, sizes):
-        largest = np.maximum(largest, view)
-    return clamp_floats(largest, activation)
 
 
 def float_resize_bilinear(values, inputs, output, *, size, half_pixel_centers=False):
@@ -185,14 +165,14 @@ OPS = {
     "average_pool_2d": Op(
         emit=_emit_pool("AVERAGE_POOL_2D"),
         integer=average_pool_2d,
-        floating=float_average_pool_2d,
+        floating=average_pool_2d,
         copies=True,
         is_spatial=True,
     ),
     "max_pool_2d": Op(
         emit=_emit_pool("MAX_POOL_2D"),
         integer=max_pool_2d,
-        floating=float_max_pool_2d,
+        floating=max_pool_2d,
         copies=True,
         is_spatial=True,
     ),

@@ -18,6 +18,7 @@ import math
 
 import numpy as np
 
+from speq_keras.export.tflite.exact_sums import accumulator, centre, exact_factors, exact_product
 from speq_keras.export.tflite.network import Tensor
 from speq_keras.export.tflite.record import (
     Limits,
@@ -36,7 +37,6 @@ from speq_keras.export.tflite.record import (
 from speq_keras.export.tflite.rounding import clamp_floats, float32_scale, requantize, rescale
 from speq_keras.export.tflite.windows import output_sizes, pad_images, taps, windows
 
-LARGEST_EXACT_FLOAT32 = 2**24
 # Codes in a byte, of weights that are narrower than one.
 PACKED = {"int4": 2, "int2": 4}
 CHUNK_BYTES = 4 * 2**20  # of unfolded patches at one time, for the same reason
@@ -53,7 +53,7 @@ def conv_2d(
     padding="same",
     once=False,
 ):
-    """Convolution, grouped where the filter has fewer input channels than `x`."""
+    """Convolution of x, filter OHWI and bias; grouped where the filter has fewer channels."""
     x, weights, bias = values
     channels_out, *kernel, channels_in = weights.shape
     groups = x.shape[3] // channels_in
@@ -110,7 +110,7 @@ def depthwise_conv_2d(
 
 
 def fully_connected(values, inputs, output, *, activation="none", keep_num_dims=False):
-    """Matrix product over the last axis of `x`; the axes before it are kept or become one."""
+    """Product of x and a filter OI, and a bias; the axes before the last are kept or become one."""
     x, weights, bias = values
     sums = exact_product(centre(x, inputs[0]).reshape(-1, weights.shape[1]), weights.T)
     if keep_num_dims:
@@ -148,7 +148,7 @@ def transpose_conv(
     padding="same",
     output_size=None,
 ):
-    """Transposed convolution: every input pixel adds its filter to the output.
+    """Transposed convolution of x, filter OHWI and bias: a pixel adds its filter to the output.
 
     The padding is that of the convolution from `output_size` back to the size of `x`. A filter
     smaller than the stride stays in XNNPACK with padding "valid" only, which is the same there.
@@ -178,18 +178,6 @@ def transpose_conv(
 def vector_channels(channels):
     """Returns which channels fill vectors of 8: what is left over takes a builtin's plain path."""
     return np.arange(channels) < channels // 8 * 8
-
-
-def accumulator(x):
-    """Returns the type of sums: int32, or float32 in a float island."""
-    return np.float32 if x.dtype == np.float32 else np.int32
-
-
-def centre(x, tensor):
-    """Returns stored values minus the zero point in int16; floats as they are."""
-    if x.dtype == np.float32:
-        return x
-    return x.astype(np.int16) - np.int16(tensor.zero_point)
 
 
 def finish(sums, bias, inputs, output, activation, ties_up=None, once=False):
@@ -231,26 +219,6 @@ def rounds_twice(kind, weights):
     if weights.dtype not in PACKED:
         return False
     return kind != "fully_connected" or weights.shape[1] % PACKED[weights.dtype] != 0
-
-
-def exact_factors(matrix, x):
-    """Returns (m, f): `matrix` = m · f, and the float product of `x` and m is exact."""
-    if x.dtype == np.float32:
-        return matrix.astype(np.float32), np.float32(1)
-    factor = max(int(np.gcd.reduce(matrix, axis=None)), 1)
-    matrix = matrix // factor
-    largest = int(np.abs(x).max(initial=0)) * int(
-        np.abs(matrix).sum(axis=-2, dtype=np.int64).max(initial=0)
-    )
-    dtype = np.float32 if largest < LARGEST_EXACT_FLOAT32 else np.float64
-    return matrix.astype(dtype), np.int32(factor)
-
-
-def exact_product(x, matrix):
-    """Returns the int32 product of whole numbers, by a float product; of floats the float32 one."""
-    dtype = accumulator(x)
-    matrix, factor = exact_factors(matrix, x)
-    return (x.astype(matrix.dtype) @ matrix).astype(dtype) * factor
 
 
 def unit_steps(node, tensors):

@@ -51,11 +51,6 @@ class Limits:
             return np.zeros(0, np.float32)
         return np.atleast_1d(self.ratios(node, tensors))
 
-    def are_met(self, node, tensors):
-        """Whether XNNPACK takes the scales of a node."""
-        ratios = self.ratios_of(node, tensors)
-        return bool(np.all((ratios >= self.low) & (ratios < self.high)))
-
     def problem(self, node, tensors):
         """Returns what is too large, as a sentence for the user, or ""."""
         largest = np.max(self.ratios_of(node, tensors), initial=0.0)

@@ -34,7 +34,7 @@ def code_range(output, activation="none", *, builtin=False):
 
     Args:
         output: `network.Tensor`.
-        activation: One of `network.ACTIVATIONS`.
+        activation: One of `BOUNDS`.
         builtin: Whether a builtin kernel computes this.
     """
     low, high = CODES[output.dtype]
@@ -72,7 +72,7 @@ def requantize(accumulators, scale, output, activation="none"):
         accumulators: int32 array.
         scale: float32, or a vector along the last axis.
         output: `network.Tensor`.
-        activation: One of `network.ACTIVATIONS`.
+        activation: One of `BOUNDS`.
     """
     values = accumulators.astype(np.float32)
     values *= scale
@@ -93,7 +93,7 @@ def rescale(accumulators, multipliers, output, activation="none", *, ties_up=Fal
         accumulators: int32 array.
         multipliers: float64, or a vector along the last axis.
         output: `network.Tensor`.
-        activation: One of `network.ACTIVATIONS`.
+        activation: One of `BOUNDS`.
         ties_up: Whether ties of the last rounding go up, as in the kernels written for vectors, or
             away from zero. A vector: by channel.
         once: Whether the kernel rounds once, ties up, as one does on ARM and in browsers.
@@ -129,11 +129,11 @@ def divide_by_power_of_two(values, exponent, *, ties_up=False):
     return (values >> exponent) + ((values & mask) > threshold)
 
 
-def doubling_high_product(a, b, bits=32):
-    """Returns round(2·a·b / 2^bits) as the builtin kernels round: ties up, then truncated."""
+def doubling_high_product(a, b):
+    """Returns round(2·a·b / 2^32) as the builtin kernels round: ties up, then truncated."""
     product = np.asarray(a, np.int64) * np.asarray(b, np.int64)
-    nudge = np.where(product >= 0, 1 << (bits - 2), 1 - (1 << (bits - 2)))
-    half = 1 << (bits - 1)
+    nudge = np.where(product >= 0, 1 << 30, 1 - (1 << 30))
+    half = 1 << 31
     result = product + nudge
     return np.minimum(np.sign(result) * (np.abs(result) // half), half - 1)
 
