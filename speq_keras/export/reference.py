@@ -9,6 +9,8 @@ tell which of two codes is nearer, float64 does. Without that one code in 100,00
 side, and in a deep network one wrong code of an early layer moves thousands behind it.
 """
 
+import math
+
 import keras
 import numpy as np
 
@@ -139,20 +141,17 @@ def _linear(step, array):
         values.append((layer.bias, keras.ops.zeros_like(layer.bias.value)))
     with keras.StatelessScope(values), in_float32(layer):
         sums = _float64(layer(x))
-    shape = _channel_shape(sums.shape, weights.rounded_bias.size)
+    shape = channel_shape(sums.shape, weights.rounded_bias.size)
     scale = np.broadcast_to(input_scale * weights.scale, weights.rounded_bias.shape)
     return sums * scale.reshape(shape) + weights.rounded_bias.reshape(shape)
 
 
-def _channel_shape(shape, channels):
-    """Returns the trailing axes of `shape` that together number the channels."""
-    sizes, count = [], 1
-    for size in reversed(shape):
-        sizes.insert(0, size)
-        count *= size
-        if count == channels:
-            break
-    return sizes
+def channel_shape(shape, channels):
+    """Returns the trailing axes of `shape` that together number the channels, or None."""
+    for axis in reversed(range(len(shape))):
+        if math.prod(shape[axis:]) == channels:
+            return shape[axis:]
+    return None
 
 
 def call(node, arrays):

@@ -5,6 +5,7 @@ import numpy as np
 from speq_keras.export.allowances import NOISE_STEPS, allowances, is_settled
 from speq_keras.export.inputs import as_network_inputs, generate_inputs
 from speq_keras.export.proof import FLAT_SHARE, OutputRow, Proof, TensorRow
+from speq_keras.export.reference import channel_shape
 from speq_keras.export.tflite.network import CODES, in_float
 from speq_keras.export.tflite.operations import compute as compute_node
 from speq_keras.export.tflite.runtimes import PROVEN_RUNTIMES, missing_reason, run_file
@@ -189,7 +190,8 @@ class _Tally:
         if allowed is None:
             allowed = np.float32(0.5 + NOISE_STEPS)
         elif np.ndim(allowed):
-            allowed = _along_last(allowed, distances.shape)
+            shape = channel_shape(distances.shape[1:], allowed.size)
+            allowed = np.max(allowed) if shape is None else allowed.reshape(shape)
         allowed = allowed + np.float32(rounding.noise)
         self.rounded += distances.size
         self.allowed = max(self.allowed, float(np.max(allowed)))
@@ -244,16 +246,6 @@ class _EndTally:
 
 def _excess(end):
     return end.distance - end.allowed
-
-
-def _along_last(vector, shape):
-    """Returns a vector over channels, which several last axes may number, for arrays of `shape`."""
-    sizes: list = []
-    for size in reversed(shape[1:]):
-        sizes.insert(0, size)
-        if np.prod(sizes) == vector.size:
-            return vector.reshape(sizes)
-    return np.max(vector)
 
 
 def _simulated(network, inputs, file_values, names):

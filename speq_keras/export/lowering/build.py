@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 
-from speq_keras.export.folding.steps import CannotExport, Value
+from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.lowering.encoding import encoding_of, fused_activation, tensor_of
 from speq_keras.export.tflite.network import IntegerNetwork, Node, Tensor
 from speq_keras.export.tflite.operations import OPS
@@ -209,14 +209,6 @@ class Builder:
         )
         made = self.like(tensor, f"{name}/padded", shape)
         return self.add("pad", [tensor.name], made, options={"paddings": paddings})
-
-    def renamed(self, step, tensor):
-        """Returns a copy of a step that reads `tensor`."""
-        value = Value(tensor.name, tensor.shape, step.inputs[0].grid)
-        self.tensors[id(value)] = tensor
-        again = copy.copy(step)
-        again.inputs = [value]
-        return again
 
     # ---- floats --------------------------------------------------------------------------------
 

@@ -236,14 +236,10 @@ def affine(builder, step):
     channels = x.shape[-1]
     kernel = weights.codes.reshape(1, 1, 1, channels)
     options = {"strides": (1, 1), "dilations": (1, 1), "padding": "valid", "multiplier": 1}
-    call = KernelCall("depthwise_conv_2d", kernel, 3, options, rank=4)
-    if len(x.shape) == 4:
-        return _emit(builder, step, call)
-    # Kernels want height and width; the values do not care.
-    spatial = int(np.prod([1, *x.shape[1:-1]]))
-    flat = builder.reshape(x, (x.shape[0], 1, spatial, channels), step.name)
-    inner = builder.renamed(step, flat)
-    return _emit(builder, inner, call)
+    reads = None
+    if len(x.shape) != 4:  # kernels want height and width; the values do not care
+        reads = (x.shape[0], 1, int(np.prod([1, *x.shape[1:-1]])), channels)
+    return _emit(builder, step, KernelCall("depthwise_conv_2d", kernel, 3, options, reads=reads))
 
 
 def slope(builder, step, factor):
