@@ -12,7 +12,7 @@ from keras import ops
 
 from speq_keras._checks import check_number, check_speq_model, describe, require_calibrated
 from speq_keras.losses import DistillationLoss, check_method, deserialize, serialize
-from speq_keras.saving import SafeSaving
+from speq_keras.saving import SafeSaving, compile_from_config
 
 _LOSSES = {
     "categorical_crossentropy": keras.losses.CategoricalCrossentropy,
@@ -93,10 +93,8 @@ class CoTraining(SafeSaving, keras.Model):
         """Compiles as `keras.Model.compile` does, with one loss.
 
         Raises:
-            RuntimeError: If the student is not calibrated.
             ValueError: If the loss is no cross-entropy over classes.
         """
-        require_calibrated("student", self.student)
         if isinstance(loss, str) and loss in _LOSSES:
             loss = _LOSSES[loss]()
         if not isinstance(loss, tuple(_LOSSES.values())):
@@ -105,6 +103,19 @@ class CoTraining(SafeSaving, keras.Model):
                 f"{describe(loss=loss)}"
             )
         super().compile(optimizer, loss, **kwargs)
+
+    def compile_from_config(self, config):
+        """Compiles a loaded model as the saved one was."""
+        compile_from_config(self, config)
+
+    def make_train_function(self, force=False):
+        """Compiles the step as Keras does, if the student is calibrated.
+
+        Raises:
+            RuntimeError: If it is not.
+        """
+        require_calibrated("student", self.student)  # here, as a model is loaded before its ranges
+        return super().make_train_function(force)
 
     def _logits(self, outputs):
         """Returns logits; log p differs from them by a constant, which no softmax sees."""

@@ -106,43 +106,17 @@ class FreezingModel(SafeSaving, keras.Model):
 
     @property
     def trainable_weights(self):
-        """As `trainable_variables`.
-
-        Example:
-            >>> import speq_keras
-            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
-            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
-            >>> len(model.trainable_weights)
-            9
-        """
+        """As `trainable_variables`."""
         return self._trained(super().trainable_weights)
 
     @property
     def non_trainable_variables(self):
-        """All variables that are not in `trainable_variables`.
-
-        Example:
-            >>> import speq_keras
-            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
-            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
-            >>> both = len(model.trainable_variables) + len(model.non_trainable_variables)
-            >>> both == len(model.variables)
-            True
-        """
+        """All variables that are not in `trainable_variables`."""
         trained = {id(v) for v in self.trainable_variables}
         return [v for v in self.variables if id(v) not in trained]
 
     @property
     def non_trainable_weights(self):
-        """All weights that are not in `trainable_weights`.
-
-        Example:
-            >>> import speq_keras
-            >>> dense = [keras.layers.Dense(4) for _ in range(3)]
-            >>> model = speq_keras.wrap(keras.Sequential([keras.Input((4,)), *dense]), 2, 2)
-            >>> both = len(model.trainable_weights) + len(model.non_trainable_weights)
-            >>> both == len(model.weights)
-            True
-        """
+        """All weights that are not in `trainable_weights`."""
         trained = {id(v) for v in self.trainable_weights}
         return [v for v in self.weights if id(v) not in trained]

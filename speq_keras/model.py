@@ -11,6 +11,7 @@ from speq_keras.damping import check_damping
 from speq_keras.data import inputs_of, packed, peek
 from speq_keras.losses import is_registered
 from speq_keras.quantized_model import QuantizedModel
+from speq_keras.saving import compile_from_config
 from speq_keras.settings import speq_weight_from
 from speq_keras.training.heads import check_teacher
 from speq_keras.training.plan import check_drawable, make_plan
@@ -278,10 +279,8 @@ class SPEQModel(QuantizedModel):
         self._untracked.plan = None
 
     def compile_from_config(self, config):
-        """Compiles a loaded model: Keras leaves out a class that has a `compile` of its own."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None and self.built:
-            self.optimizer.build(self.trainable_variables)
+        """Compiles a loaded model as the saved one was."""
+        compile_from_config(self, config)
 
     @property
     def loss_weights(self):

@@ -5,6 +5,8 @@ import os
 import pathlib
 import warnings
 
+import keras
+
 from speq_keras.files import check_folder, check_path
 from speq_keras.processes import discarded, is_first_process, path_to_write, process_count
 
@@ -75,6 +77,13 @@ class SafeSaving:
         if path is not None:
             path = _path_of_weights(path, max_shard_size is not None)
         _write(path, filepath, write, overwrite)
+
+
+def compile_from_config(model, config):
+    """Compiles a loaded model: Keras leaves out a class that has a `compile` of its own."""
+    model.compile(**keras.saving.deserialize_keras_object(config))
+    if model.optimizer is not None and model.built:
+        model.optimizer.build(model.trainable_variables)
 
 
 def _write(path, filepath, write, overwrite):

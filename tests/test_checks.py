@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+import speq_keras
 from speq_keras._checks import (
     check_bits,
     check_choice,
@@ -193,3 +194,55 @@ def test_any_other_seed_is_refused(seed):
     )
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         check_seed(seed)
+
+
+# ---- models ----------------------------------------------------------------------------------
+
+
+def network():
+    dense = [keras.layers.Dense(4) for _ in range(2)]
+    last = keras.layers.Dense(3, activation="softmax")
+    return keras.Sequential([keras.Input((4,)), *dense, last], name="net")
+
+
+X, Y = np.ones((2, 4), "float32"), np.zeros(2, "int32")
+LOSS = "sparse_categorical_crossentropy"
+
+
+def search(model):
+    if hasattr(model, "settings"):
+        model.compile(loss=LOSS)
+    return speq_keras.search_bits(model, (X, Y), size_bytes=10**6)
+
+
+def study_with(student):
+    both = speq_keras.CoStudy(student, network())
+    both.compile("sgd", LOSS)
+    both.fit(X, Y)
+
+
+NEED_A_MODEL = {
+    "search_bits": (search, "model"),
+    "fold": (speq_keras.fold, "model"),
+    "CoStudy": (study_with, "student"),
+}
+
+
+@pytest.mark.parametrize("who", NEED_A_MODEL)
+def test_whoever_needs_a_calibrated_model_says_so_in_the_same_words(who):
+    call, name = NEED_A_MODEL[who]
+    model = speq_keras.wrap(network(), 2, 2)
+    sentence = (
+        f"`{name}` must be calibrated or trained. Received: {name}='net' with 4 activation ranges "
+        "that were never set, the first is '"
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(sentence)}"):
+        call(model)
+
+
+@pytest.mark.parametrize("who", NEED_A_MODEL)
+def test_whoever_needs_a_wrapped_model_says_so_in_the_same_words(who):
+    call, name = NEED_A_MODEL[who]
+    sentence = f"`{name}` must be a SPEQModel. Received: {name}=<Sequential name=net, built=True>. "
+    with pytest.raises(TypeError, match=f"^{re.escape(sentence)}Make one with `speq_keras.wrap`"):
+        call(network())

@@ -168,6 +168,19 @@ def test_goes_through_a_file(cls, tmp_path):
         np.testing.assert_array_equal(again(x)[name], outputs)
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+def test_training_goes_on_after_loading_as_if_it_had_not_been_saved(cls, tmp_path):
+    x, y = data()
+    both = cls(*pair())
+    both.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    both.train_on_batch(x, y)
+    both.save(tmp_path / "both.keras")
+    again = keras.saving.load_model(tmp_path / "both.keras")
+    assert again.train_on_batch(x, y) == both.train_on_batch(x, y)
+    for mine, theirs in zip(both.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_a_student_that_is_not_quantized_is_refused():
     with pytest.raises(TypeError, match="`student` must be a SPEQModel. Received: student=<Func"):
         Apprentice(float_model(), float_model())
@@ -187,8 +200,9 @@ def test_a_teacher_of_other_classes_is_refused():
 
 def test_a_student_without_ranges_is_refused():
     both = CoStudy(quantized_model(calibrate=False), float_model())
+    both.compile("sgd", "sparse_categorical_crossentropy")
     with pytest.raises(RuntimeError, match="Call `student.calibrate"):
-        both.compile("sgd", "sparse_categorical_crossentropy")
+        both.fit(*data())
 
 
 @pytest.mark.parametrize("loss", ["mse", None, keras.losses.MeanSquaredError()])

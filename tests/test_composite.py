@@ -7,8 +7,9 @@ from gradients import gradients_of
 from keras import layers, ops
 
 import speq_keras
+from speq_keras.configs import registered_config
 from speq_keras.graph import read_graph
-from speq_keras.wrapping.composite import Expander
+from speq_keras.wrapping.composite import Expander, is_composite
 
 TIME, SIZE = 6, 8
 
@@ -390,3 +391,35 @@ def test_gradients_reach_every_projection_through_a_long_sequence(bits):
             gradient, expected[name], atol=0.02 * np.abs(expected[name]).max(), err_msg=name
         )
         assert np.abs(expected[name]).max() > 1e-3
+
+
+# ---- told by its class, not by its name ------------------------------------------------------
+
+
+def of_the_name(name, base, module):
+    """A class with the name of one of another package, in a module of that package."""
+    return type(name, (base,), {"__module__": module})
+
+
+@pytest.mark.parametrize("name", ["Einsum", "DotProductAttention"])
+def test_an_operation_of_another_class_with_a_known_name_is_not_taken_apart(name):
+    assert not is_composite(of_the_name(name, keras.Operation, "keras.mine")())
+
+
+def einsum(x):
+    return ops.einsum("abcd,abed->abce", x, x)
+
+
+def attention(x):
+    return ops.dot_product_attention(x, x, x)
+
+
+@pytest.mark.parametrize("call", [einsum, attention])
+def test_the_operations_of_keras_are_taken_apart(call):
+    x = keras.Input(batch_shape=(2, 3, 4, 5))
+    assert any(map(is_composite, keras.Model(x, call(x)).operations))
+
+
+def test_a_layer_of_another_class_with_a_known_name_has_no_config():
+    layer = of_the_name("PositionEmbedding", layers.Layer, "keras_hub.mine")()
+    assert registered_config(layer) is None

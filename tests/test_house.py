@@ -171,9 +171,12 @@ WITHOUT_EXAMPLE = {
     "SPEQModel.train_on_batch": "as `fit`",
     "SPEQModel.compile_from_config": BY_KERAS,
     "SPEQModel.load_own_variables": BY_KERAS,
+    "SPEQModel.non_trainable_variables": "the others of `trainable_variables`",
+    "SPEQModel.non_trainable_weights": "the others of `trainable_weights`",
     "SPEQModel.save_own_variables": BY_KERAS,
     "SPEQModel.test_step": BY_KERAS,
     "SPEQModel.train_step": BY_KERAS,
+    "SPEQModel.trainable_weights": "as `trainable_variables`",
 }
 
 

@@ -322,8 +322,11 @@ def test_a_registered_loss_goes_through_a_file(name, loss, tmp_path):
 
 
 def test_losses_of_keras_go_through_a_file(tmp_path):
-    saved(tmp_path, distillation=keras.losses.kl_divergence)
-    assert loaded(tmp_path).distillation is keras.losses.kl_divergence
+    as_object = keras.losses.KLDivergence()
+    saved(tmp_path, distillation=keras.losses.kl_divergence, teacher_distillation=as_object)
+    found = loaded(tmp_path)
+    assert found.distillation is keras.losses.kl_divergence
+    assert found.teacher_distillation.get_config() == as_object.get_config()
 
 
 @pytest.mark.parametrize("loss", [lambda p, q: ops.sum(p * q, axis=-1), hellinger, "kl"])

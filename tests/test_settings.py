@@ -84,7 +84,11 @@ def test_a_file_keeps_both(tmp_path):
     assert loaded.provenance.origins[0] == ("a", "a", None)
 
 
-def test_one_quantizer_carries_the_text():
-    wrapped = model()
-    texts = [q.model_settings for q in (*wrapped.activation_quantizers, *wrapped.weight_quantizers)]
-    assert [text is not None for text in texts] == [True] + [False] * (len(texts) - 1)
+def test_one_quantizer_carries_the_text_in_a_model_around_another_one_too():
+    inner, inputs = model(), keras.Input((4,))
+    x = inner(keras.layers.Dense(4, name="before")(inputs))
+    outer = speq_keras.wrap(keras.Model(inputs, keras.layers.Dense(2, name="after")(x)), 2, 2)
+    for wrapped in (inner, outer):
+        quantizers = (*wrapped.activation_quantizers, *wrapped.weight_quantizers)
+        carriers = [q for q in quantizers if q.model_settings is not None]
+        assert carriers == [quantizers[0]]
