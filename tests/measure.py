@@ -18,7 +18,7 @@ import sys
 
 import pytest
 
-MOST_SECONDS = 4.0
+MOST_SECONDS = 2.0
 TESTS = pathlib.Path(__file__).parent
 SLOW_TESTS = TESTS / "slow.txt"
 HEADER = f"""\
