@@ -38,28 +38,14 @@ BATCH_SIZE = 64  # of what the training graph predicts
 
 
 def export_tflite(
-    model,
-    path,
-    *,
-    storage,
-    io,
-    batch_size,
-    softmax,
-    data,
-    steps,
-    self_test,
-    runtimes,
-    strict,
+    model, path, *, storage, io, batch_size, softmax, data, steps, self_test, runtimes, strict
 ):
     """Writes a model as an integer TFLite file.
 
     What the arguments mean, and their defaults, stands at `SPEQModel.export_tflite` alone.
     """
     start = time.monotonic()
-    path = check_path(path)
-    if self_test is not None:
-        self_test = check_path(self_test, name="self_test", suffix=".npz")
-        check_path(runner_path(self_test), name="self_test's runner", suffix=".py")
+    path, self_test = _checked_paths(path, self_test)
     check_choice("storage", storage, STORAGES)
     check_choice("io", io, IO_TYPES)
     check_batch_size(None, batch_size)
@@ -96,13 +82,26 @@ def export_tflite(
         micro=micro_needs(content, measure=io != "float32" or "micro" in runtimes),
         seconds=time.monotonic() - start,
     )
-    if not is_first_process():
-        return report
+    if is_first_process():
+        _write_files(path, self_test, content, inputs)
+    return report
+
+
+def _checked_paths(path, self_test):
+    """Returns both paths after checking that files can be written there."""
+    path = check_path(path)
+    if self_test is not None:
+        self_test = check_path(self_test, name="self_test", suffix=".npz")
+        check_path(runner_path(self_test), name="self_test's runner", suffix=".py")
+    return path, self_test
+
+
+def _write_files(path, self_test, content, inputs):
+    """Moves all files into place, the network's own as the last one."""
     if self_test is not None:
         for name, made in self_test_files(path, self_test, content, inputs):
             write_safely(name, made)
     write_safely(path, content)
-    return report
 
 
 def _on_arm(network, inputs):

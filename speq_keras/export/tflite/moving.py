@@ -127,18 +127,18 @@ def _emit_strided_slice(node, tensors, batch_size):
 # ---- records ---------------------------------------------------------------------------------
 
 
-def _copies(emit, kernel):
+def _copies(emit, kernel, since=None):
     """Returns the record of an operation that copies codes, floats and whole numbers alike."""
-    return Op(emit=emit, integer=kernel, floating=kernel, copies=True)
+    return Op(emit=emit, integer=kernel, floating=kernel, copies=True, since=since or {})
 
 
 OPS = {
     "concatenation": _copies(_emit_concatenation, concatenation),
-    "depth_to_space": _copies(_emit_depth_to_space, depth_to_space),
+    "depth_to_space": _copies(_emit_depth_to_space, depth_to_space, {2: (2, 5, 0)}),
     "gather": _copies(_emit_gather, gather),
     "reshape": _copies(_emit_reshape, reshape),
-    "transpose": _copies(_emit_transpose, transpose),
-    "pad": _copies(_emit_pad, pad),
+    "transpose": _copies(_emit_transpose, transpose, {6: (2, 12, 0)}),
+    "pad": _copies(_emit_pad, pad, {4: (2, 6, 0)}),
     "mirror_pad": _copies(_emit_mirror_pad, mirror_pad),
     "strided_slice": _copies(_emit_strided_slice, strided_slice),
 }
