@@ -151,7 +151,7 @@ def warm_up():
     images = np.zeros((2, 8, 8, 3), "float32")
     layers = [keras.layers.Conv2D(2, 3), keras.layers.ReLU(), keras.layers.Flatten()]
     network = keras.Sequential([keras.Input((8, 8, 3)), *layers, keras.layers.Dense(2)])
-    model = speq_keras.wrap(network, 4, 4)
+    model = speq_keras.wrap(network, 4, 4, distillation=None)
     model.calibrate(images + 1, verbose=0)
     model.compile("adam", "mse")
     model.fit(images, np.zeros((2, 2)), verbose=0)
