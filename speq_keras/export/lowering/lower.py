@@ -27,6 +27,7 @@ ROWS = {
     "concatenate": operations.concatenate,
     "reshape": operations.reshape,
     "strided_slice": operations.strided_slice,
+    "gather": operations.gather,
     "embedding": operations.embedding,
     "constant": operations.constant,
     "refused": Builder.tensor_for,
