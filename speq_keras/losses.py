@@ -151,15 +151,21 @@ def check_method(name, method, *, choices=()):
         >>> check_method("distillation", "auto", choices=(AUTO, None))
         'auto'
     """
-    if isinstance(method, str) and callable(keras.saving.get_registered_object(method)):
-        return method
-    if callable(method):
-        return _check_function(name, method)
-    return check_choice(name, method, (*choices[:1], *METHODS, *_REGISTERED, *choices[1:]))
+    function = _registered(method) if isinstance(method, str) else method
+    if not callable(function):
+        return check_choice(name, method, (*choices[:1], *METHODS, *_REGISTERED, *choices[1:]))
+    _check_function(name, function)
+    return method
+
+
+def _registered(name):
+    """Returns the function that was registered under a name, here or with Keras, or None."""
+    function = _REGISTERED.get(name) or keras.saving.get_registered_object(name)
+    return None if isinstance(function, type) else function
 
 
 def _check_function(name, function):
-    """Returns a function after checking that it can be called with two tensors."""
+    """Raises a TypeError for what cannot be called with two tensors."""
     try:
         if isinstance(function, type):
             raise TypeError("it is a class")
@@ -170,7 +176,6 @@ def _check_function(name, function):
             f"`{name}` must be a function of the probabilities of teacher and student, such as "
             f"keras.losses.kl_divergence. {describe(**{name: function})} Here {error}."
         ) from error
-    return function
 
 
 def serialize(method):
@@ -202,10 +207,10 @@ def deserialize(saved):
         >>> deserialize(serialize(keras.losses.kl_divergence)) is keras.losses.kl_divergence
         True
     """
-    if saved is None or isinstance(saved, str):
-        is_known = saved in (None, AUTO, *METHODS, *_REGISTERED)
-        is_known = is_known or callable(keras.saving.get_registered_object(saved))
-        return saved if is_known else UnknownLoss(saved, saved)
+    if saved in (None, AUTO, *METHODS):
+        return saved
+    if isinstance(saved, str):
+        return saved if callable(_registered(saved)) else UnknownLoss(saved, saved)
     if "function" in saved:
         name = saved["function"]
         known = vars(keras.losses) if saved["is_of_keras"] else None
@@ -233,7 +238,7 @@ def _distance_of(method):
     if isinstance(method, str):
         if method in _DISTANCES:
             return _DISTANCES[method]
-        method = _REGISTERED.get(method) or keras.saving.get_registered_object(method)
+        method = _registered(method)
     # What a `Loss` computes per example; called, it would average.
     function = method.call if isinstance(method, keras.losses.Loss) else method
 

@@ -5,8 +5,8 @@
 
 The rule: a test is slow if its cases take more than `MOST_SECONDS` of processor time on average.
 Processes that it starts count. What a shared fixture takes, or a cached function of the tests, is
-divided among those that use it. A test that was never measured is fast, as is one that was renamed.
-Processor time depends little on what else the machine does.
+divided among those that use it. A test that was never measured is fast, as is one that was renamed;
+what is skipped on this machine stays as it was. Processor time depends little on what else runs.
 """
 
 import collections
@@ -23,7 +23,7 @@ TESTS = pathlib.Path(__file__).parent
 SLOW_TESTS = TESTS / "slow.txt"
 HEADER = f"""\
 # Written by measure.py: tests that take more than {MOST_SECONDS:g} s of processor time per case.
-# Seconds in all cases, number of cases, test.
+# Seconds in all cases (0.0: not measured since it was marked), number of cases, test.
 """
 _cache = functools.cache  # while Keras and others see their own
 
@@ -61,10 +61,12 @@ class Clock:
 
     Attributes:
         costs: {key of a test: (seconds of all its cases, number of cases)}, at the end.
+        skipped: Keys of tests of which a case was skipped: what they cost was not seen.
     """
 
     def __init__(self):
         self.costs = {}
+        self.skipped = set()
         self._cases = collections.defaultdict(list)  # {key: [seconds of a case alone]}
         self._shared = collections.Counter()  # {what several tests use: its seconds}
         self._users = collections.defaultdict(list)  # {what several tests use: [key of a case]}
@@ -99,6 +101,10 @@ class Clock:
         for name in getattr(item, "fixturenames", ()):
             self._users[name, None].append(self._now)  # wherever it is
             self._users[name, item.path.name].append(self._now)
+
+    def pytest_runtest_logreport(self, report):
+        if report.skipped:
+            self.skipped.add(key_of(report.nodeid))
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_fixture_setup(self, fixturedef):
@@ -162,14 +168,22 @@ def main(arguments):
     status = pytest.main(
         ["-q", "-m", "not long", *arguments, *([] if files else [str(TESTS)])], plugins=[clock]
     )
-    measured = {key.partition("::")[0] for key in clock.costs}
-    kept = {k: v for k, v in read_slow_tests().items() if k.partition("::")[0] not in measured}
-    slow = {key: cost for key, cost in clock.costs.items() if is_slow(*cost)}
-    rows = sorted({**kept, **slow}.items())
+    rows = sorted(slow_tests(clock, read_slow_tests()).items())
     lines = [f"{seconds:7.1f} {cases:4} {key}\n" for key, (seconds, cases) in rows]
     SLOW_TESTS.write_text(HEADER + "".join(lines))
     report(clock.costs)
     return status
+
+
+def slow_tests(clock, before):
+    """Returns the slow tests: those that were measured, and of `before` what was not."""
+    files = {key.partition("::")[0] for key in clock.costs}
+    kept = {
+        key: cost
+        for key, cost in before.items()
+        if key.partition("::")[0] not in files or key in clock.skipped
+    }
+    return {**kept, **{key: cost for key, cost in clock.costs.items() if is_slow(*cost)}}
 
 
 def report(costs):

@@ -220,7 +220,13 @@ def test_word_pieces_know_the_place_of_their_word(preset):
 
 def test_squad_runs_through_all_stages_and_goes_on_where_it_was(squad_dir, preset, tmp_path):
     flags = ["--dataset=squad", f"--data_dir={squad_dir}", f"--preset={preset}", "--out_dir=out"]
-    flags += ["--length=48", "--stride=16", "--batch_size=16", "--calibration_examples=16"]
+    flags += [
+        "--checkpoint_dir=checkpoints",
+        "--length=48",
+        "--stride=16",
+        "--batch_size=16",
+        "--calibration_examples=16",
+    ]
     status, text = run("bert_squad.py", *flags, "--stages=pretrain", cwd=tmp_path)
     assert status == 0, text
     status, text = run("bert_squad.py", *flags, cwd=tmp_path)

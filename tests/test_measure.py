@@ -6,7 +6,7 @@ import re
 
 import pytest
 from fresh_process import result_of
-from measure import MOST_SECONDS, is_slow, key_of, read_slow_tests
+from measure import MOST_SECONDS, Clock, is_slow, key_of, read_slow_tests, slow_tests
 
 TESTS = pathlib.Path(__file__).parent
 
@@ -75,6 +75,18 @@ def test_what_is_shared_is_divided_among_those_who_use_it(costs, test, seconds, 
 def test_a_test_is_slow_by_the_mean_of_its_cases():
     assert is_slow(1.01 * MOST_SECONDS, 1)
     assert not is_slow(1.01 * MOST_SECONDS, 2)
+
+
+def test_what_was_not_measured_stays_as_it_was():
+    clock = Clock()
+    clock.costs = {"test_a.py::f": (9.0, 1), "test_a.py::g": (0.1, 1), "test_a.py::h": (0.0, 1)}
+    clock.skipped = {"test_a.py::h"}
+    before = {f"test_a.py::{name}": (8.0, 1) for name in "ghi"} | {"test_b.py::f": (7.0, 1)}
+    assert slow_tests(clock, before) == {
+        "test_a.py::f": (9.0, 1),
+        "test_a.py::h": (8.0, 1),
+        "test_b.py::f": (7.0, 1),
+    }
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_the_loss_against_an_external_teacher_and_its_weight_are_set():
 
 
 WRONG = {
-    "distillation": ["cosin", 3, lambda p: p, keras.losses.KLDivergence],
+    "distillation": ["cosin", 3, lambda p: p, keras.losses.KLDivergence, "speq_keras>PACT"],
     "teacher_distillation": ["auto", None, "cosin", lambda p: p],
     "temperature": [0, -1.0, "2"],
     "speq_weight": [1.5, -0.1, "half"],

@@ -33,6 +33,7 @@ def run_bert():
         for bits in BERT_WIDTHS:
             out_dir = folder / f"seed{seed}_W{bits}A{bits}"
             flags_of_run = [f"--w_bits={bits}", f"--a_bits={bits}", f"--seed={seed}"]
+            flags_of_run += [f"--checkpoint_dir={out_dir / 'checkpoints'}"]
             if out_dir != first:
                 flags_of_run += [
                     f"--weights={first / 'pretrain.keras'}",
