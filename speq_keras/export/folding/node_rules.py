@@ -5,6 +5,8 @@ Each takes `(builder, node, arguments)` and returns what stands for the node's o
 `Value`s without a grid, and what is pending is not rounded (`Builder.in_float`).
 """
 
+import math
+
 import keras
 import numpy as np
 
@@ -146,6 +148,8 @@ def carry(builder, node, arguments):
         return builder.weight(node, moved.astype("int32"), value.grid)
     kind, options = copying_of(node, arguments[0].shape)
     source = builder.codes(arguments[0])
+    if kind == "reshape" and math.prod(source.shape[1:]) != math.prod(builder.shape_of(node)[1:]):
+        raise CannotExport("the batch has to stay the first axis")
     if kind == "pad":
         return Padded(source, options["paddings"], node, builder.shape_of(node))
     return builder.copied(kind, [source], node, source.grid, options)
