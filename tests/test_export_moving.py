@@ -85,14 +85,54 @@ CASES = {
 }
 
 
+# What becomes nodes with constants, or several: {name: (kind of a node, Keras, NumPy)}.
+OTHERS = {
+    "flip": ("gather", lambda x: ops.flip(x, 1), lambda x: x[:, ::-1]),
+    "flip of two axes": ("gather", lambda x: ops.flip(x, (1, -1)), lambda x: x[:, ::-1, :, ::-1]),
+    "roll": ("gather", lambda x: ops.roll(x, -3, 2), lambda x: x[:, :, [3, 4, 5, 6, 7, 0, 1, 2]]),
+    "roll of two axes": (
+        "gather",
+        lambda x: ops.roll(x, (1, 2), (1, 2)),
+        lambda x: x[:, [5, 0, 1, 2, 3, 4]][:, :, [6, 7, 0, 1, 2, 3, 4, 5]],
+    ),
+    "tile": ("gather", lambda x: ops.tile(x, (1, 2, 1, 1)), lambda x: np.concatenate([x, x], 1)),
+    "tile of two axes": (
+        "gather",
+        lambda x: ops.tile(x, (1, 1, 2, 3)),
+        lambda x: np.concatenate([np.concatenate([x, x], 2)] * 3, 3),
+    ),
+    "take": ("gather", lambda x: ops.take(x, [4, 0, -1], axis=1), lambda x: x[:, [4, 0, 5]]),
+    "take one": ("gather", lambda x: ops.take(x, 2, axis=3), lambda x: x[..., 2]),
+    "repeat": (
+        "gather",
+        lambda x: ops.repeat(x, 2, axis=3),
+        lambda x: x[..., [0, 0, 1, 1, 2, 2, 3, 3]],
+    ),
+    "RepeatVector": (
+        "gather",
+        lambda x: layers.RepeatVector(3)(layers.Flatten()(x)),
+        lambda x: np.stack([x.reshape(len(x), -1)] * 3, 1),
+    ),
+    "max": ("reduce_max", lambda x: ops.max(x, axis=(1, 2)), lambda x: x.max((1, 2))),
+    "max of channels": (
+        "reduce_max",
+        lambda x: ops.max(x, axis=-1, keepdims=True),
+        lambda x: x.max(3, keepdims=True),
+    ),
+    "min": ("reduce_min", lambda x: ops.min(x, axis=1), lambda x: x.min(1)),
+}
+NETWORKS = {**{kind: (kind, case.keras, case.numpy) for kind, case in CASES.items()}, **OTHERS}
+
+
 def test_every_operation_that_copies_has_a_row():
-    assert set(moving.OPS) == {*CASES, "gather"}  # of tables: test_export_layers.py
+    assert set(moving.OPS) == {*CASES, "gather"}
 
 
-@pytest.mark.parametrize("kind", CASES)
-def test_numpy_is_keras(kind):
+@pytest.mark.parametrize("name", NETWORKS)
+def test_numpy_is_keras(name):
     x = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype("float32")
-    np.testing.assert_array_equal(CASES[kind].keras(x), CASES[kind].numpy(x))
+    _, in_keras, in_numpy = NETWORKS[name]
+    np.testing.assert_array_equal(in_keras(x), in_numpy(x))
 
 
 def check_node(kind, x, made, **ends):
@@ -119,12 +159,12 @@ def test_the_file_copies_floats(kind):
     check_node(kind, x, CASES[kind].numpy(x))
 
 
-def trained(kind, **arguments):
+def trained(name, **arguments):
     """Returns a model with the operation among quantized layers, or between two in float."""
     inputs = keras.Input((6, 8, 3))
     x = layers.Conv2D(4, 3, padding="same", activation="relu", name="before")(inputs)
     x = layers.Activation("tanh", name="island")(x) if arguments else x
-    x = CASES[kind].keras(x)
+    x = NETWORKS[name][1](x)
     x = layers.LayerNormalization(name="norm")(x) if arguments else x
     x = layers.Flatten()(layers.Dense(3, name="after")(x))
     model = speq_keras.wrap(
@@ -134,9 +174,9 @@ def trained(kind, **arguments):
     return model
 
 
-@pytest.mark.parametrize("kind", CASES)
-def test_a_trained_network_is_its_file(kind, tmp_path):
-    model = trained(kind)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_trained_network_is_its_file(name, tmp_path):
+    kind, model = NETWORKS[name][0], trained(name)
     assert not model.plan().file.islands
     report = model.export_tflite(tmp_path / "m.tflite")
     network = speq_keras.fold(model).network
@@ -149,9 +189,9 @@ def test_a_trained_network_is_its_file(kind, tmp_path):
     assert report.proof.mismatches == 0
 
 
-@pytest.mark.parametrize("kind", CASES)
-def test_a_float_island_is_its_file(kind, tmp_path):
-    model = trained(kind, skip=["island"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_float_island_is_its_file(name, tmp_path):
+    kind, model = NETWORKS[name][0], trained(name, skip=["island"])
     report = model.export_tflite(tmp_path / "m.tflite")
     network = speq_keras.fold(model).network
     kinds = {

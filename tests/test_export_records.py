@@ -20,8 +20,8 @@ FAMILIES = elementwise, functions, moving, pooling, products
 # Layers and operations that are known to copy, and that no kernel is known for: a new one has to be
 # listed here or get a function in `copying`.
 WITHOUT_KERNEL = set(
-    "AveragePooling3D BroadcastTo Cropping3D Flip GlobalMaxPooling3D Max MaxPooling3D RepeatVector "
-    "Split Unstack UpSampling3D ZeroPadding3D".split()
+    "AveragePooling3D BroadcastTo Cropping3D MaxPooling3D Split Unstack UpSampling3D "
+    "ZeroPadding3D".split()
 )
 
 

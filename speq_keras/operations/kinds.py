@@ -20,14 +20,20 @@ ARITHMETIC = {
 RELU_FUNCTIONS = {"relu", "relu6"}
 TABLE_FUNCTIONS = {
     *("sigmoid", "tanh", "softmax", "gelu", "gelu_approximate", "elu", "selu"),
-    *("softplus", "hard_sigmoid", "hard_silu", "leaky_relu", "silu", "bent_relu"),
+    *("softplus", "hard_sigmoid", "hard_silu", "leaky_relu", "silu", "bent_relu", "mish"),
+    *("exponential", "celu", "softsign", "log_sigmoid", "tanh_shrink", "hard_tanh"),
+    *("sparse_plus", "squareplus", "hard_shrink", "soft_shrink"),
 }
 _LAYERS_THAT_END_IN_ACTIVATION = set(
     "Conv1D Conv2D Conv3D Conv1DTranspose Conv2DTranspose Conv3DTranspose Dense DepthwiseConv1D "
     "DepthwiseConv2D EinsumDense SeparableConv1D SeparableConv2D".split()
 )
 # Functions whose values are never negative.
-_NONNEGATIVE_FUNCTIONS = RELU_FUNCTIONS | {"sigmoid", "softmax", "softplus", "hard_sigmoid"}
+_NONNEGATIVE_FUNCTIONS = RELU_FUNCTIONS | {
+    *("sigmoid", "softmax", "softplus", "hard_sigmoid", "exponential", "sparse_plus"),
+    "squareplus",
+}
+_NONNEGATIVE_OPERATIONS = ("Absolute", "Exp", "Rsqrt", "SparsePlus", "Sqrt", "Square", "Squareplus")
 # Functions whose integer kernel demands a certain grid: (low, high) of the 8-bit range.
 _FIXED_RANGES = {
     "sigmoid": (0.0, 255 / 256),
@@ -153,14 +159,14 @@ def is_never_negative(operation, kind, inputs_nonnegative):
         return not operation.negative_slope and operation.threshold >= 0
     if function is not None:
         return function in _NONNEGATIVE_FUNCTIONS
+    if name_of(operation) in _NONNEGATIVE_OPERATIONS:
+        return True
     if kind in (Kind.CARRY, Kind.SAME_GRID, Kind.CONCAT, Kind.MEAN):
         return all(inputs_nonnegative)
     if kind is Kind.QUANTIZER:
         return not operation.signed
     if kind is Kind.ELEMENTWISE:
         name = name_of(operation)
-        if name in ("Square", "Absolute"):
-            return True
         # With a constant as the other operand, its sign decides, and it is not looked at.
         if name in ("Add", "Multiply", "Average", "Minimum", "Maximum"):
             return len(inputs_nonnegative) > 1 and all(inputs_nonnegative)

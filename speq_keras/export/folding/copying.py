@@ -5,11 +5,13 @@ Every function takes `(operation, node, shape)`, the shape of the input, batch f
 whole numbers are copied in the same way.
 """
 
+import keras
 import numpy as np
 from keras import layers
 
 from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import NO_KERNEL, CannotExport
+from speq_keras.graph import refs_in
 from speq_keras.operations import TRAINING_ONLY, function_name, name_of
 
 
@@ -193,13 +195,84 @@ def _up_sampling(operation, node, shape):
     return _resize(interpolation, size)
 
 
+def _gather(places, reads=None):
+    """Returns a gather of the values at constant places of some axes: {axis: places}.
+
+    `reads` is the shape as which the input is read, if it is not its own.
+    """
+    if 0 in places:
+        raise CannotExport("the batch has to stay as it is")
+    return "gather", {"places": {axis: tuple(x) for axis, x in places.items()}, "reads": reads}
+
+
+def _axes_of(axis, rank):
+    """Returns the axes that an operation names, from 0 on; None is all of them."""
+    if axis is None:
+        return tuple(range(rank))
+    return tuple(int(a) % rank for a in np.atleast_1d(axis))
+
+
+def _flip(operation, node, shape):
+    axes = _axes_of(operation.axis, len(shape))
+    return _gather({axis: range(shape[axis] or 0)[::-1] for axis in axes})
+
+
+def _roll(operation, node, shape):
+    axes = _axes_of(operation.axis, len(shape))
+    shifts = np.broadcast_to(operation.shift, len(axes))
+    places: dict = {}
+    for axis, shift in zip(axes, shifts, strict=True):  # one axis may be named twice
+        size = shape[axis] or 1
+        places[axis] = [(n - int(shift)) % size for n in places.get(axis, range(size))]
+    return _gather(places)
+
+
 def _repeat(operation, node, shape):
-    axis = None if operation.axis is None else operation.axis % len(shape)
-    if not isinstance(operation.repeats, int) or axis not in range(1, len(shape) - 1):
-        raise CannotExport("it must repeat along one axis between the first and the last")
-    size = list(shape)
-    size[axis] *= operation.repeats
-    return _resize("nearest", tuple(size[1:-1]))
+    if operation.axis is None:
+        raise CannotExport("it must repeat along one axis: without, the batch is repeated, too")
+    axis = operation.axis % len(shape)
+    if isinstance(operation.repeats, int) and 0 < axis < len(shape) - 1:
+        size = list(shape)
+        size[axis] *= operation.repeats
+        return _resize("nearest", tuple(size[1:-1]))
+    return _gather({axis: np.repeat(np.arange(shape[axis] or 1), operation.repeats).tolist()})
+
+
+def _repeat_vector(operation, node, shape):
+    return _gather({1: [0] * operation.n}, reads=(shape[0], 1, shape[1]))
+
+
+def _tile(operation, node, shape):
+    repeats = tuple(np.atleast_1d(operation.repeats).tolist())
+    repeats = (1,) * (len(shape) - len(repeats)) + repeats
+    if len(repeats) > len(shape):
+        raise unsupported("repeats", operation.repeats, "it must name no more axes than there are")
+    rows = enumerate(zip(shape, repeats, strict=True))
+    return _gather({axis: [*range(size or 1)] * n for axis, (size, n) in rows if n != 1})
+
+
+def _take(operation, node, shape):
+    indices = node.args[1] if len(node.args) > 1 else node.kwargs["indices"]
+    if operation.axis is None or refs_in(indices) or refs_in(node.args[0]) == []:
+        raise CannotExport("it must take constant places of one axis")
+    axis, places = operation.axis % len(shape), np.asarray(keras.ops.convert_to_numpy(indices))
+    if places.ndim > 1:
+        raise CannotExport("its places must be a number or a vector")
+    size = shape[axis] or 1
+    return _gather({axis: [int(n) % size for n in np.atleast_1d(places)]})
+
+
+def _extreme(kind):
+    def row(operation, node, shape):
+        if isinstance(operation, layers.Layer):
+            axes = tuple(range(1, len(shape) - 1))
+        else:
+            axes = tuple(sorted(_axes_of(operation.axis, len(shape))))
+        if 0 in axes:
+            raise CannotExport("the largest or smallest of a batch has no kernel")
+        return kind, {"axes": axes, "keep_dims": bool(operation.keepdims)}
+
+    return row
 
 
 def _resizing(operation, node, shape):
@@ -235,8 +308,16 @@ COPYING = {
     "Swapaxes": _swap,
     "Moveaxis": _move,
     "DepthToSpace": _depth_to_space,
+    "Flip": _flip,
     "GetItem": _get_item,
+    "GlobalMaxPooling3D": _extreme("reduce_max"),
+    "Max": _extreme("reduce_max"),
+    "Min": _extreme("reduce_min"),
     "Pad": _pad,
     "Repeat": _repeat,
+    "RepeatVector": _repeat_vector,
+    "Roll": _roll,
+    "Take": _take,
+    "Tile": _tile,
     "Resizing": _resizing,
 }

@@ -23,9 +23,17 @@ from speq_keras.operations import Kind, function_name, kind_of, name_of
 _TABLES = {"PositionEmbedding": "position_embeddings", "Weight": "weight"}
 # Kinds of steps that compute with two tensors; in float one of them may be a constant.
 _PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply"}
-_PAIRS_IN_FLOAT = {**_PAIRS, "Divide": "divide", "TrueDivide": "divide"}
+_PAIRS_IN_FLOAT = {
+    **_PAIRS,
+    **dict.fromkeys(("Divide", "TrueDivide"), "divide"),
+    "Maximum": "maximum",
+    "Minimum": "minimum",
+}
+# What is a function of one value where the other operand is a constant.
+_TABLED = ("Absolute", "Maximum", "Minimum")
 # What is computed in float alone, by Keras' name of the class.
 _FLOAT_ALONE = {
+    "Absolute": "absolute",
     "Negative": "negative",
     "Square": "square",
     "Cast": "cast",
@@ -96,6 +104,8 @@ def elementwise(builder, node, arguments):
         if kind is None:
             raise CannotExport(NO_KERNEL)
         return builder.pending(kind, node, arguments)
+    if len(arguments) == 1 and name in _TABLED:
+        return table(builder, node, arguments)
     if len(arguments) == 1 and name != "Square":
         pending = builder.pending("affine", node, [builder.codes(arguments[0])])
         pending.affines.append(affine.of_call(node, arguments[0].shape))
@@ -123,6 +133,8 @@ def same_grid(builder, node, arguments):
 
 def table(builder, node, arguments):
     """A function of one value, or softmax, of which a second argument is the mask."""
+    if len(arguments) > 1 and function_name(node.operation) != "softmax":
+        raise CannotExport("there is a kernel for it with one tensor and a constant alone")
     return builder.pending("table", node, [builder.codes(argument) for argument in arguments])
 
 

@@ -1,11 +1,14 @@
 """Functions of one value: a kernel or a table for codes, float kernels for floats."""
 
+import math
+
 import keras
 import numpy as np
 
 from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.tflite.network import Tensor
+from speq_keras.graph import Ref, map_refs
 from speq_keras.operations import OTHER, function_name, name_of
 
 # Functions whose kernel rounds the exact value to a grid that it prescribes.
@@ -17,9 +20,12 @@ _FLOAT_KERNELS = {
     "hard_silu": "hard_swish",
     "gelu": "gelu",
     "gelu_approximate": "gelu",
+    "exponential": "exp",
+    **{name: name for name in ("log", "sqrt", "rsqrt")},
 }
 # Layers and operations that are a function with an option.
 _WITH_OPTIONS = {"LeakyReLU": "leaky_relu", "LeakyRelu": "leaky_relu", "ELU": "elu", "Elu": "elu"}
+_BY_CLASS = {"Exp": "exponential", "Log": "log", "Sqrt": "sqrt", "Rsqrt": "rsqrt"}
 
 
 def function_of(operation):
@@ -27,7 +33,7 @@ def function_of(operation):
     name = name_of(operation)
     if name == "Gelu":
         return "gelu_approximate" if operation.approximate else "gelu"
-    function = _WITH_OPTIONS.get(name, function_name(operation))
+    function = {**_WITH_OPTIONS, **_BY_CLASS}.get(name, function_name(operation))
     return None if function == "linear" else function
 
 
@@ -49,7 +55,11 @@ def table(builder, step):
     codes = np.arange(-128, 128) - x.zero_point
     values = codes.astype("float32") * np.float32(x.trained_scale)
     output = builder.tensor_for(step)
-    values = _values_of(operation, values)
+    values = np.nan_to_num(
+        _values_of(step, values, x.shape[-1]), nan=0.0, posinf=np.inf, neginf=-np.inf
+    )
+    if step.activation != "none":
+        values = np.clip(values, 0, 6 if step.activation == "relu6" else None)
     stored = step.output.grid.round(values).reshape(-1) + output.zero_point
     data = builder.network.add_tensor(
         Tensor(
@@ -63,8 +73,9 @@ def table(builder, step):
     return builder.emit(step, "lookup", [x.name, data.name])
 
 
-def _values_of(operation, values):
+def _values_of(step, values, channels):
     """Returns the function's values: a vector, or a row per channel where channels differ."""
+    node, operation = step.nodes[0], step.layer
     if name_of(operation) == "PReLU":
         alpha = keras.ops.convert_to_numpy(operation.alpha)
         if alpha.size != 1 and alpha.size != alpha.shape[-1]:
@@ -72,7 +83,14 @@ def _values_of(operation, values):
             raise unsupported("shared_axes", shared, "share all axes but the last one")
         rows = np.where(values > 0, values, alpha.reshape(-1, 1) * values)
         return rows[0] if len(rows) == 1 else rows
-    return keras.ops.convert_to_numpy(operation(keras.ops.convert_to_tensor(values)))
+    constants = [np.shape(x) for x in [*node.args, *node.kwargs.values()] if not isinstance(x, Ref)]
+    if any(math.prod(shape) > 1 for shape in constants):  # a number for every channel
+        if any(math.prod(shape) not in (1, shape[-1], channels) for shape in constants if shape):
+            raise CannotExport("its constant must be one number, or one per channel")
+        values = np.repeat(values[:, None], channels, axis=1)
+    args, kwargs = map_refs((node.args, node.kwargs), lambda _: keras.ops.convert_to_tensor(values))
+    made = keras.ops.convert_to_numpy(operation(*args, **kwargs)).astype("float64")
+    return made if values.ndim == 1 else made.reshape(256, channels).T
 
 
 # ---- in float --------------------------------------------------------------------------------
@@ -98,6 +116,8 @@ def activated(builder, step, layer, name, x):
         return builder.make(step, "mul", [x.name, gate.name], x.shape)
     if name == "bent_relu":
         return _bent_relu(builder, step, layer, x)
+    if name is None:
+        raise CannotExport("there is no float kernel for it")
     if name not in _FLOAT_KERNELS:
         raise CannotExport(f"there is no float kernel for its {_shown(layer, name)}")
     options = {}

@@ -97,6 +97,25 @@ def strided_slice(builder, step):
     builder.emit(step, "strided_slice", [x.name], step.options, shape=shape)
 
 
+def gather(builder, step):
+    """Values at constant places of some axes, one axis after the other."""
+    x, places = builder.tensor(step.inputs[0]), step.options["places"]
+    if step.options["reads"] is not None:
+        x = builder.reshape(x, step.options["reads"], step.name)
+    *first, last = places
+    for axis in first:
+        made = builder.like(x, f"{step.name}/axis_{axis}", _sized(x.shape, axis, places))
+        index = builder.constant(f"{step.name}/places_{axis}", places[axis], "int32")
+        x = builder.add("gather", [x.name, index.name], made, options={"axis": axis})
+    index = builder.constant(f"{step.name}/places_{last}", places[last], "int32")
+    shape = _sized(x.shape, last, places)
+    builder.emit(step, "gather", [x.name, index.name], {"axis": last}, shape=shape)
+
+
+def _sized(shape, axis, places):
+    return (*shape[:axis], len(places[axis]), *shape[axis + 1 :])
+
+
 # ---- tables ----------------------------------------------------------------------------------
 
 

@@ -188,7 +188,11 @@ OPS = {
     "minimum": _in_float(_MINIMUM, binary(np.minimum)),
     "squared_difference": _in_float(_SQUARED_DIFFERENCE, binary(lambda a, b: np.square(a - b))),
     "abs": _in_float(always("ABS", "AbsOptions"), unary(np.abs)),
+    "exp": _in_float(always("EXP", "ExpOptions"), unary(np.exp)),
+    "log": _in_float(always("LOG"), unary(np.log)),
+    "maximum": _in_float(always("MAXIMUM", "MaximumMinimumOptions"), binary(np.maximum)),
     "neg": _in_float(always("NEG", "NegOptions"), unary(np.negative)),
+    "sqrt": _in_float(always("SQRT"), unary(np.sqrt)),
     "square": _in_float(always("SQUARE", "SquareOptions"), unary(np.square)),
     "rsqrt": _in_float(always("RSQRT"), unary(lambda x: 1 / np.sqrt(x))),
 }

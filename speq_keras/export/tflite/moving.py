@@ -11,7 +11,7 @@ def concatenation(values, inputs, output, *, axis, activation="none"):
 
 
 def gather(values, inputs, output, *, axis=0):
-    """Slices of the first input at the positions that the second one names."""
+    """Slices of the first input along an axis, at the places that the second one names."""
     return values[0].take(values[1], axis)
 
 

@@ -84,6 +84,16 @@ def max_pool_2d(values, inputs, output, *, activation="none", size, strides, pad
     return store(np.array(largest), output, activation)
 
 
+def reduce_max(values, inputs, output, *, axes, keep_dims):
+    """Largest stored value over `axes`."""
+    return values[0].max(axis=tuple(axes), keepdims=keep_dims)
+
+
+def reduce_min(values, inputs, output, *, axes, keep_dims):
+    """Smallest stored value over `axes`."""
+    return values[0].min(axis=tuple(axes), keepdims=keep_dims)
+
+
 def resize_nearest_neighbor(values, inputs, output, *, size, half_pixel_centers=False):
     """Copies of the nearest pixels: a builtin kernel."""
     (x,) = values
@@ -133,15 +143,18 @@ def _emit_pool(operator):
     return emit
 
 
-def _emit_mean(node, tensors, batch_size):
-    return operation_of(
-        node,
-        "MEAN",
-        "ReducerOptions",
-        more_inputs=[constant_of(node, "axes", np.atleast_1d(node.options["axes"]))],
-        version=version_of(node, tensors),
-        keepDims=bool(node.options["keep_dims"]),
-    )
+def _emit_reducer(operator):
+    def emit(node, tensors, batch_size):
+        return operation_of(
+            node,
+            operator,
+            "ReducerOptions",
+            more_inputs=[constant_of(node, "axes", np.atleast_1d(node.options["axes"]))],
+            version=version_of(node, tensors),
+            keepDims=bool(node.options["keep_dims"]),
+        )
+
+    return emit
 
 
 def _emit_resize(operator, options_type):
@@ -176,7 +189,13 @@ OPS = {
         copies=True,
         is_spatial=True,
     ),
-    "mean": Op(emit=_emit_mean, integer=mean, floating=float_mean),
+    "mean": Op(emit=_emit_reducer("MEAN"), integer=mean, floating=float_mean),
+    "reduce_max": Op(
+        emit=_emit_reducer("REDUCE_MAX"), integer=reduce_max, floating=reduce_max, copies=True
+    ),
+    "reduce_min": Op(
+        emit=_emit_reducer("REDUCE_MIN"), integer=reduce_min, floating=reduce_min, copies=True
+    ),
     "resize_nearest_neighbor": Op(
         emit=_emit_resize("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions"),
         integer=resize_nearest_neighbor,
