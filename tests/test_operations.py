@@ -17,6 +17,7 @@ from speq_keras.operations import (
     make_operation,
     name_of,
     name_of_function,
+    operation_classes,
 )
 from speq_keras.operations.rows import LAYER_ROWS, OPERATION_ROWS
 
@@ -181,3 +182,10 @@ def test_a_layer_of_that_name_computes_what_it_says_wherever_it_is(name, place):
     found = speq_keras.fold(model).predict(data)
     # A few steps of 8 bits; a layer that is dropped or another's is off by factors.
     np.testing.assert_allclose(found, wanted, atol=0.04 * np.ptp(wanted))
+
+
+def test_a_function_that_an_older_keras_lacks_has_no_row():
+    calls = [ops.relu, lambda x: ops.a_function_of_the_future(x)]
+    relu, unknown = operation_classes(calls)
+    assert name_of(relu()) == "Relu"
+    assert unknown is None

@@ -135,7 +135,9 @@ def _row_elsewhere(cls):
 def _operation_rows():
     """Returns {class: row}."""
     calls, rows = zip(*OPERATION_ROWS, strict=True)
-    return dict(zip(operation_classes(calls), rows, strict=True))
+    known = dict(zip(operation_classes(calls), rows, strict=True))
+    known.pop(None, None)
+    return known
 
 
 def operation_classes(calls):
@@ -145,7 +147,8 @@ def operation_classes(calls):
     thread of its own keeps Keras' numbering of names as it was.
 
     Args:
-        calls: Functions of a tensor of shape (1, 2, 2, 2), each of which calls one operation.
+        calls: Functions of a tensor of shape (1, 4, 4, 4), each of which calls one operation. Where this
+            version of Keras lacks what they call: None.
 
     Example:
         >>> (relu,) = operation_classes([keras.ops.relu])
@@ -158,7 +161,15 @@ def operation_classes(calls):
 
 def _make_classes(calls):
     x = keras.Input(batch_shape=(1, 4, 4, 4))
-    made = [keras.tree.flatten(call(x))[0] for call in calls]
-    model = keras.Model(x, made)
+    made = [_made(call, x) for call in calls]
+    model = keras.Model(x, [tensor for tensor in made if tensor is not None])
     makers = {id(keras.tree.flatten(op.output)[0]): type(op) for op in model.operations}
-    return [makers[id(tensor)] for tensor in made]
+    return [makers.get(id(tensor)) for tensor in made]
+
+
+def _made(call, x):
+    """Returns what a call makes of a tensor; None where this Keras has no such function yet."""
+    try:
+        return keras.tree.flatten(call(x))[0]
+    except AttributeError:
+        return None
