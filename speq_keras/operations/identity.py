@@ -147,8 +147,8 @@ def operation_classes(calls):
     thread of its own keeps Keras' numbering of names as it was.
 
     Args:
-        calls: Functions of a tensor of shape (1, 4, 4, 4), each of which calls one operation. Where this
-            version of Keras lacks what they call: None.
+        calls: Functions of a tensor of shape (1, 4, 4, 4), each of which calls one operation. The
+            class is None where this version of Keras lacks what it calls.
 
     Example:
         >>> (relu,) = operation_classes([keras.ops.relu])
