@@ -11,7 +11,7 @@ from keras import layers
 
 from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import NO_KERNEL, CannotExport
-from speq_keras.graph import refs_in
+from speq_keras.graph import Ref, refs_in
 from speq_keras.operations import TRAINING_ONLY, function_name, name_of
 
 
@@ -252,8 +252,9 @@ def _tile(operation, node, shape):
 
 
 def _take(operation, node, shape):
-    indices = node.args[1] if len(node.args) > 1 else node.kwargs["indices"]
-    if operation.axis is None or refs_in(indices) or refs_in(node.args[0]) == []:
+    given = {**dict(zip(("x", "indices"), node.args, strict=False)), **node.kwargs}
+    indices = given["indices"]
+    if operation.axis is None or not isinstance(given["x"], Ref) or refs_in(indices):
         raise CannotExport("it must take constant places of one axis")
     axis, places = operation.axis % len(shape), np.asarray(keras.ops.convert_to_numpy(indices))
     if places.ndim > 1:
