@@ -410,11 +410,11 @@ def einsum(x):
     return ops.einsum("abcd,abed->abce", x, x)
 
 
-def attention(x):
+def product_attention(x):
     return ops.dot_product_attention(x, x, x)
 
 
-@pytest.mark.parametrize("call", [einsum, attention])
+@pytest.mark.parametrize("call", [einsum, product_attention])
 def test_the_operations_of_keras_are_taken_apart(call):
     x = keras.Input(batch_shape=(2, 3, 4, 5))
     assert any(map(is_composite, keras.Model(x, call(x)).operations))

@@ -72,6 +72,7 @@ METHODS = {
     "DEPTH_TO_SPACE": "AddDepthToSpace",
     "PACK": "AddPack",
     "REDUCE_MAX": "AddReduceMax",
+    "REDUCE_MIN": "AddReduceMin",
     "SELECT_V2": "AddSelectV2",
     "SPACE_TO_DEPTH": "AddSpaceToDepth",
     "SPLIT": "AddSplit",

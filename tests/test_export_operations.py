@@ -142,6 +142,9 @@ def sigmoid(x):
 
 UNARY = {
     "abs": np.abs,
+    "exp": np.exp,
+    "log": np.log,
+    "sqrt": np.sqrt,
     "elu": lambda x: np.where(x > 0, x, np.expm1(x)),
     "hard_swish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
     "logistic": sigmoid,
@@ -158,6 +161,7 @@ BINARY = {
     "sub": np.subtract,
     "mul": np.multiply,
     "div": np.divide,
+    "maximum": np.maximum,
     "minimum": np.minimum,
     "squared_difference": lambda a, b: np.square(a - b),
 }
@@ -167,6 +171,8 @@ OTHERS = {
     "average_pool_2d": (float_one("average_pool_2d", (None, 4, 4, 4), **POOL), BLOCKS.mean((2, 4))),
     "max_pool_2d": (float_one("max_pool_2d", (None, 4, 4, 4), **POOL), BLOCKS.max((2, 4))),
     "mean": (float_one("mean", (None, 4), axes=(1, 2), keep_dims=False), X.mean((1, 2))),
+    "reduce_max": (float_one("reduce_max", (None, 4), axes=(1, 2), keep_dims=False), X.max((1, 2))),
+    "reduce_min": (float_one("reduce_min", (None, 4), axes=(1, 2), keep_dims=False), X.min((1, 2))),
     "reshape": (float_one("reshape", (None, 256), shape=(None, 256)), X.reshape(2, 256)),
     "transpose": (
         float_one("transpose", (None, 4, 8, 8), permutation=(0, 3, 1, 2)),
@@ -216,7 +222,7 @@ def check(found, expected):
 
 @pytest.mark.parametrize("kind", UNARY)
 def test_unary_kinds_compute_what_their_name_says(kind):
-    x = A if kind == "rsqrt" else X
+    x = A if kind in ("log", "rsqrt", "sqrt") else X
     check(outputs_of(write(float_one(kind)), x)[0], UNARY[kind](x))
 
 

@@ -233,6 +233,16 @@ def lookup(rng):
     return single("lookup", [codes((256,), 0.1), table], output), [ALL_CODES[None]]
 
 
+def extreme(rng, kind):
+    image, axes = size(rng, 1, 9), [(1, 2), (1,), (3,), (2, 3)][rng.integers(4)]
+    keep = bool(rng.integers(2))
+    array = random_codes(rng, 3, *image, 5)
+    encoding = scale(rng), zero_point(rng)
+    shape = array.max(axis=axes, keepdims=keep).shape[1:]
+    x, output = codes((*image, 5), *encoding), codes(shape, *encoding, name="y")
+    return single(kind, [x], output, axes=axes, keep_dims=keep), [array]
+
+
 CASES = {
     "conv_2d": convolution,
     "conv_2d grouped": partial(convolution, grouped=True),
@@ -255,6 +265,8 @@ CASES = {
     "average_pool_2d": partial(pooling, kind="average_pool_2d"),
     "max_pool_2d": partial(pooling, kind="max_pool_2d"),
     "mean": mean,
+    "reduce_max": partial(extreme, kind="reduce_max"),
+    "reduce_min": partial(extreme, kind="reduce_min"),
     "resize_nearest_neighbor": partial(resize, kind="resize_nearest_neighbor"),
     "resize_bilinear": partial(resize, kind="resize_bilinear"),
     "logistic": partial(function, kind="logistic", step=1 / 256, offset=-128),

@@ -315,7 +315,8 @@ def kind(name):
 
 def another_function(step):
     node = copy.copy(step.nodes[0])
-    node.operation = layers.Activation("hard_sigmoid" if "sigmoid" in node.name else "tanh")
+    node.operation = layers.Activation("hard_sigmoid" if "sigmoid" in node.name else "softplus")
+    node.args, node.kwargs = node.args[:1], {}
     step.nodes = [node]
 
 
