@@ -109,6 +109,19 @@ LAYERS = {
             "rms_scaling": [True],
         },
     ),
+    "RMSNormalization": (IMAGE, {}, {"axis": [(2, 3), (1, 2, 3)], "epsilon": [1.0]}),
+    "GroupNormalization": (
+        IMAGE,
+        {"groups": 2},
+        {
+            "groups": [1, 4, -1],
+            "axis": [1, 3],
+            "epsilon": [1.0],
+            "center": [False],
+            "scale": [False],
+        },
+    ),
+    "UnitNormalization": (IMAGE, {}, {"axis": [1, (2, 3)]}),
     "BatchNormalization": (
         IMAGE,
         {},
@@ -291,6 +304,12 @@ OPERATIONS = {
     "AveragePool": [
         ("2", lambda x: ops.average_pool(x, 2)),
         ("same", lambda x: ops.average_pool(x, 3, 2, "same")),
+    ],
+    "Resize": [
+        ("", lambda x: ops.image.resize(x, (9, 4))),
+        ("nearest", lambda x: ops.image.resize(x, (12, 12), interpolation="nearest")),
+        ("bicubic", lambda x: ops.image.resize(x, (9, 4), interpolation="bicubic")),
+        ("antialias", lambda x: ops.image.resize(x, (3, 3), antialias=True)),
     ],
     "Concatenate": [
         (f"{axis}", lambda x, axis=axis: ops.concatenate([x, x], axis)) for axis in (1, 3)

@@ -136,7 +136,7 @@ def kind_of(operation, has_config=False):
     row = row_of(operation)
     if row is None:
         return Kind.FLOAT
-    if row.name in ("UpSampling2D", "Resizing"):
+    if row.name in ("UpSampling2D", "Resizing", "Resize"):
         return Kind.CARRY if operation.interpolation == "nearest" else Kind.SAME_GRID
     if row.kind is Kind.AFFINE and not _is_per_channel(operation):
         return Kind.FLOAT

@@ -280,7 +280,8 @@ def _resizing(operation, node, shape):
     for option in ("crop_to_aspect_ratio", "pad_to_aspect_ratio", "antialias"):
         if getattr(operation, option):
             raise unsupported(option, True)
-    return _resize(operation.interpolation, (operation.height, operation.width))
+    size = getattr(operation, "size", None) or (operation.height, operation.width)
+    return _resize(operation.interpolation, tuple(size))
 
 
 def _resize(interpolation, size):
@@ -320,5 +321,5 @@ COPYING = {
     "Roll": _roll,
     "Take": _take,
     "Tile": _tile,
-    "Resizing": _resizing,
+    **dict.fromkeys(("Resize", "Resizing"), _resizing),
 }

@@ -38,6 +38,9 @@ _FLOAT_ALONE = {
     "Square": "square",
     "Cast": "cast",
     "LayerNormalization": "layer_normalization",
+    "RMSNormalization": "rms_normalization",
+    "GroupNormalization": "group_normalization",
+    "UnitNormalization": "unit_normalization",
 }
 
 
