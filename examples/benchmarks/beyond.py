@@ -20,7 +20,7 @@ from absl import app, flags
 
 import speq_keras
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder of the next imports
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of the next imports
 import quickstart
 from oscillations import OscillationMeter
 from program_flags import own_flags, set_defaults

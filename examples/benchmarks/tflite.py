@@ -27,7 +27,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 import speq_keras
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder of the next import
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of the next import
 import cifar_networks
 
 NETWORKS = ("resnet8", "resnet20", "MobileNetV2", "EfficientNetB0")
