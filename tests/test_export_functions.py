@@ -160,9 +160,11 @@ def test_powers_of_two_tensors_are_refused():
     assert "one tensor and a constant alone" in str(model.plan().file)
 
 
-def test_a_constant_along_other_axes_is_refused():
-    inputs = keras.Input((6, 6, 4))
-    x = ops.maximum(inputs, np.zeros((6, 1, 1), "float32"))
+@pytest.mark.parametrize("shape", [(6, 1, 1), (4, 1)])
+def test_a_constant_along_other_axes_is_refused(shape):
+    """As many numbers as there are channels may stand along another axis."""
+    inputs = keras.Input((6, 4, 4))
+    x = ops.maximum(inputs, np.zeros(shape, "float32"))
     x = layers.Dense(3)(layers.Flatten()(layers.Conv2D(3, 1)(x)))
     model = speq_keras.wrap(keras.Model(inputs, x), 3, 3, distillation=None)
     assert "its constant must be one number, or one per channel" in str(model.plan().file)

@@ -101,6 +101,7 @@ OTHERS = {
         lambda x: ops.tile(x, (1, 1, 2, 3)),
         lambda x: np.concatenate([np.concatenate([x, x], 2)] * 3, 3),
     ),
+    "tile of nothing": ("reshape", lambda x: ops.tile(x, (1, 1, 1, 1)), lambda x: x),
     "take": ("gather", lambda x: ops.take(x, [4, 0, -1], axis=1), lambda x: x[:, [4, 0, 5]]),
     "take one": ("gather", lambda x: ops.take(x, 2, axis=3), lambda x: x[..., 2]),
     "repeat": (

@@ -171,20 +171,23 @@ def _global_pool(kind):
     return row
 
 
-def mean_options(operation, rank):
-    """Returns the options of a "mean" step for a node that averages a tensor of `rank` axes.
+def reduction_options(operation, rank, what):
+    """Returns the options of an operation that reduces axes of a tensor of `rank` axes.
+
+    Args:
+        operation: A global pooling, or an operation with `axis` and `keepdims`.
+        rank: Number of axes.
+        what: What it makes, for the error.
 
     Raises:
-        CannotExport: If no integer kernel averages so.
+        CannotExport: If the batch is among the axes.
     """
-    if isinstance(operation, layers.Layer):  # GlobalAveragePooling
+    if isinstance(operation, layers.Layer):  # a global pooling
         axes = tuple(range(1, rank - 1))
     else:
-        axes = operation.axis if operation.axis is not None else tuple(range(rank))
-        axes = (axes,) if isinstance(axes, int) else tuple(axes)
-        axes = tuple(sorted(axis % rank for axis in axes))
+        axes = tuple(sorted(_axes_of(operation.axis, rank)))
     if 0 in axes:
-        raise CannotExport("a mean over the batch has no kernel")
+        raise CannotExport(f"{what} over the batch has no kernel")
     return {"axes": axes, "keep_dims": bool(operation.keepdims)}
 
 
@@ -202,6 +205,8 @@ def _gather(places, reads=None):
     """
     if 0 in places:
         raise CannotExport("the batch has to stay as it is")
+    if not places:
+        return "reshape", {}  # it names no axis
     return "gather", {"places": {axis: tuple(x) for axis, x in places.items()}, "reads": reads}
 
 
@@ -263,15 +268,9 @@ def _take(operation, node, shape):
     return _gather({axis: [int(n) % size for n in np.atleast_1d(places)]})
 
 
-def _extreme(kind):
+def _extreme(kind, what):
     def row(operation, node, shape):
-        if isinstance(operation, layers.Layer):
-            axes = tuple(range(1, len(shape) - 1))
-        else:
-            axes = tuple(sorted(_axes_of(operation.axis, len(shape))))
-        if 0 in axes:
-            raise CannotExport("the largest or smallest of a batch has no kernel")
-        return kind, {"axes": axes, "keep_dims": bool(operation.keepdims)}
+        return kind, reduction_options(operation, len(shape), what)
 
     return row
 
@@ -312,14 +311,15 @@ COPYING = {
     "DepthToSpace": _depth_to_space,
     "Flip": _flip,
     "GetItem": _get_item,
-    "GlobalMaxPooling3D": _extreme("reduce_max"),
-    "Max": _extreme("reduce_max"),
-    "Min": _extreme("reduce_min"),
+    "GlobalMaxPooling3D": _extreme("reduce_max", "a maximum"),
+    "Max": _extreme("reduce_max", "a maximum"),
+    "Min": _extreme("reduce_min", "a minimum"),
     "Pad": _pad,
     "Repeat": _repeat,
     "RepeatVector": _repeat_vector,
     "Roll": _roll,
     "Take": _take,
     "Tile": _tile,
-    **dict.fromkeys(("Resize", "Resizing"), _resizing),
+    "Resize": _resizing,
+    "Resizing": _resizing,
 }

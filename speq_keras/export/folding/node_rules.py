@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from speq_keras.export.folding import affine
-from speq_keras.export.folding.copying import copying_of, mean_options
+from speq_keras.export.folding.copying import copying_of, reduction_options
 from speq_keras.export.folding.options import check_no_constants, unsupported
 from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending, fused
@@ -123,7 +123,7 @@ def elementwise(builder, node, arguments):
 def mean(builder, node, arguments):
     """A mean over some axes."""
     value = builder.codes(arguments[0])
-    options = mean_options(node.operation, len(value.shape))
+    options = reduction_options(node.operation, len(value.shape), "a mean")
     return builder.pending("mean", node, [value], options)
 
 

@@ -23,9 +23,15 @@ _FLOAT_KERNELS = {
     "exponential": "exp",
     **{name: name for name in ("log", "sqrt", "rsqrt")},
 }
-# Layers and operations that are a function with an option.
-_WITH_OPTIONS = {"LeakyReLU": "leaky_relu", "LeakyRelu": "leaky_relu", "ELU": "elu", "Elu": "elu"}
-_BY_CLASS = {"Exp": "exponential", "Log": "log", "Sqrt": "sqrt", "Rsqrt": "rsqrt"}
+# Layers and operations whose function `function_name` does not tell: by Keras' name of the class.
+_BY_CLASS = {
+    **dict.fromkeys(("LeakyReLU", "LeakyRelu"), "leaky_relu"),
+    **dict.fromkeys(("ELU", "Elu"), "elu"),
+    "Exp": "exponential",
+    "Log": "log",
+    "Sqrt": "sqrt",
+    "Rsqrt": "rsqrt",
+}
 
 
 def function_of(operation):
@@ -33,7 +39,7 @@ def function_of(operation):
     name = name_of(operation)
     if name == "Gelu":
         return "gelu_approximate" if operation.approximate else "gelu"
-    function = {**_WITH_OPTIONS, **_BY_CLASS}.get(name, function_name(operation))
+    function = _BY_CLASS.get(name, function_name(operation))
     return None if function == "linear" else function
 
 
@@ -84,8 +90,9 @@ def _values_of(step, values, channels):
         rows = np.where(values > 0, values, alpha.reshape(-1, 1) * values)
         return rows[0] if len(rows) == 1 else rows
     constants = [np.shape(x) for x in [*node.args, *node.kwargs.values()] if not isinstance(x, Ref)]
-    if any(math.prod(shape) > 1 for shape in constants):  # a number for every channel
-        if any(math.prod(shape) not in (1, shape[-1], channels) for shape in constants if shape):
+    constants = [shape for shape in constants if math.prod(shape) > 1]
+    if constants:  # a number for every channel
+        if any((math.prod(shape), shape[-1]) != (channels, channels) for shape in constants):
             raise CannotExport("its constant must be one number, or one per channel")
         values = np.repeat(values[:, None], channels, axis=1)
     args, kwargs = map_refs((node.args, node.kwargs), lambda _: keras.ops.convert_to_tensor(values))
