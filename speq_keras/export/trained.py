@@ -15,9 +15,10 @@ import dataclasses
 import keras
 import numpy as np
 
-from speq_keras.graph import call_node, read_graph, run
+from speq_keras.graph import call_node, run
 from speq_keras.operations import fixed_range
 from speq_keras.quantizers import ActivationQuantizer
+from speq_keras.recurrent import read_unrolled
 
 # Float kernels sum in another order and approximate exp and rsqrt: a part of the largest value.
 FLOAT_TOLERANCE = 2.0**-10
@@ -69,11 +70,11 @@ class TrainedGraph:
     Args:
         model: The `SPEQModel`.
         softmax: False where the file leaves out a softmax or sigmoid at the end.
-        graph: What `read_graph` makes of the model, if it was read before.
+        graph: What `read_unrolled` makes of the model, if it was read before.
     """
 
     def __init__(self, model, *, softmax=True, graph=None):
-        self.graph = read_graph(model) if graph is None else graph
+        self.graph = read_unrolled(model) if graph is None else graph
         self.output_names = list(model.output_names)
         self.makers = {index: node for node in self.graph.nodes for index in node.outputs}
         self.ends = [self._end(index, softmax) for index in self.graph.output_indices]
@@ -133,7 +134,7 @@ class TrainedGraph:
         (index,) = node.inputs
         values = to_numpy(known[index])
         scale, low, high = node.operation.grid()
-        scale, problem = _scale(np.float32(scale), places.scales.get(node.name))
+        scale, problem = _scale(np.float32(scale), places.scales.get(node.operation.name))
         name = places.tensors.get(node.outputs[0])
         codes = None if name is None else file.codes(name)
         if codes is None:

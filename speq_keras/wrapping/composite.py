@@ -36,8 +36,12 @@ from speq_keras.own_weights import Weight
 from speq_keras.quantizers import Quantizer
 from speq_keras.wrapping.composite_check import STAND_IN, difference
 
-# Of Keras' own layers, only these are taken apart: recurrent layers and their like loop over time.
-_KERAS_COMPOSITES = (layers.MultiHeadAttention, layers.GroupQueryAttention)
+# Of Keras' own layers, only these are taken apart.
+_KERAS_COMPOSITES = (
+    layers.MultiHeadAttention,
+    layers.GroupQueryAttention,
+    layers.Bidirectional,
+)
 # What may read a weight that a layer holds itself: of these there are kernels.
 _READS_WEIGHTS = (*ARITHMETIC, "Matmul")
 # Where the modules of keras.applications are: ConvNeXt's has a LayerScale.
