@@ -1,7 +1,7 @@
 """From the folded network to the operations of a file: one row for every kind of step."""
 
 from speq_keras.export.folding.steps import CannotExport, Problem, refusal
-from speq_keras.export.lowering import float_only, functions, linear, operations
+from speq_keras.export.lowering import float_only, functions, linear, operations, pieces
 from speq_keras.export.lowering.build import Builder
 
 # All other kinds copy or average codes: `operations.copied`.
@@ -32,7 +32,7 @@ ROWS = {
     "max_pool_2d": operations.max_pool,
     "concatenate": operations.concatenate,
     "reshape": operations.reshape,
-    "strided_slice": operations.strided_slice,
+    "strided_slice": pieces.strided_slice,
     "gather": operations.gather,
     "embedding": operations.embedding,
     "constant": operations.constant,

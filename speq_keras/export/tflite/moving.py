@@ -54,6 +54,16 @@ def strided_slice(values, inputs, output, *, begin, end, strides):
     return np.ascontiguousarray(values[0][slices])
 
 
+def split(values, inputs, output, *, axis, count):
+    """Cuts a tensor into equal pieces along an axis; returns a list."""
+    return [np.ascontiguousarray(piece) for piece in np.split(values[0], count, axis=axis)]
+
+
+def unpack(values, inputs, output, *, axis, count):
+    """Takes an axis apart: a list of what is at its places. A builtin kernel."""
+    return [np.ascontiguousarray(values[0].take(place, axis)) for place in range(count)]
+
+
 # ---- emitters ---------------------------------------------------------------------------------
 
 
@@ -124,6 +134,20 @@ def _emit_strided_slice(node, tensors, batch_size):
     )
 
 
+def _emit_split(node, tensors, batch_size):
+    inputs = [constant_of(node, "axis", [node.options["axis"]]), *node.inputs]
+    count, version = int(node.options["count"]), version_of(node, tensors)
+    return operation_of(
+        node, "SPLIT", "SplitOptions", inputs=inputs, version=version, numSplits=count
+    )
+
+
+def _emit_unpack(node, tensors, batch_size):
+    axis, count = (int(node.options[name]) for name in ("axis", "count"))
+    version = version_of(node, tensors)
+    return operation_of(node, "UNPACK", "UnpackOptions", version=version, axis=axis, num=count)
+
+
 # ---- records ---------------------------------------------------------------------------------
 
 
@@ -140,5 +164,7 @@ OPS = {
     "transpose": _copies(_emit_transpose, transpose, {6: (2, 12, 0)}),
     "pad": _copies(_emit_pad, pad, {4: (2, 6, 0)}),
     "mirror_pad": _copies(_emit_mirror_pad, mirror_pad),
+    "split": _copies(_emit_split, split),
+    "unpack": _copies(_emit_unpack, unpack),
     "strided_slice": _copies(_emit_strided_slice, strided_slice),
 }
