@@ -18,7 +18,7 @@ import numpy as np
 from speq_keras.graph import call_node, run
 from speq_keras.operations import fixed_range
 from speq_keras.quantizers import ActivationQuantizer
-from speq_keras.recurrent import read_unrolled
+from speq_keras.recurrent import broken_steps, read_unrolled
 
 # Float kernels sum in another order and approximate exp and rsqrt: a part of the largest value.
 FLOAT_TOLERANCE = 2.0**-10
@@ -79,6 +79,7 @@ class TrainedGraph:
         self.makers = {index: node for node in self.graph.nodes for index in node.outputs}
         self.ends = [self._end(index, softmax) for index in self.graph.output_indices]
         self.nodes = self._needed()
+        self.broken = broken_steps(self.graph)
         self.noise = {node.name: _roundoff(node.operation) for node in self.nodes}
 
     def _end(self, index, softmax):
@@ -111,6 +112,9 @@ class TrainedGraph:
                 trained)` in float, asked with the trained graph's own; `step_of(number)`, the
                 distance of an output's codes, or None for floats.
         """
+        for node in self.broken:
+            problem = "its steps do not compute what the trained layer computes"
+            yield self._failed(node, (), node.name, problem)
         known = dict(zip(self.graph.input_indices, map(np.asarray, arrays), strict=True))
         layers = dict.fromkeys(known, ())
         readers = {index: node for node in self.nodes for index in node.inputs}

@@ -8,12 +8,14 @@ making      which layers can be quantized, and the quantizers that one gets
 unrolling   the graph in which every step stands by itself
 """
 
-from speq_keras.recurrent.layer import QuantizedRecurrent, roles_of
+from speq_keras.recurrent.layer import PRODUCTS, QuantizedRecurrent, roles_of
 from speq_keras.recurrent.making import is_recurrent, quantized_recurrent, refusal
-from speq_keras.recurrent.unrolling import read_unrolled, take_over_biases
+from speq_keras.recurrent.unrolling import broken_steps, read_unrolled, take_over_biases
 
 __all__ = [
+    "PRODUCTS",
     "QuantizedRecurrent",
+    "broken_steps",
     "is_recurrent",
     "quantized_recurrent",
     "read_unrolled",

@@ -11,6 +11,9 @@ from speq_keras._checks import describe
 from speq_keras.layers import QuantizedLayer
 from speq_keras.recurrent.formulas import FORMULAS, Arithmetic
 
+# The variables of a cell that are quantized.
+PRODUCTS = ("cell.kernel", "cell.recurrent_kernel")
+
 
 @keras.saving.register_keras_serializable(package="speq_keras")
 class QuantizedRecurrent(QuantizedLayer):
@@ -35,6 +38,11 @@ class QuantizedRecurrent(QuantizedLayer):
 
     def __init__(self, layer, quantizers, activation_quantizers, **kwargs):
         super().__init__(layer, quantizers, **kwargs)
+        if set(quantizers) != set(PRODUCTS):
+            raise ValueError(
+                f"`quantizers` must have one for each of {', '.join(PRODUCTS)}. "
+                f"{describe(quantizers=list(quantizers))}"
+            )
         roles = roles_of(layer)
         if set(activation_quantizers) != set(roles):
             raise ValueError(
@@ -45,6 +53,7 @@ class QuantizedRecurrent(QuantizedLayer):
         if not self.trainable:
             for quantizer in self.activation_quantizers.values():
                 quantizer.trainable = False
+        self.activity_regularizer = layer.activity_regularizer
         self.activations = {
             role: layers.Activation(getattr(layer.cell, attribute), name=f"{self.name}.{role}")
             for role, attribute in self.formula.functions.items()

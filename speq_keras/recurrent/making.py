@@ -25,7 +25,7 @@ def refusal(graph, node):
     """
     layer = node.operation
     if not is_recurrent(layer):
-        return None
+        return _of_cell(layer.cell) if type(layer) is layers.RNN else None
     steps = graph.tensors[node.inputs[0]].shape[1]
     if steps is None:
         return (
@@ -44,6 +44,14 @@ def refusal(graph, node):
         if function in (OTHER, "softmax"):
             return f"its {attribute} (of the {role}) is not one of Keras' functions of one value"
     return None
+
+
+def _of_cell(cell):
+    known = ", ".join(cls.__name__ for cls in FORMULAS)
+    return (
+        f"its cell is a {type(cell).__name__}, and known are {known}; in place of stacked cells, "
+        "stack layers"
+    )
 
 
 def quantized_recurrent(layer, quantizers, **kwargs):

@@ -5,14 +5,16 @@ make: "lstm.3.cells". All steps share one operation per product, and the layer's
 """
 
 import dataclasses
+import functools
 
+import numpy as np
 from keras import layers, ops
 
-from speq_keras.graph import Ref, read_graph
+from speq_keras.graph import Ref, call_node, read_graph, run
 from speq_keras.layers import QuantizedLayer
 from speq_keras.operations import make_operation
 from speq_keras.own_weights import Weight
-from speq_keras.quantizers import WeightQuantizer
+from speq_keras.quantizers import ActivationQuantizer, WeightQuantizer
 from speq_keras.recurrent.formulas import Arithmetic
 from speq_keras.recurrent.layer import QuantizedRecurrent
 
@@ -38,6 +40,41 @@ def take_over_biases(graph):
     for node in found.values():
         if isinstance(node.operation, _Product):
             node.operation.give_back(node.origin.operation)
+
+
+def broken_steps(graph):
+    """Returns the nodes of recurrent layers whose steps do not compute what the layer computes.
+
+    Both are run on random values, in float32. They may send a value near a half to two codes, so
+    they are compared in the mean.
+
+    Args:
+        graph: A `Graph` of `read_unrolled`.
+    """
+    steps = {}
+    for node in graph.nodes:
+        if node.origin is not None:
+            steps.setdefault(id(node.origin), (node.origin, []))[1].append(node)
+    return [node for node, nodes in steps.values() if not _distance(graph, node, nodes) < 1]
+
+
+def _distance(graph, node, nodes):
+    """Returns the mean distance of the outputs of a layer and its steps, in steps of the states."""
+    layer, (index,) = node.operation, node.inputs
+    producer = graph.tensors[index].producer
+    quantizer = producer.operation if producer is not None else None
+    is_known = isinstance(quantizer, ActivationQuantizer)
+    scale, low, high = quantizer.grid() if is_known else (1.0, -1, 1)
+    shape = (4, *graph.tensors[index].shape[1:])
+    codes = np.random.default_rng(0).integers(low, high + 1, shape)
+    x = ops.convert_to_tensor((codes * scale).astype("float32"))
+    values = {index: x}
+    run(nodes, values, node.outputs, call=functools.partial(call_node, training=False))
+    wanted = layer(x)
+    wanted = wanted if layer.layer.return_state else [wanted]
+    unit = layer.activation_quantizers["states"].grid()[0]
+    pairs = zip(wanted, [values[output] for output in node.outputs], strict=True)
+    return max(float(ops.mean(ops.abs(ops.cast(a, "float32") - b))) for a, b in pairs) / unit
 
 
 class _AsTheyAre(WeightQuantizer):

@@ -17,7 +17,7 @@ from speq_keras.quantizers import (
     get_activation_quantizer,
     get_weight_quantizer,
 )
-from speq_keras.recurrent import is_recurrent, refusal
+from speq_keras.recurrent import PRODUCTS, is_recurrent, refusal
 from speq_keras.wrapping.placement import (
     EIGHT_BITS,
     Demand,
@@ -217,7 +217,7 @@ def decide(graph, options):
         id(node.operation)
         for node in graph.nodes
         if is_recurrent(node.operation)
-        and id(node.operation) in weights
+        and set(weights.get(id(node.operation), ())) == set(PRODUCTS)
         and demands[id(node.operation)] is not None
     }
     return Decisions(kinds, demands, weights, reasons, outputs, rounding)
