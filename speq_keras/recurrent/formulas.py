@@ -115,6 +115,16 @@ class Arithmetic:
         reset_after: Of a GRU: whether the reset gate comes after the product.
     """
 
+    recurrent: typing.Callable
+    rounded: typing.Callable
+    activated: typing.Callable
+    columns: typing.Callable
+    split: typing.Callable
+    sum: typing.Callable
+    difference: typing.Callable
+    product: typing.Callable
+    negative: typing.Callable
+
     def __init__(self, reset_after):
         self.reset_after = reset_after
 

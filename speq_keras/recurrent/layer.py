@@ -77,10 +77,13 @@ class QuantizedRecurrent(QuantizedLayer):
             if not quantizer.built:
                 quantizer.build((None, self.layer.cell.units))
 
-    def call(self, sequences, initial_state=None, mask=None, training=False):
-        """Returns what the layer returns: the last output, or all, and the states if asked for."""
+    def call(self, inputs=None, *args, training=False, **kwargs):
+        """Returns what the layer returns: the last output, or all, and the states if asked for.
+
+        No mask and no initial state are taken: see `making.refusal`.
+        """
         cell = self.layer.cell
-        x = ops.cast(sequences, "float32")
+        x = ops.cast(inputs, "float32")
         x = x * self._kept(ops.shape(x[:, :1]), cell.dropout, training)
         m = _Tensors(
             self, self._kept((ops.shape(x)[0], cell.units), cell.recurrent_dropout, training)
