@@ -46,12 +46,12 @@ def with_weights(layer, seed=1):
 
 
 def quantized(layer, bits=8):
-    """The layer, every range of it set to 1 ... 4 by no simple ratio."""
+    """The layer, every range of it set to 1 ... 4 in no simple ratio."""
     made = quantized_recurrent(layer, {name: MinMax(bits=bits) for name in PRODUCTS})
     made.build((None, STEPS, NUMBERS))
     for number, quantizer in enumerate(activation_quantizers(made)):
         if hasattr(quantizer, "alpha"):
-            quantizer.alpha.assign(2.0 + 0.37 * number % 2.0)
+            quantizer.alpha.assign(2.0 + 0.6180339887 * number % 1)
     return made
 
 
