@@ -11,6 +11,7 @@ from speq_keras.export.folding.steps import (
     CannotExport,
     FoldedNetwork,
     Grid,
+    Problem,
     Step,
     Value,
     plain_dtype,
@@ -36,11 +37,13 @@ class Builder:
         graph: The `Graph` that is folded.
         name: Name of the model.
         grids: {name of a quantizer: the `Grid` that it gets in place of its own}.
+        no_kernel: The `Problem`s of nodes that are known to have no integer kernel.
     """
 
-    def __init__(self, graph, name, grids):
+    def __init__(self, graph, name, grids, no_kernel=()):
         self.graph = graph
         self.grids = grids
+        self.no_kernel = {id(problem.node): problem for problem in no_kernel}
         self.folded = FoldedNetwork(name)
         self.names = Names()
         self.constants = {}  # id(value): the step that makes it
@@ -156,7 +159,11 @@ class Builder:
         quantizer = node.operation
         grid = self.grids.get(quantizer.name) or grid_of(quantizer)
         if isinstance(value, Pending):
-            return self.round(value, node, grid, quantizer)
+            try:
+                return self.round(value, node, grid, quantizer)
+            except CannotExport as error:
+                problem = Problem.at(node, error)
+                value = self.instead_of(problem, lambda: self.as_float(value))
         if isinstance(value, Padded):
             # Zero stays zero: rounding first leaves the padding to the reader.
             inner = self.quantize(node, value.source)
@@ -233,6 +240,7 @@ class Builder:
 
         A grid of None rounds nothing, and the step computes in float.
         """
+        weights = None if grid is None else self.checked_weights(pending, grid)
         layer = node.name if quantizer is not None else ""
         step = Step(
             pending.kind,
@@ -243,28 +251,31 @@ class Builder:
             options=dict(pending.options),
             absorbed=pending.absorbed,
             quantizer=quantizer,
+            weights=weights,
         )
         if grid is None:
             step.affines = pending.affines
             return self.add(step)
-        kind = kind_of(pending.nodes[0].operation)
-        if kind is Kind.SAME_GRID and grid != pending.inputs[0].grid:
-            error = CannotExport("what it makes must have the grid of its input")
-            error.node = pending.nodes[0]
-            raise error
         if pending.kind in ("add", "subtract", "multiply"):
             self.look_for_ties(pending.kind, pending.inputs, grid, quantizer)
-        elif pending.kind in ("linear", "affine"):
-            try:
-                self.give_weights(step, pending)
-            except CannotExport as error:
-                error.node = pending.nodes[0]
-                raise
         return self.add(step)
 
-    def give_weights(self, step, pending):
-        """Sets the weights of a linear or affine step; `store` decides how they are stored."""
-        step.weights = folded_weights(pending, float(step.inputs[0].grid.scale))
+    def checked_weights(self, pending, grid):
+        """Returns the weights of a linear or affine step; `store` decides how they are stored.
+
+        Raises:
+            CannotExport: If a kernel cannot have them, or not this grid.
+        """
+        first = pending.nodes[0]
+        try:
+            if kind_of(first.operation) is Kind.SAME_GRID and grid != pending.inputs[0].grid:
+                raise CannotExport("what it makes must have the grid of its input")
+            if pending.kind in ("linear", "affine"):
+                return folded_weights(pending, float(pending.inputs[0].grid.scale))
+        except CannotExport as error:
+            error.node = first
+            raise
+        return None
 
     # ---- floats --------------------------------------------------------------------------------
 
@@ -285,6 +296,27 @@ class Builder:
         made = self.round(made, node, None) if isinstance(made, Pending) else self.codes(made)
         if node.name not in self.folded.float_layers and dtype == "float32":
             self.folded.float_layers.append(node.name)
+        return made
+
+    def in_float_instead(self, problem, node, values):
+        """Computes a node in float of which there is no integer kernel; returns its output."""
+        return self.instead_of(
+            problem, lambda: self.in_float(node, [self.as_float(value) for value in values])
+        )
+
+    def instead_of(self, problem, make):
+        """Returns what `make` makes in float.
+
+        Raises:
+            CannotExport: The `problem`, if there is no float kernel either.
+        """
+        try:
+            made = make()
+        except CannotExport:
+            error = CannotExport(problem.reason, by_ranges=problem.by_ranges)
+            error.node = problem.node
+            raise error from None
+        self.folded.no_kernel.append(problem)
         return made
 
     def as_float(self, value):
