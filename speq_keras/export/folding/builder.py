@@ -26,6 +26,10 @@ _BYTES = {
     "int8": Grid(np.float32(1), -128, 127),
 }
 
+# What makes whole numbers of floats, by Keras' name of the class.
+_COMPARISONS = ("Equal", "NotEqual", "Less", "LessEqual", "Greater", "GreaterEqual")
+_MAKES_WHOLE_NUMBERS = (*_COMPARISONS, "Argmax", "Cast", "LogicalAnd", "LogicalOr", "LogicalNot")
+
 
 class Builder:
     """A `FoldedNetwork` that grows.
@@ -359,10 +363,11 @@ def check_whole_numbers(operation, values, dtype):
     Raises:
         CannotExport: If a kernel would read another type than it knows.
     """
-    reads_whole = [value.is_whole for value in values]
-    if dtype == "int32" and any(value.dtype == "float32" for value in values):
+    reads_floats = [value.dtype == "float32" for value in values]
+    name = name_of(operation)
+    if dtype == "int32" and any(reads_floats) and name not in _MAKES_WHOLE_NUMBERS:
         raise CannotExport("whole numbers are not made of floats")
-    is_masked = reads_whole == [False, True] and function_name(operation) == "softmax"
-    is_cast = name_of(operation) == "Cast"
-    if dtype == "float32" and any(reads_whole) and not (is_masked or is_cast):
+    is_masked = reads_floats == [True, False] and function_name(operation) == "softmax"
+    reads_whole = is_masked or name in ("Cast", "Where")
+    if dtype == "float32" and not all(reads_floats) and not reads_whole:
         raise CannotExport("whole numbers have to be cast to floats first")

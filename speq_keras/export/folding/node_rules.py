@@ -26,22 +26,12 @@ _PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply"}
 _PAIRS_IN_FLOAT = {
     **_PAIRS,
     **dict.fromkeys(("Divide", "TrueDivide"), "divide"),
+    "Power": "power",
     "Maximum": "maximum",
     "Minimum": "minimum",
 }
 # What is a function of one value where the other operand is a constant.
 _TABLED = ("Absolute", "Maximum", "Minimum")
-# What is computed in float alone, by Keras' name of the class.
-_FLOAT_ALONE = {
-    "Absolute": "absolute",
-    "Negative": "negative",
-    "Square": "square",
-    "Cast": "cast",
-    "LayerNormalization": "layer_normalization",
-    "RMSNormalization": "rms_normalization",
-    "GroupNormalization": "group_normalization",
-    "UnitNormalization": "unit_normalization",
-}
 
 
 def is_whole(argument):
@@ -103,10 +93,7 @@ def elementwise(builder, node, arguments):
     """An operation on two tensors, or on one and a constant."""
     name = name_of(node.operation)
     if _in_float(arguments):
-        kind = _PAIRS_IN_FLOAT.get(name) or _FLOAT_ALONE.get(name)
-        if kind is None:
-            raise CannotExport(NO_KERNEL)
-        return builder.pending(kind, node, arguments)
+        return builder.pending(_PAIRS_IN_FLOAT.get(name, "table"), node, arguments)
     if len(arguments) == 1 and name in _TABLED:
         return table(builder, node, arguments)
     if len(arguments) == 1 and name != "Square":
@@ -121,7 +108,7 @@ def elementwise(builder, node, arguments):
 
 
 def mean(builder, node, arguments):
-    """A mean over some axes."""
+    """A mean over some axes, or a sum."""
     value = builder.codes(arguments[0])
     options = reduction_options(node.operation, len(value.shape), "a mean")
     return builder.pending("mean", node, [value], options)
@@ -136,6 +123,8 @@ def same_grid(builder, node, arguments):
 
 def table(builder, node, arguments):
     """A function of one value, or softmax, of which a second argument is the mask."""
+    if _in_float(arguments) and name_of(node.operation) in _PAIRS_IN_FLOAT:
+        return elementwise(builder, node, arguments)
     if len(arguments) > 1 and function_name(node.operation) != "softmax":
         raise CannotExport("there is a kernel for it with one tensor and a constant alone")
     return builder.pending("table", node, [builder.codes(argument) for argument in arguments])
@@ -182,9 +171,9 @@ def in_float_alone(builder, node, arguments):
         return affine_or_relu(builder, node, arguments)
     if function_name(layer) is not None:
         return table(builder, node, arguments)
-    if name not in _FLOAT_ALONE:
+    if not name:
         raise CannotExport(NO_KERNEL)
-    return builder.pending(_FLOAT_ALONE[name], node, arguments)
+    return builder.pending(name, node, arguments)
 
 
 RULES = {

@@ -21,7 +21,8 @@ All other kinds are those of an operation that copies or averages codes on the g
 (`copying`), by its name in `tflite.operations.OPS`: reshape, max_pool_2d, resize_bilinear, ...
 
 A float island is a grid of None: its steps have the same kinds, one for every node, and read and
-make floats. These stand in islands alone: divide, negative, square, layer_normalization.
+make floats, or whole numbers. What stands in islands alone, but for "divide" and "power", has the
+name of Keras' class: LayerNormalization, Where, ...
 """
 
 import dataclasses

@@ -212,7 +212,7 @@ class Builder:
 
     # ---- floats --------------------------------------------------------------------------------
 
-    def make(self, step, kind, inputs, shape=None, options=None):
+    def make(self, step, kind, inputs, shape=None, options=None, *, dtype=None):
         """Adds one of the float nodes of a step, and returns what it makes; `finish` ends them.
 
         Args:
@@ -221,9 +221,10 @@ class Builder:
             inputs: Names of tensors.
             shape: The shape that the node makes, that of the step's output unless given.
             options: As of a `Node`.
+            dtype: Of what it makes, that of the step's output unless given.
         """
         shape = step.output.shape if shape is None else shape
-        dtype = "float32" if kind == "cast" else step.output.dtype
+        dtype = step.output.dtype if dtype is None else dtype
         made = Tensor(name=f"{step.name}/{kind}", shape=tuple(shape), dtype=dtype)
         return self.add(
             kind, inputs, self.network.add_tensor(made), options=options, layer=step.name

@@ -11,7 +11,8 @@ from speq_keras.export.folding.weights import slope_of, summed_axes
 from speq_keras.export.lowering import float_only
 from speq_keras.export.lowering.build import image_shape
 from speq_keras.export.lowering.encoding import encoding_of
-from speq_keras.export.lowering.functions import activated
+from speq_keras.export.lowering.expression import Floats
+from speq_keras.export.lowering.float_functions import activated
 from speq_keras.export.tflite.network import Tensor
 from speq_keras.operations import fused_function, name_of
 
@@ -80,9 +81,9 @@ def _linear_in_float(builder, step):
     shape = step.output.shape if call.makes is None else call.makes
     shape = shape if call.rank is None else image_shape(shape)
     y = builder.make(step, call.kind, [x.name, kernel.name, bias.name], shape, call.options)
-    if (function := fused_function(layer)) is not None:
-        y = activated(builder, step, layer, function, y)
-    return builder.finish(step, y)
+    y = Floats(builder, step, y)
+    function = fused_function(layer)
+    return (y if function is None else activated(y, layer, function)).finish()
 
 
 def _dense(step, layer, kernel, container):

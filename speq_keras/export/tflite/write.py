@@ -19,6 +19,7 @@ ENUMERATIONS = {
     "fusedActivationFunction": "ActivationFunctionType",
     "inDataType": "TensorType",
     "outDataType": "TensorType",
+    "outputType": "TensorType",
 }
 # Where kernels expect a constant to begin that they read in place, several values at once.
 ALIGNMENT_BYTES = 16
