@@ -171,6 +171,7 @@ _OPERATIONS = (
     ("Norm", lambda x: ops.norm(x), Kind.FLOAT, "ord axis keepdims", ""),
     ("Normalize", lambda x: ops.normalize(x), Kind.FLOAT, "axis order epsilon", ""),
     ("Logsumexp", lambda x: ops.logsumexp(x), Kind.FLOAT, "axis keepdims", ""),
+    ("Cumsum", lambda x: ops.cumsum(x, 1), Kind.FLOAT, "axis", ""),
     ("Argmax", lambda x: ops.argmax(x, -1), Kind.FLOAT, "axis keepdims", ""),
     ("Any", lambda x: ops.any(x), Kind.FLOAT, "axis keepdims", ""),
     ("All", lambda x: ops.all(x), Kind.FLOAT, "axis keepdims", ""),

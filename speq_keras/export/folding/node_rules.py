@@ -30,6 +30,7 @@ _PAIRS_IN_FLOAT = {
     "Maximum": "maximum",
     "Minimum": "minimum",
 }
+_RESIZING = ("Resizing", "Resize", "UpSampling2D")
 # What is a function of one value where the other operand is a constant.
 _TABLED = ("Absolute", "Maximum", "Minimum")
 
@@ -71,8 +72,10 @@ def weighted(builder, node, arguments):
 
 def matmul(builder, node, arguments):
     """The product of two tensors."""
+    if _in_float(arguments):
+        return builder.pending("matmul", node, arguments)
     if len(arguments) != 2:
-        raise CannotExport("it multiplies by a constant; use a Dense layer")
+        raise CannotExport("it multiplies by a constant")
     values = [builder.codes(argument) for argument in arguments]
     x, y = (tuple(value.shape) for value in values)
     if len(x) != len(y) or len(x) < 3 or x[1:-2] != y[1:-2]:
@@ -116,8 +119,13 @@ def mean(builder, node, arguments):
 
 def same_grid(builder, node, arguments):
     """What averages codes on the grid that they have."""
-    value = builder.codes(arguments[0])
-    kind, options = copying_of(node, value.shape)
+    value, name = builder.codes(arguments[0]), name_of(node.operation)
+    try:
+        kind, options = copying_of(node, value.shape)
+    except CannotExport:
+        if not _in_float(arguments) or name not in _RESIZING:
+            raise
+        kind, options = name, {}
     return builder.pending(kind, node, [value], options)
 
 

@@ -28,6 +28,8 @@ class Floats:
     def made(self, kind, *others, shape=None, dtype=None, **options):
         """Adds a node of a kind, see `Node`; returns what it makes, of the shape of this one."""
         names = [x.tensor.name for x in (self, *others)]
+        if kind == "reshape":
+            options["shape"] = shape
         shape = self.shape if shape is None else shape
         dtype = self.tensor.dtype if dtype is None else dtype
         tensor = self.builder.make(self.step, kind, names, shape, options, dtype=dtype)

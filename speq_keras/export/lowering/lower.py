@@ -1,7 +1,7 @@
 """From the folded network to the operations of a file: one row for every kind of step."""
 
 from speq_keras.export.folding.steps import NO_KERNEL, CannotExport, Problem, refusal
-from speq_keras.export.lowering import float_only, functions, linear, operations
+from speq_keras.export.lowering import float_linear, float_only, functions, linear, operations
 from speq_keras.export.lowering.build import Builder
 from speq_keras.export.tflite.operations import OPS
 
@@ -42,6 +42,10 @@ ROWS = {
     **{name: float_only.reduction(name) for name in "Sum Prod Var Std Norm Logsumexp".split()},
     **{name: float_only.reduction(name) for name in ("Any", "All")},
     "Argmax": float_only.arg_max,
+    "Cumsum": float_linear.cumulative_sum,
+    "Resizing": float_linear.resize,
+    "Resize": float_linear.resize,
+    "UpSampling2D": float_linear.resize,
     "Where": float_only.where,
     "Equal": float_only.comparison("equal"),
     "NotEqual": float_only.comparison("not_equal"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from speq_keras.export.folding.copying import slice_sizes
 from speq_keras.export.folding.steps import CannotExport
+from speq_keras.export.lowering import float_linear
 from speq_keras.export.lowering.encoding import encoding_of
 from speq_keras.export.tflite.network import Tensor
 from speq_keras.export.tflite.pooling import mean_sends_halves_up
@@ -66,6 +67,8 @@ def _operands(builder, step):
 
 def matmul(builder, step):
     """The product of two tensors; its kernel fuses no activation."""
+    if step.is_float:
+        return float_linear.matmul(builder, step)
     x, y = step.inputs
     inputs = [builder.at_trained_scale(x), builder.at_trained_scale(y, around_zero=True)]
     names = [tensor.name for tensor in inputs]

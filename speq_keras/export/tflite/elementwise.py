@@ -144,9 +144,7 @@ def _emit_comparison(operator):
         truth = Tensor(name=f"{node.output}/truth", shape=tensors[node.output].shape, dtype="bool")
         options = f"{''.join(word.title() for word in operator.split('_'))}Options"
         return [
-            Operation(
-                operator=operator, inputs=node.inputs, outputs=[truth], options_type=options
-            ),
+            Operation(operator=operator, inputs=node.inputs, outputs=[truth], options_type=options),
             _cast(truth, "BOOL", node.output, "INT32"),
         ]
 
