@@ -36,6 +36,8 @@ class Row:
     is_for_training: bool = False
 
 
+# What is padded with less than this stands before a maximum: -inf, or as good as.
+LOWEST = -1e6
 # Options that count in training only: their names end so, or they are these.
 TRAINING_ENDINGS = ("_initializer", "_regularizer", "_constraint")
 TRAINING_OPTIONS = frozenset(
@@ -77,7 +79,8 @@ _LAYERS = (
     ("BatchNormalization", Kind.AFFINE, "axis epsilon center scale", "mask"),
     ("Rescaling", Kind.AFFINE, "scale offset", ""),
     ("Normalization", Kind.AFFINE, "axis mean variance invert", ""),
-    ("Add Subtract Multiply Average Maximum Minimum", Kind.ELEMENTWISE, "", ""),
+    ("Add Subtract Multiply Average", Kind.ELEMENTWISE, "", ""),
+    ("Maximum Minimum", Kind.CONCAT, "", ""),
     ("MaxPooling1D MaxPooling2D MaxPooling3D", Kind.CARRY, _POOLING, ""),
     ("GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D", Kind.CARRY, "keepdims", ""),
     ("AveragePooling1D AveragePooling2D AveragePooling3D", Kind.SAME_GRID, _POOLING, ""),

@@ -5,13 +5,15 @@ Some layers hide a tensor that integer kernels have to round, and are taken apar
     Conv2D(activation="swish")    ->  Conv2D, sigmoid, Multiply
     Dense(activation="softmax")   ->  Dense, softmax            (the teacher needs the logits, too)
     SeparableConv2D               ->  DepthwiseConv2D, Conv2D 1×1
-    Add, Multiply of n > 2        ->  n − 1 of two
+    Add, Multiply, ... of n > 2   ->  n − 1 of two
     Average of n                  ->  Add, Rescaling(1/n)
     CustomScaleLayer(s)           ->  Rescaling(s), Add         (in Keras' InceptionResNetV2)
     x · s, x / s, x + s, x − s    ->  Rescaling                 (folds into the layer before it)
     Conv2D(activation=LeakyReLU())->  Conv2D, LeakyReLU
     split, unstack                ->  slices
     stack                         ->  expand_dims, Concatenate
+    ops.maximum(x, y)             ->  Maximum
+    ops.pad(x, ..., 0.5)          ->  pad with zeros between x − 0.5 and + 0.5
     x * self.gamma                ->  ChannelOperation          (likewise +, -, /)
     ops.matmul(x, self.kernel)    ->  Dense
 
@@ -49,7 +51,7 @@ _SEPARABLE = {
     layers.SeparableConv1D: (layers.DepthwiseConv1D, layers.Conv1D),
     layers.SeparableConv2D: (layers.DepthwiseConv2D, layers.Conv2D),
 }
-_MERGES = {"Add": layers.Add, "Multiply": layers.Multiply, "Average": layers.Average}
+_MERGES = {name: getattr(layers, name) for name in "Add Multiply Average Maximum Minimum".split()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,7 @@ def part_functions():
     return {
         **dict(zip(operation_classes(_OPERATIONS), _OPERATIONS.values(), strict=True)),
         layers.TimeDistributed: _time_distributed,
+        layers.CenterCrop: _center_crop,
     }
 
 
@@ -362,6 +363,18 @@ def _time_distributed(layer, inputs, training=None, mask=None):
     options = {} if training is None else {"training": training}
     y = layer.layer(x, **options)
     return ops.reshape(y, (-1, steps, *y.shape[1:]))
+
+
+def _center_crop(layer, images, training=None):
+    if layer.data_format != "channels_last" or len(images.shape) != 4:
+        raise CannotExpand("only images with channels last are known")
+    height, width = (
+        (n - m) // 2 for n, m in zip(images.shape[1:3], (layer.height, layer.width), strict=True)
+    )
+    if min(height, width) < 0:
+        raise CannotExpand("it makes images larger")
+    top, left = height // 2, width // 2
+    return images[:, top : top + layer.height, left : left + layer.width]
 
 
 _OPERATIONS = {

@@ -1,6 +1,10 @@
 """The network while it is made: appends steps, rounds, turns codes into floats."""
 
+import fractions
+import math
+
 import numpy as np
+from keras import layers
 
 from speq_keras.export.folding import ties
 from speq_keras.export.folding.grids import grid_of
@@ -53,6 +57,7 @@ class Builder:
         self.constants = {}  # id(value): the step that makes it
         self.weights = {}  # id(value): (value, the codes of a weight in the shape that Keras knows)
         self.floats = {}  # id(value): (value, the same in float)
+        self.times = _batches_in(graph)
         self.nudged = None  # (name of a quantizer, a grid at which its results do not tie)
 
     # ---- steps ---------------------------------------------------------------------------------
@@ -142,10 +147,13 @@ class Builder:
         Raises:
             CannotExport: If a size other than the batch's is unknown.
         """
-        shape = self.graph.tensors[node.outputs[0]].shape
+        index = node.outputs[0]
+        shape, times = tuple(self.graph.tensors[index].shape), self.times.get(index, 1)
         if any(size is None for size in shape[1:]):
-            raise CannotExport(f"it makes the shape {tuple(shape)}, and only the batch may be open")
-        return shape
+            raise CannotExport(f"it makes the shape {shape}, and only the batch may be open")
+        if times != int(times):
+            raise CannotExport("the batch has to stay the first axis")
+        return shape if times == 1 else (-int(times), *shape[1:])
 
     def codes(self, value):
         """Returns `value` as codes that any step can read: the zeros around them are written."""
@@ -350,6 +358,23 @@ class Builder:
         for node in value.nodes:
             values = [self.in_float(node, values)]
         return values[0]
+
+
+def _batches_in(graph):
+    """Returns {number of a tensor: how many times the batch its first axis is}, where not once.
+
+    `ops.reshape` may make examples of steps or pixels, and the other way round.
+    """
+    times = {}
+    for node in graph.nodes:
+        known = max((times.get(index, 1) for index in node.inputs), default=1)
+        if name_of(node.operation) == "Reshape" and not isinstance(node.operation, layers.Layer):
+            read, made = (graph.tensors[i].shape for i in (node.inputs[0], node.outputs[0]))
+            if None not in (*read[1:], *made[1:]) and made[:1] == (None,):
+                known = fractions.Fraction(math.prod(read[1:]), math.prod(made[1:])) * known
+        if known != 1:
+            times.update(dict.fromkeys(node.outputs, known))
+    return times
 
 
 def check_whole_numbers(operation, values, dtype):

@@ -17,6 +17,7 @@ from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending, fused
 from speq_keras.export.folding.steps import NO_KERNEL, CannotExport, Grid, Value, unwrapped
 from speq_keras.export.folding.weights import check_linear, check_weights, is_linear, table_of
+from speq_keras.export.tflite.network import batches
 from speq_keras.graph import map_refs
 from speq_keras.operations import Kind, function_name, kind_of, name_of
 
@@ -126,6 +127,8 @@ def same_grid(builder, node, arguments):
         if not _in_float(arguments) or name not in _RESIZING:
             raise
         kind, options = name, {}
+    if kind == "average_pool_3d" and not _in_float(arguments):
+        raise CannotExport("there is no integer kernel for averages in three dimensions")
     return builder.pending(kind, node, [value], options)
 
 
@@ -148,20 +151,41 @@ def carry(builder, node, arguments):
         return builder.weight(node, moved.astype("int32"), value.grid)
     kind, options = copying_of(node, arguments[0].shape)
     source = builder.codes(arguments[0])
-    if kind == "reshape" and math.prod(source.shape[1:]) != math.prod(builder.shape_of(node)[1:]):
-        raise CannotExport("the batch has to stay the first axis")
+    if kind == "pad_lowest" and source.grid is not None:
+        _check_largest_is_taken(builder, node)
+    if kind == "reshape":
+        read, made = (_elements(shape) for shape in (source.shape, builder.shape_of(node)))
+        if read != made:
+            raise CannotExport("the batch has to stay the first axis")
     if kind == "pad":
         return Padded(source, options["paddings"], node, builder.shape_of(node))
     return builder.copied(kind, [source], node, source.grid, options)
 
 
+def _check_largest_is_taken(builder, node):
+    """Checks that what is padded with next to -inf is read by max pooling alone."""
+    readers = builder.graph.readers()[node.outputs[0]]
+    if not readers or any("MaxPool" not in name_of(reader.operation) for reader in readers):
+        raise CannotExport("only max pooling may read what is padded with so low a number")
+
+
+def _elements(shape):
+    """Returns the number of values of a shape, per example where the batch is open."""
+    return math.prod(batches(size) or size for size in shape)
+
+
 def concatenate(builder, node, arguments):
-    """Several tensors with one grid, one behind the other."""
+    """Several tensors with one grid, one behind the other; or the largest, the smallest code."""
     check_no_constants(node)
     values = [builder.codes(argument) for argument in arguments]
     if any(value.grid != values[0].grid for value in values):
         raise CannotExport("its inputs have different grids")
-    if name_of(node.operation) == "Stack":
+    name = name_of(node.operation)
+    if name in ("Maximum", "Minimum"):
+        if len(values) != 2:
+            raise CannotExport(f"kernels take 2 tensors at a time, and it reads {len(values)}")
+        return builder.copied(name.lower(), values, node, values[0].grid)
+    if name == "Stack":
         raise CannotExport(NO_KERNEL)
     axis = node.operation.axis % len(values[0].shape)
     if axis == 0:

@@ -13,6 +13,7 @@ from speq_keras.export.folding.pending import Pending
 from speq_keras.export.folding.steps import CannotExport, Problem, Value
 from speq_keras.export.folding.weights import finish, is_table
 from speq_keras.export.storage import container_of
+from speq_keras.export.tflite.network import batches
 from speq_keras.operations import Kind, fixed_range, kind_of, name_of
 
 
@@ -162,6 +163,8 @@ def _name_of(value):
 
 def _leave(builder, value):
     """Returns what leaves the model: as codes, or as floats where nothing rounds it."""
+    if batches(value.shape[0]) > 1:
+        raise CannotExport("the batch has to be the first axis of what leaves the model")
     if not isinstance(value, Pending):
         return builder.codes(value)
     last = value.nodes[-1]

@@ -6,7 +6,7 @@ import numpy as np
 
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.lowering.encoding import encoding_of, fused_activation, tensor_of
-from speq_keras.export.tflite.network import IntegerNetwork, Node, Tensor
+from speq_keras.export.tflite.network import IntegerNetwork, Node, Tensor, batches
 from speq_keras.export.tflite.operations import OPS
 
 
@@ -204,7 +204,7 @@ class Builder:
             name: Of the step.
         """
         shape = tuple(
-            size if size is None else size + before + after
+            size if batches(size) else size + before + after
             for size, (before, after) in zip(tensor.shape, paddings, strict=True)
         )
         made = self.like(tensor, f"{name}/padded", shape)

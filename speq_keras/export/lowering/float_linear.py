@@ -1,4 +1,4 @@
-"""Linear operations of float islands that are no layers: products with constants, resizing, sums."""
+"""Linear operations of float islands that are no layers: products, resizing, running sums."""
 
 import math
 

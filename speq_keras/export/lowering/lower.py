@@ -25,6 +25,8 @@ ROWS = {
     "mean": operations.mean,
     "average_pool_2d": operations.average_pool,
     "max_pool_2d": operations.max_pool,
+    "max_pool_3d": operations.pool_3d,
+    "average_pool_3d": operations.pool_3d,
     "concatenate": operations.concatenate,
     "reshape": operations.reshape,
     "strided_slice": operations.strided_slice,

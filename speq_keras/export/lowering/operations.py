@@ -96,7 +96,7 @@ def reshape(builder, step):
 def strided_slice(builder, step):
     """Codes are copied; an axis that an index took away goes by a reshape."""
     x = builder.tensor(step.inputs[0])
-    shape = (None, *slice_sizes(step.options)[1:])
+    shape = (x.shape[0], *slice_sizes(step.options)[1:])
     builder.emit(step, "strided_slice", [x.name], step.options, shape=shape)
 
 
@@ -161,6 +161,30 @@ def max_pool(builder, step):
     step = copy.copy(step)
     step.options = {**step.options, "padding": "valid"}
     return average_pool(builder, step)
+
+
+def pool_3d(builder, step):
+    """As two poolings of images: of height and width, and then of depth."""
+    x, options = builder.tensor(step.inputs[0]), step.options
+    kind, padding = step.kind.replace("3d", "2d"), options["padding"]
+    size, strides = options["size"], options["strides"]
+    batch, depth, *_, channels = x.shape
+    _, new_depth, height, width, _ = step.output.shape
+
+    def added(kind, x, shape, **options):
+        made = builder.like(x, f"{step.name}/{kind}", shape)
+        return builder.add(kind, [x.name], made, options=options, layer=step.name)
+
+    order = (0, 2, 3, 1, 4)
+    x = added("transpose", x, [x.shape[axis] for axis in order], permutation=order)
+    x = builder.reshape(x, (*x.shape[:3], depth * channels), step.name)
+    window = {"size": size[1:], "strides": strides[1:], "padding": padding}
+    x = added(kind, x, (batch, height, width, depth * channels), **window)
+    x = builder.reshape(x, (batch, height * width, depth, channels), step.name)
+    window = {"size": (1, size[0]), "strides": (1, strides[0]), "padding": padding}
+    x = added(kind, x, (batch, height * width, new_depth, channels), **window)
+    x = builder.reshape(x, (batch, height, width, new_depth, channels), step.name)
+    return builder.emit(step, "transpose", [x.name], {"permutation": (0, 3, 1, 2, 4)})
 
 
 def average_pool(builder, step):

@@ -201,7 +201,16 @@ def _in_float(emit, function):
     return Op(emit=emit, integer=None, floating=function)
 
 
-_MINIMUM = always("MINIMUM", "MaximumMinimumOptions")
+def _extreme(operator, function):
+    """Returns the record of a maximum or minimum, of floats or of codes on one grid."""
+    emit = always(operator, "MaximumMinimumOptions", quantized=2)
+
+    def kernel(values, inputs, output):
+        return function(*values)
+
+    return Op(emit=emit, integer=kernel, floating=kernel, copies=True)
+
+
 _SQUARED_DIFFERENCE = always("SQUARED_DIFFERENCE", "SquaredDifferenceOptions")
 
 OPS = {
@@ -239,12 +248,12 @@ OPS = {
     ),
     "cast": _in_float(_emit_cast, cast),
     "div": _in_float(always("DIV", "DivOptions", fused=True), binary(np.divide)),
-    "minimum": _in_float(_MINIMUM, binary(np.minimum)),
+    "minimum": _extreme("MINIMUM", np.minimum),
+    "maximum": _extreme("MAXIMUM", np.maximum),
     "squared_difference": _in_float(_SQUARED_DIFFERENCE, binary(lambda a, b: np.square(a - b))),
     "abs": _in_float(always("ABS", "AbsOptions"), unary(np.abs)),
     "exp": _in_float(always("EXP", "ExpOptions"), unary(np.exp)),
     "log": _in_float(always("LOG"), unary(np.log)),
-    "maximum": _in_float(always("MAXIMUM", "MaximumMinimumOptions"), binary(np.maximum)),
     "neg": _in_float(always("NEG", "NegOptions"), unary(np.negative)),
     "sqrt": _in_float(always("SQRT"), unary(np.sqrt)),
     "square": _in_float(always("SQUARE", "SquareOptions"), unary(np.square)),
