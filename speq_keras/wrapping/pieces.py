@@ -8,7 +8,8 @@ import numpy as np
 from keras import layers
 
 from speq_keras.graph import Ref
-from speq_keras.operations import LOWEST, make_operation
+from speq_keras.operations import LOWEST, make_operation, name_of
+from speq_keras.ops import einsum_axes
 
 
 def _split(rewriter, operation, name, args, kwargs):
@@ -95,6 +96,42 @@ def _pad(rewriter, operation, name, args, kwargs):
             pad = make_operation("Pad", **options, name=fresh)
             (ref,) = rewriter.call(pad, fresh, [ref], {})
     return [ref]
+
+
+def dense_order(graph, layer, args):
+    """Returns how an EinsumDense becomes one of the last axes, as kernels have it.
+
+    Args:
+        graph: The `Graph` of the `Ref`s in `args`.
+        layer: A layer.
+        args: Of its call.
+
+    Returns:
+        `(axes of a transposition before it, new options, axes of one after it)`, or None where it
+        is one already, can be none, or is another layer.
+    """
+    if name_of(layer) != "EinsumDense" or "." in layer.equation or not args:
+        return None
+    inputs, kernel, output = einsum_axes(layer.equation)
+    summed = [a for a in kernel if a in inputs and a not in output]
+    made = [a for a in kernel if a not in inputs]
+    kept = [a for a in inputs if a in output and a not in kernel]
+    is_dense = len(summed) + len(made) == len(kernel) and len(summed) + len(kept) == len(inputs)
+    if not (is_dense and summed and made) or output[0] != inputs[0] or kept[:1] != [inputs[0]]:
+        return None
+    reads, makes = "".join([*kept, *summed]), "".join([*kept, *made])
+    if (reads, makes) == (inputs, output) or not set(layer.bias_axes or "") <= set(made):
+        return None
+    sizes = {
+        **dict(zip(inputs, graph.tensors[args[0].index].shape, strict=True)),
+        **dict(zip(kernel, layer.kernel.shape, strict=True)),
+    }
+    options = {
+        "equation": f"{reads},{kernel}->{makes}",
+        "output_shape": [sizes[axis] for axis in makes[1:]],
+        "reads": tuple(sizes[axis] for axis in reads),
+    }
+    return [inputs.index(a) for a in reads], options, [makes.index(a) for a in output]
 
 
 def _shape_of(rewriter, args):

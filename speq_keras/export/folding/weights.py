@@ -123,9 +123,9 @@ def summed_axes(layer):
         return 1
     inputs, kernel, output = einsum_axes(layer.equation)
     summed = "".join(axis for axis in kernel if axis in inputs)
-    made = kernel[len(summed) :]
+    made = "".join(axis for axis in kernel if axis not in inputs)
     kept = inputs[: len(inputs) - len(summed)]
-    is_dense = kernel.startswith(summed) and inputs == kept + summed and output == kept + made
+    is_dense = inputs == kept + summed and output == kept + made
     if not (is_dense and summed and made) or layer.bias_axes not in (None, "", made):
         raise CannotExport(
             f"its equation {layer.equation!r} with bias_axes={layer.bias_axes!r} is not a Dense "

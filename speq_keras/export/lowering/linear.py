@@ -15,6 +15,7 @@ from speq_keras.export.lowering.expression import Floats
 from speq_keras.export.lowering.float_functions import activated
 from speq_keras.export.tflite.network import Tensor
 from speq_keras.operations import fused_function, name_of
+from speq_keras.ops import einsum_axes
 
 # The largest code of a constant that a slope is made of.
 _LARGEST = 127
@@ -89,6 +90,10 @@ def _linear_in_float(builder, step):
 
 def _dense(step, layer, kernel, container):
     summed = summed_axes(layer)
+    if name_of(layer) == "EinsumDense":
+        inputs, axes, _ = einsum_axes(layer.equation)
+        order = [*(a for a in axes if a in inputs), *(a for a in axes if a not in inputs)]
+        kernel = kernel.transpose([axes.index(axis) for axis in order])
     kernel = kernel.reshape(int(np.prod(kernel.shape[:summed])), -1).T
     kept = tuple(step.inputs[0].shape[:-summed])
     reads, makes = (*kept, kernel.shape[1]), (*kept, kernel.shape[0])
