@@ -18,7 +18,7 @@ def model_with_weights_of(wrapped):
     """Returns the float model that a `SPEQModel` was made of, with its weights."""
     model = _bare_model(wrapped)
     for mine, theirs in _pairs(wrapped, model):
-        theirs.assign(ops.copy(mine.value))
+        theirs.assign(ops.reshape(mine.value, theirs.shape))
     expand = Expander(lambda name, layer: False, verifies=False)
     weights_changed(node.operation for node in read_graph(model, expand).nodes)
     return model
@@ -40,14 +40,19 @@ def load(wrapped, source):
     if isinstance(model, type(wrapped)):
         model = model.float_model()
     for mine, theirs in _pairs(wrapped, model):
-        if tuple(mine.shape) != tuple(theirs.shape):
+        if _without_ones(mine.shape) != _without_ones(theirs.shape):
             raise ValueError(
                 "The float weights must have the shapes of this model's. Received: "
                 f"{theirs.path} with shape {tuple(theirs.shape)} for shape {tuple(mine.shape)}."
             )
     for mine, theirs in _pairs(wrapped, model):
-        mine.assign(ops.copy(theirs.value))
+        mine.assign(ops.reshape(theirs.value, mine.shape))
     weights_changed(wrapped.layers)
+
+
+def _without_ones(shape):
+    """Returns the sizes of a bias, which may have other axes of size 1 behind its own."""
+    return [size for size in shape if size != 1]
 
 
 def _model_of_file(wrapped, path):

@@ -14,14 +14,14 @@ from speq_keras._checks import (
 )
 from speq_keras._version import __version__
 from speq_keras.data import Inputs, inputs_of, read
-from speq_keras.export.folding import FoldedNetwork, fold_graph, store
-from speq_keras.export.lowering import lower
+from speq_keras.export.folding import FoldedNetwork
+from speq_keras.export.folding.steps import refusal
+from speq_keras.export.networks import IntegerNetworks
 from speq_keras.export.reference import run_steps
 from speq_keras.export.storage import STORAGES
 from speq_keras.export.tflite import simulate
 from speq_keras.export.tflite.network import IntegerNetwork
 from speq_keras.graph import Graph
-from speq_keras.operations import fixed_range
 from speq_keras.recurrent import read_unrolled
 
 IO_TYPES = ("float32", "int8", "uint8")
@@ -150,11 +150,9 @@ def fold(model, *, storage="int8", io="float32", softmax=True):
     softmax = check_bool("softmax", softmax)
     check_model(model)
     graph = read_unrolled(model)
-    folded = fold_graph(model, graph)
-    store(folded, storage)
-    if not softmax:
-        _drop_last_tables(folded)
-    network = lower(folded, io=io)
+    folded, network, problems = IntegerNetworks(model, graph).of(storage, io=io, softmax=softmax)
+    if problems:
+        raise ValueError(refusal(folded.name, problems))
     network.metadata.update(metadata_of(model, storage))
     return FoldedModel(folded, network, storage, graph, inputs_of(model).keys)
 
@@ -212,25 +210,3 @@ def unfoldable_reason(model):
                 "over: fixed.set_weights(model.get_weights())."
             )
     return None
-
-
-def _drop_last_tables(folded):
-    """Lets the logits leave the network, and forgets steps that nobody reads any more."""
-    makers = {id(step.output): step for step in folded.steps}
-    for place, value in enumerate(folded.outputs):
-        step = makers.get(id(value))
-        if step is not None and _is_last_function(step):
-            folded.outputs[place] = step.inputs[0]
-    needed = {id(value) for value in folded.outputs}
-    kept = []
-    for step in reversed(folded.steps):
-        if id(step.output) in needed:
-            kept.append(step)
-            needed.update(id(value) for value in step.inputs)
-    folded.steps = kept[::-1]
-
-
-def _is_last_function(step):
-    """Whether a step is a softmax, sigmoid or tanh that nothing rounds, in codes or in float."""
-    is_last = step.kind == "table" and step.quantizer is None
-    return is_last and (not step.is_float or fixed_range(step.layer) is not None)

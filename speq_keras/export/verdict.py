@@ -7,8 +7,8 @@ import keras
 import numpy as np
 
 from speq_keras.export.fold import float_widths_reason, metadata_of, unfoldable_reason
-from speq_keras.export.folding import Grid, fold_graph, stored_copy
-from speq_keras.export.lowering import lower_steps
+from speq_keras.export.folding import Grid
+from speq_keras.export.networks import IntegerNetworks
 from speq_keras.export.storage import DEFAULT_STORAGE, STORAGES
 from speq_keras.export.tflite.write import write
 from speq_keras.operations import Kind, kind_of
@@ -109,13 +109,15 @@ def _dry_run(model, graph):
     reason = unfoldable or float_widths_reason(model) or ""
     layers, problems, islands, sizes, others = {}, (), (), {}, {}
     if unfoldable is None:
-        folded = fold_graph(model, graph, _stand_ins(model))
-        islands = tuple(folded.float_layers)
+        networks = IntegerNetworks(
+            model, graph, _stand_ins(model), forgives_ranges=not is_calibrated
+        )
         for storage in STORAGES:
-            network, found = lower_steps(stored_copy(folded, storage))
-            found = tuple(p for p in [*folded.problems, *found] if is_calibrated or not p.by_ranges)
+            folded, network, found = networks.of(storage)
+            found = tuple(p for p in found if is_calibrated or not p.by_ranges)
             if storage == DEFAULT_STORAGE:
                 problems, layers = found, _layers(graph, folded, found)
+                islands = tuple(folded.float_layers)
             if problems or reason:
                 break
             if found:
@@ -165,6 +167,7 @@ def _layers(graph, folded, problems):
     refused = {}
     for problem in problems:
         refused.setdefault(problem.layer, []).append(problem.reason)
+    reasons = {problem.layer: problem.reason for problem in folded.no_kernel}
     layers = {}
     for node in graph.nodes:
         name = (node.origin or node).name
@@ -173,7 +176,8 @@ def _layers(graph, folded, problems):
         if name in refused:
             layers[name] = f"refused: {'; '.join(dict.fromkeys(refused[name]))}"
         elif name in found:
-            layers[name] = _BOTH if len(found[name]) == 2 else next(iter(found[name]))
+            text = _BOTH if len(found[name]) == 2 else next(iter(found[name]))
+            layers[name] = f"{text}: {reasons[name]}" if name in reasons else text
         else:
             layers[name] = _LEFT_OUT if name in folded.left_out else _BEHIND
     return layers

@@ -8,8 +8,13 @@ import keras
 from speq_keras._checks import describe
 
 
-def copy_operation(operation, **changes):
+def copy_operation(operation, *, reads=None, **changes):
     """Returns a fresh layer or operation with the same config but for `changes`, without weights.
+
+    Args:
+        operation: The layer or operation.
+        reads: Shape that the copy reads, where it is not that of the original.
+        **changes: Options.
 
     Raises:
         ValueError: If the layer cannot be made again from its config.
@@ -18,7 +23,9 @@ def copy_operation(operation, **changes):
         copy = _made_from({**_config_of(operation), **changes}, operation)
         if isinstance(operation, keras.layers.Layer) and operation.built and not copy.built:
             build_config = operation.get_build_config()
-            if build_config:
+            if reads is not None:
+                copy.build(reads)
+            elif build_config:
                 copy.build_from_config(build_config)
             # A layer in place of an activation function brings its own, and is not built yet.
             is_alone = not isinstance(getattr(operation, "activation", None), keras.layers.Layer)
@@ -71,7 +78,8 @@ def _no_copy(operation, error):
 
 
 def _shapes(layer):
-    return [tuple(variable.shape) for variable in layer.weights]
+    """Returns the sizes of weights; a bias may have other axes of size 1 behind its own."""
+    return [[size for size in variable.shape if size != 1] for variable in layer.weights]
 
 
 def _config_of(operation):

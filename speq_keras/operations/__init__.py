@@ -50,6 +50,7 @@ from speq_keras.operations.kinds import (
     kind_of,
 )
 from speq_keras.operations.rows import (
+    LOWEST,
     TRAINING_ENDINGS,
     TRAINING_ONLY,
     TRAINING_OPTIONS,
@@ -60,6 +61,7 @@ from speq_keras.operations.rows import (
 __all__ = [
     "AFFINE_FOLDS_INTO",
     "ARITHMETIC",
+    "LOWEST",
     "OTHER",
     "RELU_FOLDS_INTO",
     "RELU_FUNCTIONS",

@@ -10,7 +10,7 @@ OTHER = "other"
 _NAMES = (
     "linear relu relu6 sigmoid tanh softmax gelu elu selu softplus hard_sigmoid hard_silu "
     "leaky_relu silu mish exponential celu softsign log_sigmoid tanh_shrink hard_tanh sparse_plus "
-    "squareplus hard_shrink soft_shrink"
+    "squareplus hard_shrink soft_shrink log_softmax"
 ).split()
 # Functions of other packages whose defaults are those of `keras.activations`. jax.nn.leaky_relu has
 # another slope.

@@ -48,6 +48,7 @@ _FUNCTIONS = {
     "Softmax": "softmax",
     "Softplus": "softplus",
     "HardSigmoid": "hard_sigmoid",
+    "LogSoftmax": "log_softmax",
     "HardSilu": "hard_silu",
     "Tanh": "tanh",
     "Silu": "silu",

@@ -36,6 +36,8 @@ class Row:
     is_for_training: bool = False
 
 
+# What is padded with less than this stands before a maximum: -inf, or as good as.
+LOWEST = -1e6
 # Options that count in training only: their names end so, or they are these.
 TRAINING_ENDINGS = ("_initializer", "_regularizer", "_constraint")
 TRAINING_OPTIONS = frozenset(
@@ -77,7 +79,8 @@ _LAYERS = (
     ("BatchNormalization", Kind.AFFINE, "axis epsilon center scale", "mask"),
     ("Rescaling", Kind.AFFINE, "scale offset", ""),
     ("Normalization", Kind.AFFINE, "axis mean variance invert", ""),
-    ("Add Subtract Multiply Average Maximum Minimum", Kind.ELEMENTWISE, "", ""),
+    ("Add Subtract Multiply Average", Kind.ELEMENTWISE, "", ""),
+    ("Maximum Minimum", Kind.CONCAT, "", ""),
     ("MaxPooling1D MaxPooling2D MaxPooling3D", Kind.CARRY, _POOLING, ""),
     ("GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D", Kind.CARRY, "keepdims", ""),
     ("AveragePooling1D AveragePooling2D AveragePooling3D", Kind.SAME_GRID, _POOLING, ""),
@@ -161,7 +164,30 @@ _OPERATIONS = (
     ("Concatenate", lambda x: ops.concatenate([x, x]), Kind.CONCAT, "axis", ""),
     ("Stack", lambda x: ops.stack([x, x]), Kind.CONCAT, "axis", ""),
     ("Mean", lambda x: ops.mean(x), Kind.MEAN, "axis keepdims", ""),
+    ("StopGradient", lambda x: ops.stop_gradient(x), Kind.CARRY, "", ""),
+    # In float alone, and masks.
     ("Cast", lambda x: ops.cast(x, "float16"), Kind.FLOAT, "dtype", ""),
+    ("Sum", lambda x: ops.sum(x), Kind.FLOAT, "axis keepdims", ""),
+    ("Prod", lambda x: ops.prod(x), Kind.FLOAT, "axis keepdims dtype", ""),
+    ("Var", lambda x: ops.var(x), Kind.FLOAT, "axis keepdims", ""),
+    ("Std", lambda x: ops.std(x), Kind.FLOAT, "axis keepdims", ""),
+    ("Norm", lambda x: ops.norm(x), Kind.FLOAT, "ord axis keepdims", ""),
+    ("Normalize", lambda x: ops.normalize(x), Kind.FLOAT, "axis order epsilon", ""),
+    ("Logsumexp", lambda x: ops.logsumexp(x), Kind.FLOAT, "axis keepdims", ""),
+    ("Cumsum", lambda x: ops.cumsum(x, 1), Kind.FLOAT, "axis", ""),
+    ("Argmax", lambda x: ops.argmax(x, -1), Kind.FLOAT, "axis keepdims", ""),
+    ("Any", lambda x: ops.any(x), Kind.FLOAT, "axis keepdims", ""),
+    ("All", lambda x: ops.all(x), Kind.FLOAT, "axis keepdims", ""),
+    ("Where", lambda x: ops.where(x > 0, x, x), Kind.FLOAT, "", "x1 x2"),
+    ("Equal", lambda x: ops.equal(x, x), Kind.FLOAT, "", "x2"),
+    ("NotEqual", lambda x: ops.not_equal(x, x), Kind.FLOAT, "", "x2"),
+    ("Less", lambda x: ops.less(x, x), Kind.FLOAT, "", "x2"),
+    ("LessEqual", lambda x: ops.less_equal(x, x), Kind.FLOAT, "", "x2"),
+    ("Greater", lambda x: ops.greater(x, x), Kind.FLOAT, "", "x2"),
+    ("GreaterEqual", lambda x: ops.greater_equal(x, x), Kind.FLOAT, "", "x2"),
+    ("LogicalAnd", lambda x: ops.logical_and(x > 0, x > 0), Kind.FLOAT, "", "x2"),
+    ("LogicalOr", lambda x: ops.logical_or(x > 0, x > 0), Kind.FLOAT, "", "x2"),
+    ("LogicalNot", lambda x: ops.logical_not(x > 0), Kind.FLOAT, "", ""),
     ("Relu", lambda x: ops.relu(x), Kind.RELU, "", ""),
     ("Relu6", lambda x: ops.relu6(x), Kind.RELU, "", ""),
     (
@@ -174,6 +200,7 @@ _OPERATIONS = (
     ("Sigmoid", lambda x: ops.sigmoid(x), Kind.TABLE, "", ""),
     ("Tanh", lambda x: ops.tanh(x), Kind.TABLE, "", ""),
     ("Softmax", lambda x: ops.softmax(x), Kind.TABLE, "axis", ""),
+    ("LogSoftmax", lambda x: ops.log_softmax(x), Kind.FLOAT, "axis", ""),
     ("Gelu", lambda x: ops.gelu(x), Kind.TABLE, "approximate", ""),
     ("Elu", lambda x: ops.elu(x), Kind.TABLE, "alpha", ""),
     ("Selu", lambda x: ops.selu(x), Kind.TABLE, "", ""),
@@ -194,6 +221,8 @@ _OPERATIONS = (
     ("Clip", lambda x: ops.clip(x, 0.0, 1.0), Kind.TABLE, "x_min x_max", ""),
     ("Sign", lambda x: ops.sign(x), Kind.TABLE, "", ""),
     ("Erf", lambda x: ops.erf(x), Kind.TABLE, "", ""),
+    ("Floor", lambda x: ops.floor(x), Kind.TABLE, "", ""),
+    ("Ceil", lambda x: ops.ceil(x), Kind.TABLE, "", ""),
     ("Sin", lambda x: ops.sin(x), Kind.TABLE, "", ""),
     ("Cos", lambda x: ops.cos(x), Kind.TABLE, "", ""),
     ("Arctan", lambda x: ops.arctan(x), Kind.TABLE, "", ""),

@@ -1,7 +1,7 @@
 """Float model in, quantized graph out.
 
     read_graph     Keras model -> plain nodes              ../graph
-    Expander       blocks made of layers -> those layers   composite.py
+    Expander       blocks made of layers -> those layers   composite.py, parts.py
     canonicalize   fused activations, swish, separable     canonical.py
     decide         which layer gets which width            decisions.py
     place          where quantizers stand                  placement.py

@@ -115,7 +115,8 @@ def copy_weights(layers, origins, originals):
         if origin.indices is not None:
             sources = [sources[i] for i in origin.indices]
         for variable, source in zip(target.weights, sources, strict=True):
-            variable.assign(ops.copy(source.value))
+            # A bias may have other axes of size 1 behind its own.
+            variable.assign(ops.reshape(source.value, variable.shape))
             if not source.trainable:  # of a layer inside one that stays whole, no config tells it
                 variable.trainable = False
         if target is not layer:

@@ -5,16 +5,19 @@ Some layers hide a tensor that integer kernels have to round, and are taken apar
     Conv2D(activation="swish")    ->  Conv2D, sigmoid, Multiply
     Dense(activation="softmax")   ->  Dense, softmax            (the teacher needs the logits, too)
     SeparableConv2D               ->  DepthwiseConv2D, Conv2D 1×1
-    Add, Multiply of n > 2        ->  n − 1 of two
+    Add, Multiply, ... of n > 2   ->  n − 1 of two
     Average of n                  ->  Add, Rescaling(1/n)
     CustomScaleLayer(s)           ->  Rescaling(s), Add         (in Keras' InceptionResNetV2)
     x · s, x / s, x + s, x − s    ->  Rescaling                 (folds into the layer before it)
     Conv2D(activation=LeakyReLU())->  Conv2D, LeakyReLU
     split, unstack                ->  slices
     stack                         ->  expand_dims, Concatenate
+    ops.maximum(x, y)             ->  Maximum
+    ops.pad(x, ..., 0.5)          ->  pad with zeros between x − 0.5 and + 0.5
     x * self.gamma                ->  ChannelOperation          (likewise +, -, /)
     ops.matmul(x, self.kernel)    ->  Dense
     cast to the type that it has  ->  nothing
+    EinsumDense("abc,bd->adc")    ->  transpose, EinsumDense("acb,bd->acd"), transpose
 
 All layers are fresh copies; `origins` remembers where each one's weights come from.
 """
@@ -39,18 +42,19 @@ from speq_keras.operations import (
     function_name,
     fused_function,
     fused_layer,
+    make_operation,
     name_of,
 )
 from speq_keras.quantizers import Quantizer
 from speq_keras.wrapping.constants import as_rescaling
 from speq_keras.wrapping.own_weights import find_readers
-from speq_keras.wrapping.pieces import PIECES
+from speq_keras.wrapping.pieces import PIECES, dense_order
 
 _SEPARABLE = {
     layers.SeparableConv1D: (layers.DepthwiseConv1D, layers.Conv1D),
     layers.SeparableConv2D: (layers.DepthwiseConv2D, layers.Conv2D),
 }
-_MERGES = {"Add": layers.Add, "Multiply": layers.Multiply, "Average": layers.Average}
+_MERGES = {name: getattr(layers, name) for name in "Add Multiply Average Maximum Minimum".split()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +159,9 @@ class _Rewriter:
             return self.activation(operation, name, outputs)
         if fused_function(operation) is not None:
             # What is regularized is the output, so the regularizer goes with the activation.
-            copy = self.copy(operation, name, activation="linear", activity_regularizer=None)
-            return self.activation(operation, name, self.call(copy, name, args, kwargs))
+            changes = {"activation": "linear", "activity_regularizer": None}
+            outputs = self.call_copy(operation, name, args, kwargs, **changes)
+            return self.activation(operation, name, outputs)
         if function_name(operation) == "silu" and self.splits_here():
             (x,) = refs_in((args, kwargs))
             return self.swish(self.names.unique(name) if again else name, x, operation)
@@ -164,7 +169,24 @@ class _Rewriter:
             # A function has no weights to share; with one call per layer its input is unambiguous.
             fresh = self.names.unique(name)
             return self.call(copy_operation(operation, name=fresh), fresh, args, kwargs)
-        return self.call(self.copy(operation, name), name, args, kwargs)
+        return self.call_copy(operation, name, args, kwargs)
+
+    def call_copy(self, operation, name, args, kwargs, **changes):
+        """Appends a call of the copy of an operation; of an EinsumDense between transpositions."""
+        plan = dense_order(self.new, operation, args)
+        if plan is None:
+            return self.call(self.copy(operation, name, **changes), name, args, kwargs)
+        before, options, after = plan
+        copy = self.copy(operation, name, **changes, **options)
+        (ref,) = self.transposed(args[0], before, name)
+        return self.transposed(*self.call(copy, name, [ref], kwargs), after, name)
+
+    def transposed(self, ref, axes, name):
+        """Appends a transposition, if it is one; returns its output, a list."""
+        if axes == sorted(axes):
+            return [ref]
+        transpose = make_operation("Transpose", axes=axes, name=self.names.unique(name))
+        return self.call(transpose, transpose.name, [ref], {})
 
     def changes_no_type(self, operation, args):
         """Whether this is a cast of a tensor to the type that it has."""

@@ -7,9 +7,9 @@ training, and if both compute the same of random data (`composite_check`). Other
 one node, and `Expander.reasons` says why. So does a layer after `Embedding(mask_zero=True)` or
 `Masking`: a mask has to be given as an argument to be seen.
 
-`ops.dot_product_attention`, which Keras' attention layers call where they have no dropout, is
-taken apart, too: into two products and the softmax between them. And `ops.einsum` of two tensors
-becomes `ops.matmul` between transpositions, as integer kernels have it.
+Operations that are others in a row are taken apart, too (`parts`): `ops.dot_product_attention`,
+which Keras' attention layers call where they have no dropout, into two products and the softmax
+between them; `ops.einsum` of two tensors into `ops.matmul` between transpositions.
 """
 
 import contextlib
@@ -23,24 +23,24 @@ from speq_keras._checks import brief
 from speq_keras.configs import registered_config
 from speq_keras.graph import Graph, read_graph
 from speq_keras.layers import Constant, QuantizedLayer
-from speq_keras.operations import (
-    ARITHMETIC,
-    Kind,
-    kind_of,
-    name_of,
-    operation_classes,
-    row_of,
-)
-from speq_keras.ops import einsum_axes
+from speq_keras.operations import ARITHMETIC, Kind, kind_of, name_of, row_of
 from speq_keras.own_weights import Weight
 from speq_keras.quantizers import Quantizer
 from speq_keras.wrapping.composite_check import STAND_IN, difference
+from speq_keras.wrapping.parts import CannotExpand, part_functions
 
 # Of Keras' own layers, only these are taken apart.
 _KERAS_COMPOSITES = (
     layers.MultiHeadAttention,
     layers.GroupQueryAttention,
+    layers.Attention,
+    layers.AdditiveAttention,
+    layers.Dot,
+    layers.Lambda,
+    layers.TimeDistributed,
     layers.Bidirectional,
+    layers.CenterCrop,
+    *(getattr(layers, name) for name in dir(layers) if name.startswith("Adaptive")),
 )
 # What may read a weight that a layer holds itself: of these there are kernels.
 _READS_WEIGHTS = (*ARITHMETIC, "Matmul")
@@ -51,7 +51,7 @@ _APPLICATIONS = keras.applications.ConvNeXtTiny.__module__.rsplit(".", 1)[0]
 def is_composite(operation):
     """Whether `expand` may be able to take an operation apart; decided by its class alone."""
     if not isinstance(operation, layers.Layer):
-        return type(operation) in _parts()
+        return type(operation) in part_functions()
     if isinstance(operation, QuantizedLayer | Quantizer) or registered_config(operation):
         return False
     if isinstance(operation, _KERAS_COMPOSITES):
@@ -106,10 +106,6 @@ class Expander:
         return self._verified[key]
 
 
-class CannotExpand(Exception):
-    """Says, as a phrase, why a layer has to stay one node."""
-
-
 def expand(operation, args, kwargs, difference=None, weights=None):
     """Takes a call apart.
 
@@ -129,7 +125,8 @@ def expand(operation, args, kwargs, difference=None, weights=None):
         CannotExpand: If the layer has to stay one node.
     """
     is_layer = isinstance(operation, layers.Layer)
-    call = operation.call if is_layer else functools.partial(_parts()[type(operation)], operation)
+    part = part_functions().get(type(operation))
+    call = operation.call if part is None else functools.partial(part, operation)
     args, kwargs, tensors = _fresh(args, kwargs)
     own = _variables_in(operation) if is_layer else {}
     if own:
@@ -335,59 +332,3 @@ def _is_known(layer_class):
 
 def _classes_in(model):
     return [type(operation) for operation in model.operations]
-
-
-def _attention(operation, query, key, value, bias=None, mask=None, scale=None):
-    """Eq. 1 of "Attention Is All You Need" in products that can be quantized.
-
-    Args:
-        operation: Of `ops.dot_product_attention`.
-        query: (batch, targets, heads, size).
-        key: (batch, sources, heads, size).
-        value: (batch, sources, heads, size).
-        bias: Added to the scores, (batch, heads, targets, sources).
-        mask: True where a source may be looked at.
-        scale: Of the scores, if it is not 1/√size.
-    """
-    if operation.is_causal or operation.attn_logits_soft_cap is not None:
-        raise CannotExpand("of attention, only that without `is_causal` and soft cap is known")
-    query = layers.Rescaling(query.shape[-1] ** -0.5 if scale is None else scale)(query)
-    scores = _product("bthd,bshd->bhts", query, key)
-    if bias is not None:
-        scores = ops.add(scores, bias)
-    weights = layers.Softmax()(scores, **({} if mask is None else {"mask": mask}))
-    return _product("bhts,bshd->bthd", weights, value)
-
-
-def _einsum(operation, *operands):
-    return _product(operation.subscripts, *operands)
-
-
-def _product(equation, x, y):
-    """Returns `ops.einsum(equation, x, y)` as transpositions around one `ops.matmul`."""
-    x_axes, y_axes, axes = einsum_axes(equation)
-    shared = [a for a in axes if a in x_axes and a in y_axes]
-    summed = [a for a in x_axes if a in y_axes and a not in axes]
-    rows = [a for a in x_axes if a not in y_axes]
-    columns = [a for a in y_axes if a not in x_axes]
-    is_matmul = len(summed) == len(rows) == len(columns) == 1
-    if not is_matmul or set(axes) != {*shared, *rows, *columns} or "." in equation:
-        raise CannotExpand("it is no product of two matrices")
-    x = _transposed(x, x_axes, [*shared, *rows, *summed])
-    y = _transposed(y, y_axes, [*shared, *summed, *columns])
-    return _transposed(ops.matmul(x, y), [*shared, *rows, *columns], axes)
-
-
-def _transposed(x, axes, wanted):
-    order = [list(axes).index(axis) for axis in wanted]
-    return x if order == sorted(order) else ops.transpose(x, order)
-
-
-@functools.cache
-def _parts():
-    """Returns {class of operations: function that takes one apart}."""
-    calls = {
-        lambda x: ops.dot_product_attention(x, x, x): _attention,
-        lambda x: ops.einsum("abcd,abed->abce", x, x): _einsum,
-    }
-    return dict(zip(operation_classes(calls), calls.values(), strict=True))

@@ -41,7 +41,9 @@ def difference(layer, model, args, kwargs, inputs):
     rng = np.random.default_rng(0)
     weights = _random_values(layer, model, rng)
     asks = "training" in inspect.signature(layer.call).parameters
-    asks = asks and kwargs.get("training") is None
+    # Steps that are examples share what a batch has in common: its statistics, random numbers.
+    is_per_step = isinstance(layer, keras.layers.TimeDistributed)
+    asks = asks and kwargs.get("training") is None and not is_per_step
 
     def run_layer(arrays, **more):
         values = {id(x): array for x, array in zip(inputs, arrays, strict=True)}

@@ -8,7 +8,8 @@ import numpy as np
 from keras import layers
 
 from speq_keras.graph import Ref
-from speq_keras.operations import make_operation
+from speq_keras.operations import LOWEST, make_operation, name_of
+from speq_keras.ops import einsum_axes
 
 
 def _split(rewriter, operation, name, args, kwargs):
@@ -56,6 +57,83 @@ def _stack(rewriter, operation, name, args, kwargs):
     return rewriter.call(layer, joined, [expanded], {})
 
 
+def _extreme(layer_class):
+    """A maximum or minimum of two tensors: the layer, whose inputs share a grid."""
+
+    def piece(rewriter, operation, name, args, kwargs):
+        operands = [*args, *kwargs.values()]
+        if len(operands) != 2 or not all(isinstance(operand, Ref) for operand in operands):
+            return None
+        dtypes = {rewriter.new.tensors[ref.index].dtype for ref in operands}
+        if len(dtypes) != 1 or "float" not in next(iter(dtypes)):
+            return None
+        name = rewriter.names.unique(name)
+        layer = layer_class(dtype=next(iter(dtypes)), name=name)
+        return rewriter.call(layer, name, [operands], {})
+
+    return piece
+
+
+def _pad(rewriter, operation, name, args, kwargs):
+    """Pads x − c with zeros, and adds c: zero is on all grids, and c is not.
+
+    What is far below all codes stands before a maximum, and stays.
+    """
+    given = [*args[1:], *kwargs.values()]
+    constant = given[0] if len(given) == 1 and isinstance(given[0], int | float) else None
+    ref = args[0] if args else None
+    is_float = isinstance(ref, Ref) and "float" in rewriter.new.tensors[ref.index].dtype
+    if not constant or not is_float or operation.mode != "constant" or constant < LOWEST:
+        return None
+    dtype = rewriter.new.tensors[ref.index].dtype
+    for offset in (-constant, constant):
+        fresh = rewriter.names.unique(f"{name}_rescaling")
+        layer = layers.Rescaling(1.0, offset=offset, dtype=dtype, name=fresh)
+        (ref,) = rewriter.call(layer, fresh, [ref], {})
+        if offset == -constant:
+            fresh = rewriter.names.unique(name)
+            options = {"pad_width": operation.pad_width, "mode": operation.mode}
+            pad = make_operation("Pad", **options, name=fresh)
+            (ref,) = rewriter.call(pad, fresh, [ref], {})
+    return [ref]
+
+
+def dense_order(graph, layer, args):
+    """Returns how an EinsumDense becomes one of the last axes, as kernels have it.
+
+    Args:
+        graph: The `Graph` of the `Ref`s in `args`.
+        layer: A layer.
+        args: Of its call.
+
+    Returns:
+        `(axes of a transposition before it, new options, axes of one after it)`, or None where it
+        is one already, can be none, or is another layer.
+    """
+    if name_of(layer) != "EinsumDense" or "." in layer.equation or not args:
+        return None
+    inputs, kernel, output = einsum_axes(layer.equation)
+    summed = [a for a in kernel if a in inputs and a not in output]
+    made = [a for a in kernel if a not in inputs]
+    kept = [a for a in inputs if a in output and a not in kernel]
+    is_dense = len(summed) + len(made) == len(kernel) and len(summed) + len(kept) == len(inputs)
+    if not (is_dense and summed and made) or output[0] != inputs[0] or kept[:1] != [inputs[0]]:
+        return None
+    reads, makes = "".join([*kept, *summed]), "".join([*kept, *made])
+    if (reads, makes) == (inputs, output) or not set(layer.bias_axes or "") <= set(made):
+        return None
+    sizes = {
+        **dict(zip(inputs, graph.tensors[args[0].index].shape, strict=True)),
+        **dict(zip(kernel, layer.kernel.shape, strict=True)),
+    }
+    options = {
+        "equation": f"{reads},{kernel}->{makes}",
+        "output_shape": [sizes[axis] for axis in makes[1:]],
+        "reads": tuple(sizes[axis] for axis in reads),
+    }
+    return [inputs.index(a) for a in reads], options, [makes.index(a) for a in output]
+
+
 def _shape_of(rewriter, args):
     is_tensor = bool(args) and isinstance(args[0], Ref)
     return rewriter.new.tensors[args[0].index].shape if is_tensor else None
@@ -70,4 +148,11 @@ def _slices(rewriter, name, ref, axis, keys):
     return outputs
 
 
-PIECES = {"Split": _split, "Unstack": _unstack, "Stack": _stack}
+PIECES = {
+    "Split": _split,
+    "Unstack": _unstack,
+    "Stack": _stack,
+    "Pad": _pad,
+    "Maximum": _extreme(layers.Maximum),
+    "Minimum": _extreme(layers.Minimum),
+}

@@ -24,7 +24,10 @@ def of(operation, shape):
     """
     name = name_of(operation)
     if name == "BatchNormalization":
-        return _batch_normalization(operation, shape)
+        axis, slope, shift = _batch_normalization(operation, shape)
+        if axis != len(shape) - 1:
+            raise unsupported("axis", operation.axis, "it must be the last axis")
+        return slope, shift
     if name in ALONG_AXES:
         slope, shift = along_axes(operation)
         return _vector(slope, shape), _vector(shift, shape)
@@ -35,8 +38,14 @@ def of(operation, shape):
 
 def in_float(operation, shape):
     """Returns `(slope, shift)` as they broadcast against floats; arguments as of `of`."""
-    free = name_of(operation) in ALONG_AXES
-    pair = along_axes(operation) if free else of(operation, shape)
+    if name_of(operation) in ALONG_AXES:
+        pair = along_axes(operation)
+    elif name_of(operation) == "BatchNormalization":
+        axis, *pair = _batch_normalization(operation, shape)
+        sizes = [size if place == axis else 1 for place, size in enumerate(shape)]
+        pair = [vector.reshape(sizes) for vector in pair]
+    else:
+        pair = of(operation, shape)
     return tuple(np.atleast_1d(vector) for vector in pair)
 
 
@@ -79,14 +88,13 @@ def _channel_operation(layer, shape):
 
 
 def _batch_normalization(layer, shape):
-    axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
-    if axis not in (-1, len(shape) - 1):
-        raise unsupported("axis", layer.axis, "it must be the last axis")
+    """Returns its axis, from 0 on, and slope and shift along it."""
+    axis = (layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis) % len(shape)
     mean = _numpy(layer.moving_mean)
     deviation = np.sqrt(_numpy(layer.moving_variance) + layer.epsilon)
-    slope = (_numpy(layer.gamma) if layer.scale else np.ones(shape[-1])) / deviation
-    shift = (_numpy(layer.beta) if layer.center else np.zeros(shape[-1])) - mean * slope
-    return slope, shift
+    slope = (_numpy(layer.gamma) if layer.scale else np.ones(shape[axis])) / deviation
+    shift = (_numpy(layer.beta) if layer.center else np.zeros(shape[axis])) - mean * slope
+    return axis, slope, shift
 
 
 def along_axes(layer):

@@ -1,6 +1,10 @@
 """The network while it is made: appends steps, rounds, turns codes into floats."""
 
+import fractions
+import math
+
 import numpy as np
+from keras import layers
 
 from speq_keras.export.folding import ties
 from speq_keras.export.folding.grids import grid_of
@@ -11,6 +15,7 @@ from speq_keras.export.folding.steps import (
     CannotExport,
     FoldedNetwork,
     Grid,
+    Problem,
     Step,
     Value,
     plain_dtype,
@@ -25,6 +30,10 @@ _BYTES = {
     "int8": Grid(np.float32(1), -128, 127),
 }
 
+# What makes whole numbers of floats, by Keras' name of the class.
+_COMPARISONS = ("Equal", "NotEqual", "Less", "LessEqual", "Greater", "GreaterEqual")
+_MAKES_WHOLE_NUMBERS = (*_COMPARISONS, "Argmax", "Cast", "LogicalAnd", "LogicalOr", "LogicalNot")
+
 
 class Builder:
     """A `FoldedNetwork` that grows.
@@ -36,16 +45,19 @@ class Builder:
         graph: The `Graph` that is folded.
         name: Name of the model.
         grids: {name of a quantizer: the `Grid` that it gets in place of its own}.
+        no_kernel: The `Problem`s of nodes that are known to have no integer kernel.
     """
 
-    def __init__(self, graph, name, grids):
+    def __init__(self, graph, name, grids, no_kernel=()):
         self.graph = graph
         self.grids = grids
+        self.no_kernel = {id(problem.node): problem for problem in no_kernel}
         self.folded = FoldedNetwork(name)
         self.names = Names()
         self.constants = {}  # id(value): the step that makes it
         self.weights = {}  # id(value): (value, the codes of a weight in the shape that Keras knows)
         self.floats = {}  # id(value): (value, the same in float)
+        self.times = _batches_in(graph)
         self.nudged = None  # (name of a quantizer, a grid at which its results do not tie)
 
     # ---- steps ---------------------------------------------------------------------------------
@@ -135,10 +147,13 @@ class Builder:
         Raises:
             CannotExport: If a size other than the batch's is unknown.
         """
-        shape = self.graph.tensors[node.outputs[0]].shape
+        index = node.outputs[0]
+        shape, times = tuple(self.graph.tensors[index].shape), self.times.get(index, 1)
         if any(size is None for size in shape[1:]):
-            raise CannotExport(f"it makes the shape {tuple(shape)}, and only the batch may be open")
-        return shape
+            raise CannotExport(f"it makes the shape {shape}, and only the batch may be open")
+        if times != int(times):
+            raise CannotExport("the batch has to stay the first axis")
+        return shape if times == 1 else (-int(times), *shape[1:])
 
     def codes(self, value):
         """Returns `value` as codes that any step can read: the zeros around them are written."""
@@ -156,7 +171,11 @@ class Builder:
         quantizer = node.operation
         grid = self.grids.get(quantizer.name) or grid_of(quantizer)
         if isinstance(value, Pending):
-            return self.round(value, node, grid, quantizer)
+            try:
+                return self.round(value, node, grid, quantizer)
+            except CannotExport as error:
+                problem = Problem.at(node, error)
+                value = self.instead_of(problem, lambda: self.as_float(value))
         if isinstance(value, Padded):
             # Zero stays zero: rounding first leaves the padding to the reader.
             inner = self.quantize(node, value.source)
@@ -233,6 +252,7 @@ class Builder:
 
         A grid of None rounds nothing, and the step computes in float.
         """
+        weights = None if grid is None else self.checked_weights(pending, grid)
         layer = node.name if quantizer is not None else ""
         step = Step(
             pending.kind,
@@ -243,28 +263,31 @@ class Builder:
             options=dict(pending.options),
             absorbed=pending.absorbed,
             quantizer=quantizer,
+            weights=weights,
         )
         if grid is None:
             step.affines = pending.affines
             return self.add(step)
-        kind = kind_of(pending.nodes[0].operation)
-        if kind is Kind.SAME_GRID and grid != pending.inputs[0].grid:
-            error = CannotExport("what it makes must have the grid of its input")
-            error.node = pending.nodes[0]
-            raise error
         if pending.kind in ("add", "subtract", "multiply"):
             self.look_for_ties(pending.kind, pending.inputs, grid, quantizer)
-        elif pending.kind in ("linear", "affine"):
-            try:
-                self.give_weights(step, pending)
-            except CannotExport as error:
-                error.node = pending.nodes[0]
-                raise
         return self.add(step)
 
-    def give_weights(self, step, pending):
-        """Sets the weights of a linear or affine step; `store` decides how they are stored."""
-        step.weights = folded_weights(pending, float(step.inputs[0].grid.scale))
+    def checked_weights(self, pending, grid):
+        """Returns the weights of a linear or affine step; `store` decides how they are stored.
+
+        Raises:
+            CannotExport: If a kernel cannot have them, or not this grid.
+        """
+        first = pending.nodes[0]
+        try:
+            if kind_of(first.operation) is Kind.SAME_GRID and grid != pending.inputs[0].grid:
+                raise CannotExport("what it makes must have the grid of its input")
+            if pending.kind in ("linear", "affine"):
+                return folded_weights(pending, float(pending.inputs[0].grid.scale))
+        except CannotExport as error:
+            error.node = first
+            raise
+        return None
 
     # ---- floats --------------------------------------------------------------------------------
 
@@ -285,6 +308,27 @@ class Builder:
         made = self.round(made, node, None) if isinstance(made, Pending) else self.codes(made)
         if node.name not in self.folded.float_layers and dtype == "float32":
             self.folded.float_layers.append(node.name)
+        return made
+
+    def in_float_instead(self, problem, node, values):
+        """Computes a node in float of which there is no integer kernel; returns its output."""
+        return self.instead_of(
+            problem, lambda: self.in_float(node, [self.as_float(value) for value in values])
+        )
+
+    def instead_of(self, problem, make):
+        """Returns what `make` makes in float.
+
+        Raises:
+            CannotExport: The `problem`, if there is no float kernel either.
+        """
+        try:
+            made = make()
+        except CannotExport:
+            error = CannotExport(problem.reason, by_ranges=problem.by_ranges)
+            error.node = problem.node
+            raise error from None
+        self.folded.no_kernel.append(problem)
         return made
 
     def as_float(self, value):
@@ -316,6 +360,23 @@ class Builder:
         return values[0]
 
 
+def _batches_in(graph):
+    """Returns {number of a tensor: how many times the batch its first axis is}, where not once.
+
+    `ops.reshape` may make examples of steps or pixels, and the other way round.
+    """
+    times = {}
+    for node in graph.nodes:
+        known = max((times.get(index, 1) for index in node.inputs), default=1)
+        if name_of(node.operation) == "Reshape" and not isinstance(node.operation, layers.Layer):
+            read, made = (graph.tensors[i].shape for i in (node.inputs[0], node.outputs[0]))
+            if None not in (*read[1:], *made[1:]) and made[:1] == (None,):
+                known = fractions.Fraction(math.prod(read[1:]), math.prod(made[1:])) * known
+        if known != 1:
+            times.update(dict.fromkeys(node.outputs, known))
+    return times
+
+
 def check_whole_numbers(operation, values, dtype):
     """Checks that whole numbers become floats, or floats whole numbers, only where kernels do so.
 
@@ -327,10 +388,11 @@ def check_whole_numbers(operation, values, dtype):
     Raises:
         CannotExport: If a kernel would read another type than it knows.
     """
-    reads_whole = [value.is_whole for value in values]
-    if dtype == "int32" and any(value.dtype == "float32" for value in values):
+    reads_floats = [value.dtype == "float32" for value in values]
+    name = name_of(operation)
+    if dtype == "int32" and any(reads_floats) and name not in _MAKES_WHOLE_NUMBERS:
         raise CannotExport("whole numbers are not made of floats")
-    is_masked = reads_whole == [False, True] and function_name(operation) == "softmax"
-    is_cast = name_of(operation) == "Cast"
-    if dtype == "float32" and any(reads_whole) and not (is_masked or is_cast):
+    is_masked = reads_floats == [True, False] and function_name(operation) == "softmax"
+    reads_whole = is_masked or name in ("Cast", "Where")
+    if dtype == "float32" and not all(reads_floats) and not reads_whole:
         raise CannotExport("whole numbers have to be cast to floats first")

@@ -12,7 +12,7 @@ from keras import layers
 from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import NO_KERNEL, CannotExport
 from speq_keras.graph import Ref, refs_in
-from speq_keras.operations import TRAINING_ONLY, function_name, name_of
+from speq_keras.operations import LOWEST, TRAINING_ONLY, function_name, name_of
 
 
 def copying_of(node, shape):
@@ -126,16 +126,19 @@ def _zero_padding(operation, node, shape):
 
 def _pad(operation, node, shape):
     constant = node.kwargs.get("constant_values", node.args[1] if len(node.args) > 1 else None)
-    if constant not in (None, 0, 0.0):
-        raise CannotExport(f"argument constant_values={constant!r} has no kernel: only zeros")
     pairs = [tuple(int(n) for n in pair) for pair in operation.pad_width]
     pairs = pairs * len(shape) if len(pairs) == 1 else pairs
     if pairs[0] != (0, 0):
         raise CannotExport("the batch cannot be padded")
     if any(n < 0 for pair in pairs for n in pair):
         raise unsupported("pad_width", operation.pad_width, "it cuts")
-    if operation.mode == "constant":
+    if operation.mode == "constant" and not constant:
         return "pad", {"paddings": tuple(pairs)}
+    if operation.mode == "constant":
+        if refs_in(constant) or np.size(constant) != 1:
+            raise CannotExport("it pads with something else than one number")
+        kind = "pad_lowest" if constant < LOWEST else "pad_constant"
+        return kind, {"paddings": tuple(pairs), "constant": float(constant)}
     if operation.mode not in ("reflect", "symmetric"):
         raise unsupported("mode", operation.mode)
     inside = 1 if operation.mode == "reflect" else 0
@@ -148,11 +151,10 @@ def _pad(operation, node, shape):
 def _pool(kind):
     def row(operation, node, shape):
         rank = len(shape) - 2
-        if rank > 2:
-            raise CannotExport("pooling in three dimensions has no kernel")
         size = _sizes(operation.pool_size, rank)
         strides = _sizes(operation.strides, rank) if operation.strides is not None else size
-        return kind, {"size": size, "strides": strides, "padding": operation.padding}
+        name = kind if rank < 3 else kind.replace("2d", "3d")
+        return name, {"size": size, "strides": strides, "padding": operation.padding}
 
     return row
 
@@ -196,6 +198,14 @@ def _up_sampling(operation, node, shape):
     size = tuple(n * f for n, f in zip(shape[1:-1], factors, strict=True))
     interpolation = getattr(operation, "interpolation", "nearest")
     return _resize(interpolation, size)
+
+
+def _up_sampling_3d(operation, node, shape):
+    factors = _sizes(operation.size, 3)
+    places = {}
+    for axis, factor in enumerate(factors, 1):
+        places[axis] = np.repeat(np.arange(shape[axis]), factor).tolist()
+    return _gather(places)
 
 
 def _gather(places, reads=None):
@@ -291,19 +301,22 @@ def _resize(interpolation, size):
     raise unsupported("interpolation", interpolation)
 
 
-_IDENTITIES = frozenset((*TRAINING_ONLY, "Identity"))
+_IDENTITIES = frozenset((*TRAINING_ONLY, "Identity", "StopGradient"))
 _MAX, _GLOBAL_MAX = _pool("max_pool_2d"), _global_pool("max_pool_2d")
 _AVERAGE = _pool("average_pool_2d")
 
 # By Keras' name of the class.
 COPYING = {
     **dict.fromkeys("Reshape Flatten Squeeze ExpandDims Ravel".split(), _reshape),
-    **dict.fromkeys("MaxPooling1D MaxPooling2D MaxPool".split(), _MAX),
-    **dict.fromkeys("AveragePooling1D AveragePooling2D AveragePool".split(), _AVERAGE),
+    **dict.fromkeys("MaxPooling1D MaxPooling2D MaxPooling3D MaxPool".split(), _MAX),
+    **dict.fromkeys(
+        "AveragePooling1D AveragePooling2D AveragePooling3D AveragePool".split(), _AVERAGE
+    ),
     **dict.fromkeys("GlobalMaxPooling1D GlobalMaxPooling2D".split(), _GLOBAL_MAX),
-    **dict.fromkeys("ZeroPadding1D ZeroPadding2D".split(), _zero_padding),
-    **dict.fromkeys("Cropping1D Cropping2D".split(), _crop),
+    **dict.fromkeys("ZeroPadding1D ZeroPadding2D ZeroPadding3D".split(), _zero_padding),
+    **dict.fromkeys("Cropping1D Cropping2D Cropping3D".split(), _crop),
     **dict.fromkeys("UpSampling1D UpSampling2D".split(), _up_sampling),
+    "UpSampling3D": _up_sampling_3d,
     "Permute": _permute,
     "Transpose": _transpose,
     "Swapaxes": _swap,

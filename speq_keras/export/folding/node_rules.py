@@ -17,6 +17,7 @@ from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending, fused
 from speq_keras.export.folding.steps import NO_KERNEL, CannotExport, Grid, Value, unwrapped
 from speq_keras.export.folding.weights import check_linear, check_weights, is_linear, table_of
+from speq_keras.export.tflite.network import batches
 from speq_keras.graph import map_refs
 from speq_keras.operations import Kind, function_name, kind_of, name_of
 
@@ -26,22 +27,13 @@ _PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply"}
 _PAIRS_IN_FLOAT = {
     **_PAIRS,
     **dict.fromkeys(("Divide", "TrueDivide"), "divide"),
+    "Power": "power",
     "Maximum": "maximum",
     "Minimum": "minimum",
 }
+_RESIZING = ("Resizing", "Resize", "UpSampling2D")
 # What is a function of one value where the other operand is a constant.
 _TABLED = ("Absolute", "Maximum", "Minimum")
-# What is computed in float alone, by Keras' name of the class.
-_FLOAT_ALONE = {
-    "Absolute": "absolute",
-    "Negative": "negative",
-    "Square": "square",
-    "Cast": "cast",
-    "LayerNormalization": "layer_normalization",
-    "RMSNormalization": "rms_normalization",
-    "GroupNormalization": "group_normalization",
-    "UnitNormalization": "unit_normalization",
-}
 
 
 def is_whole(argument):
@@ -81,8 +73,10 @@ def weighted(builder, node, arguments):
 
 def matmul(builder, node, arguments):
     """The product of two tensors."""
+    if _in_float(arguments):
+        return builder.pending("matmul", node, arguments)
     if len(arguments) != 2:
-        raise CannotExport("it multiplies by a constant; use a Dense layer")
+        raise CannotExport("it multiplies by a constant")
     values = [builder.codes(argument) for argument in arguments]
     x, y = (tuple(value.shape) for value in values)
     if len(x) != len(y) or len(x) < 3 or x[1:-2] != y[1:-2]:
@@ -103,10 +97,7 @@ def elementwise(builder, node, arguments):
     """An operation on two tensors, or on one and a constant."""
     name = name_of(node.operation)
     if _in_float(arguments):
-        kind = _PAIRS_IN_FLOAT.get(name) or _FLOAT_ALONE.get(name)
-        if kind is None:
-            raise CannotExport(NO_KERNEL)
-        return builder.pending(kind, node, arguments)
+        return builder.pending(_PAIRS_IN_FLOAT.get(name, "table"), node, arguments)
     if len(arguments) == 1 and name in _TABLED:
         return table(builder, node, arguments)
     if len(arguments) == 1 and name != "Square":
@@ -121,7 +112,7 @@ def elementwise(builder, node, arguments):
 
 
 def mean(builder, node, arguments):
-    """A mean over some axes."""
+    """A mean over some axes, or a sum."""
     value = builder.codes(arguments[0])
     options = reduction_options(node.operation, len(value.shape), "a mean")
     return builder.pending("mean", node, [value], options)
@@ -129,13 +120,22 @@ def mean(builder, node, arguments):
 
 def same_grid(builder, node, arguments):
     """What averages codes on the grid that they have."""
-    value = builder.codes(arguments[0])
-    kind, options = copying_of(node, value.shape)
+    value, name = builder.codes(arguments[0]), name_of(node.operation)
+    try:
+        kind, options = copying_of(node, value.shape)
+    except CannotExport:
+        if not _in_float(arguments) or name not in _RESIZING:
+            raise
+        kind, options = name, {}
+    if kind == "average_pool_3d" and not _in_float(arguments):
+        raise CannotExport("there is no integer kernel for averages in three dimensions")
     return builder.pending(kind, node, [value], options)
 
 
 def table(builder, node, arguments):
     """A function of one value, or softmax, of which a second argument is the mask."""
+    if _in_float(arguments) and name_of(node.operation) in _PAIRS_IN_FLOAT:
+        return elementwise(builder, node, arguments)
     if len(arguments) > 1 and function_name(node.operation) != "softmax":
         raise CannotExport("there is a kernel for it with one tensor and a constant alone")
     return builder.pending("table", node, [builder.codes(argument) for argument in arguments])
@@ -151,20 +151,41 @@ def carry(builder, node, arguments):
         return builder.weight(node, moved.astype("int32"), value.grid)
     kind, options = copying_of(node, arguments[0].shape)
     source = builder.codes(arguments[0])
-    if kind == "reshape" and math.prod(source.shape[1:]) != math.prod(builder.shape_of(node)[1:]):
-        raise CannotExport("the batch has to stay the first axis")
+    if kind == "pad_lowest" and source.grid is not None:
+        _check_largest_is_taken(builder, node)
+    if kind == "reshape":
+        read, made = (_elements(shape) for shape in (source.shape, builder.shape_of(node)))
+        if read != made:
+            raise CannotExport("the batch has to stay the first axis")
     if kind == "pad":
         return Padded(source, options["paddings"], node, builder.shape_of(node))
     return builder.copied(kind, [source], node, source.grid, options)
 
 
+def _check_largest_is_taken(builder, node):
+    """Checks that what is padded with next to -inf is read by max pooling alone."""
+    readers = builder.graph.readers()[node.outputs[0]]
+    if not readers or any("MaxPool" not in name_of(reader.operation) for reader in readers):
+        raise CannotExport("only max pooling may read what is padded with so low a number")
+
+
+def _elements(shape):
+    """Returns the number of values of a shape, per example where the batch is open."""
+    return math.prod(batches(size) or size for size in shape)
+
+
 def concatenate(builder, node, arguments):
-    """Several tensors with one grid, one behind the other."""
+    """Several tensors with one grid, one behind the other; or the largest, the smallest code."""
     check_no_constants(node)
     values = [builder.codes(argument) for argument in arguments]
     if any(value.grid != values[0].grid for value in values):
         raise CannotExport("its inputs have different grids")
-    if name_of(node.operation) == "Stack":
+    name = name_of(node.operation)
+    if name in ("Maximum", "Minimum"):
+        if len(values) != 2:
+            raise CannotExport(f"kernels take 2 tensors at a time, and it reads {len(values)}")
+        return builder.copied(name.lower(), values, node, values[0].grid)
+    if name == "Stack":
         raise CannotExport(NO_KERNEL)
     axis = node.operation.axis % len(values[0].shape)
     if axis == 0:
@@ -182,9 +203,9 @@ def in_float_alone(builder, node, arguments):
         return affine_or_relu(builder, node, arguments)
     if function_name(layer) is not None:
         return table(builder, node, arguments)
-    if name not in _FLOAT_ALONE:
+    if not name:
         raise CannotExport(NO_KERNEL)
-    return builder.pending(_FLOAT_ALONE[name], node, arguments)
+    return builder.pending(name, node, arguments)
 
 
 RULES = {

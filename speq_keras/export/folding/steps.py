@@ -21,7 +21,8 @@ All other kinds are those of an operation that copies or averages codes on the g
 (`copying`), by its name in `tflite.operations.OPS`: reshape, max_pool_2d, resize_bilinear, ...
 
 A float island is a grid of None: its steps have the same kinds, one for every node, and read and
-make floats. These stand in islands alone: divide, negative, square, layer_normalization.
+make floats, or whole numbers. What stands in islands alone, but for "divide" and "power", has the
+name of Keras' class: LayerNormalization, Where, ...
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ import dataclasses
 import numpy as np
 
 from speq_keras.layers import QuantizedLayer
+from speq_keras.operations import fixed_range
 
 # A bias this near to the grid of the sums, in steps of the output, is on it: float32 is no finer.
 SETTLED_STEPS = 2.0**-14
@@ -57,12 +59,13 @@ class CannotExport(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One refused layer: its name in the graph, its class, why, and see `CannotExport`."""
+    """One refused layer: its name in the graph, its class, why, its node; see `CannotExport`."""
 
     layer: str
     type: str
     reason: str
     by_ranges: bool = False
+    node: object = dataclasses.field(default=None, compare=False, repr=False)
 
     @classmethod
     def at(cls, node, error):
@@ -70,7 +73,7 @@ class Problem:
         node = error.node or node
         node = node.origin or node
         operation = unwrapped(node.operation)  # of other wrappers, users know the outer one
-        return cls(node.name, type(operation).__name__, str(error), error.by_ranges)
+        return cls(node.name, type(operation).__name__, str(error), error.by_ranges, node)
 
     def __str__(self):
         return f"'{self.layer}' ({self.type}): {self.reason}"
@@ -252,7 +255,8 @@ class FoldedNetwork:
     """Steps in computing order; `inputs` and `outputs` are Values, `places` its `Places`.
 
     With `problems` it is no network. `float_layers` and `left_out` are names of layers: that
-    compute in float, and that do nothing.
+    compute in float, and that do nothing. `no_kernel` has the `Problem`s of those that no integer
+    kernel computes, and that are in float for this reason.
     """
 
     name: str
@@ -266,3 +270,29 @@ class FoldedNetwork:
     problems: list = dataclasses.field(default_factory=list)
     float_layers: list = dataclasses.field(default_factory=list)
     left_out: set = dataclasses.field(default_factory=set)
+    no_kernel: list = dataclasses.field(default_factory=list)
+
+    def drop_unread(self):
+        """Forgets steps that nobody reads any more; constants are kept, they cost nothing."""
+        needed = {id(value) for value in self.outputs}
+        kept = []
+        for step in reversed(self.steps):
+            if id(step.output) in needed or step.kind == "constant":
+                kept.append(step)
+                needed.update(id(value) for value in step.inputs)
+        self.steps = kept[::-1]
+
+    def drop_last_tables(self):
+        """Lets the logits leave the network, in place of a softmax, sigmoid or tanh at the end."""
+        makers = {id(step.output): step for step in self.steps}
+        for place, value in enumerate(self.outputs):
+            step = makers.get(id(value))
+            if step is not None and _is_last_function(step):
+                self.outputs[place] = step.inputs[0]
+        self.drop_unread()
+
+
+def _is_last_function(step):
+    """Whether a step is a softmax, sigmoid or tanh that nothing rounds, in codes or in float."""
+    is_last = step.kind == "table" and step.quantizer is None
+    return is_last and (not step.is_float or fixed_range(step.layer) is not None)

@@ -13,28 +13,32 @@ from speq_keras.export.folding.pending import Pending
 from speq_keras.export.folding.steps import CannotExport, Problem, Value
 from speq_keras.export.folding.weights import finish, is_table
 from speq_keras.export.storage import container_of
+from speq_keras.export.tflite.network import batches
 from speq_keras.operations import Kind, fixed_range, kind_of, name_of
 
 
-def fold_graph(model, graph, grids=None):
+def fold_graph(model, graph, grids=None, no_kernel=()):
     """Folds a SPEQModel for any storage; `store` makes it complete.
+
+    What no integer kernel computes is computed in float, where there are float kernels.
 
     Args:
         model: The model, calibrated unless `grids` has what is missing.
         graph: What `read_graph` makes of it.
         grids: {name of a quantizer: the `Grid` that it gets in place of its own}, or None.
+        no_kernel: `Problem`s of nodes that turned out to have no integer kernel later on.
 
     Returns:
         A `FoldedNetwork` without multipliers and bias codes. Where it has `problems`, "refused"
         steps stand for the layers that cannot be exported.
     """
     grids = dict(grids or {})
-    builder = _walk(graph, model.name, grids)
+    builder = _walk(graph, model.name, grids, no_kernel)
     while builder.nudged is not None:
         # A grid may belong to several tensors, also to earlier ones: begin again.
         name, grid = builder.nudged
         grids[name] = grid
-        builder = _walk(graph, model.name, grids)
+        builder = _walk(graph, model.name, grids, no_kernel)
     folded = builder.folded
     folded.input_names = [tensor.name for tensor in model.inputs]
     folded.output_names = list(model.output_names)
@@ -69,9 +73,9 @@ def stored_copy(folded, storage):
     return result
 
 
-def _walk(graph, name, grids):
+def _walk(graph, name, grids, no_kernel):
     """Visits all nodes of a graph and returns the `Builder` of its network."""
-    builder = Builder(graph, name, grids)
+    builder = Builder(graph, name, grids, no_kernel)
     folded = builder.folded
     values = {index: builder.input(index) for index in graph.input_indices}
     problems = folded.problems
@@ -97,6 +101,8 @@ def _walk(graph, name, grids):
             except CannotExport as error:
                 problems.append(Problem.at(graph.tensors[index].producer, error))
     folded.problems = list(dict.fromkeys(problems))  # a layer read twice is refused twice
+    if not problems:
+        folded.drop_unread()
     folded.notes += _notes(builder)
     return builder
 
@@ -123,7 +129,12 @@ def _visit(builder, node, arguments):
         return table_rows(builder, node, arguments)
     if kind is Kind.FLOAT or any(_is_float(value, kind) for value in arguments):
         return builder.in_float(node, [builder.as_float(value) for value in arguments])
-    return RULES[kind](builder, node, arguments)
+    if id(node) in builder.no_kernel:
+        return builder.in_float_instead(builder.no_kernel[id(node)], node, arguments)
+    try:
+        return RULES[kind](builder, node, arguments)
+    except CannotExport as error:
+        return builder.in_float_instead(Problem.at(node, error), node, arguments)
 
 
 def _only_renames_type(builder, node, arguments):
@@ -152,6 +163,8 @@ def _name_of(value):
 
 def _leave(builder, value):
     """Returns what leaves the model: as codes, or as floats where nothing rounds it."""
+    if batches(value.shape[0]) > 1:
+        raise CannotExport("the batch has to be the first axis of what leaves the model")
     if not isinstance(value, Pending):
         return builder.codes(value)
     last = value.nodes[-1]
@@ -166,6 +179,8 @@ def _notes(builder):
         "put many results halfway between two codes."
         for name in builder.grids
     ]
+    for problem in dict.fromkeys(builder.folded.no_kernel):
+        notes.append(f"There is no integer kernel for {problem}.")
     if builder.folded.float_layers:
         names = ", ".join(builder.folded.float_layers)
         notes.append(

@@ -18,6 +18,7 @@ _LINEAR_LAYERS = set(
     "Conv1D Conv2D DepthwiseConv1D DepthwiseConv2D Conv1DTranspose Conv2DTranspose Dense "
     "EinsumDense".split()
 )
+_LINEAR_IN_FLOAT = {"Conv3D", "Conv3DTranspose", "SeparableConv1D", "SeparableConv2D"}
 
 
 class NotOnGridError(ValueError):
@@ -80,8 +81,8 @@ def _step_of(unique, likely):
 
 
 def is_linear(layer):
-    """Whether some kernel multiplies by the weights of a layer, and sums."""
-    return name_of(layer) in _LINEAR_LAYERS
+    """Whether some kernel, of floats at least, multiplies by the weights of a layer, and sums."""
+    return name_of(layer) in _LINEAR_LAYERS | _LINEAR_IN_FLOAT
 
 
 def check_linear(layer):
@@ -90,7 +91,7 @@ def check_linear(layer):
     Raises:
         CannotExport: If they do not.
     """
-    if not is_linear(layer):
+    if name_of(layer) not in _LINEAR_LAYERS:
         raise CannotExport("there is no integer kernel for it")
     if fused_function(layer) is not None:
         raise CannotExport("its activation function has to be a layer of its own")
@@ -122,9 +123,9 @@ def summed_axes(layer):
         return 1
     inputs, kernel, output = einsum_axes(layer.equation)
     summed = "".join(axis for axis in kernel if axis in inputs)
-    made = kernel[len(summed) :]
+    made = "".join(axis for axis in kernel if axis not in inputs)
     kept = inputs[: len(inputs) - len(summed)]
-    is_dense = kernel.startswith(summed) and inputs == kept + summed and output == kept + made
+    is_dense = inputs == kept + summed and output == kept + made
     if not (is_dense and summed and made) or layer.bias_axes not in (None, "", made):
         raise CannotExport(
             f"its equation {layer.equation!r} with bias_axes={layer.bias_axes!r} is not a Dense "

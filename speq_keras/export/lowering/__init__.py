@@ -7,7 +7,8 @@ build       the network while it is made: tensors, nodes, its ends
 operations  one small function for every kind of step without weights
 linear      convolutions, dense layers, slopes per channel
 functions   functions of one value, by kernel or by table
-float_only  what float islands alone compute
+expression  float operations, written as arithmetic
+float_functions, float_only, float_linear   what float islands alone compute
 lower       the table of kinds, and the walk over the steps
 """
 

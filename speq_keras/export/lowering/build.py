@@ -6,7 +6,7 @@ import numpy as np
 
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.lowering.encoding import encoding_of, fused_activation, tensor_of
-from speq_keras.export.tflite.network import IntegerNetwork, Node, Tensor
+from speq_keras.export.tflite.network import IntegerNetwork, Node, Tensor, batches
 from speq_keras.export.tflite.operations import OPS
 
 
@@ -209,7 +209,7 @@ class Builder:
             name: Of the step.
         """
         shape = tuple(
-            size if size is None else size + before + after
+            size if batches(size) else size + before + after
             for size, (before, after) in zip(tensor.shape, paddings, strict=True)
         )
         made = self.like(tensor, f"{name}/padded", shape)
@@ -217,7 +217,7 @@ class Builder:
 
     # ---- floats --------------------------------------------------------------------------------
 
-    def make(self, step, kind, inputs, shape=None, options=None):
+    def make(self, step, kind, inputs, shape=None, options=None, *, dtype=None):
         """Adds one of the float nodes of a step, and returns what it makes; `finish` ends them.
 
         Args:
@@ -226,9 +226,10 @@ class Builder:
             inputs: Names of tensors.
             shape: The shape that the node makes, that of the step's output unless given.
             options: As of a `Node`.
+            dtype: Of what it makes, that of the step's output unless given.
         """
         shape = step.output.shape if shape is None else shape
-        dtype = "float32" if kind == "cast" else step.output.dtype
+        dtype = step.output.dtype if dtype is None else dtype
         made = Tensor(name=f"{step.name}/{kind}", shape=tuple(shape), dtype=dtype)
         return self.add(
             kind, inputs, self.network.add_tensor(made), options=options, layer=step.name

@@ -1,4 +1,4 @@
-"""What float islands alone compute: slopes and shifts along any axes, and normalizations."""
+"""What float islands alone compute, but for functions of one value and what is linear."""
 
 import math
 
@@ -6,58 +6,23 @@ import keras
 import numpy as np
 
 from speq_keras.export.folding.options import unsupported
-from speq_keras.export.lowering.functions import activated
+from speq_keras.export.folding.steps import CannotExport
+from speq_keras.export.lowering.expression import Floats, broadcast
+from speq_keras.export.lowering.float_functions import activated
+from speq_keras.graph import Ref
 
 
 def affine(builder, step):
     """Slope and shift, and a clipping."""
-    x = builder.tensor(step.inputs[0])
+    x = Floats.input(builder, step)
     for slope, shift in step.affines:
-        slope = builder.constant(f"{step.name}/slope", slope)
-        x = builder.make(step, "mul", [x.name, slope.name], x.shape)
-        shift = builder.constant(f"{step.name}/shift", shift)
-        x = builder.make(step, "add", [x.name, shift.name], x.shape)
+        x = x * slope + shift
     if step.activation != "none":
-        x = activated(builder, step, step.layer, step.activation, x)
-    return builder.finish(step, x)
+        x = activated(x, step.layer, step.activation)
+    return x.finish()
 
 
-class _Chain:
-    """The float nodes of one normalization: each makes a tensor of the shape of its first input."""
-
-    def __init__(self, builder, step):
-        self.builder, self.step = builder, step
-
-    def made(self, kind, *inputs, shape=None, options=None):
-        """Adds a node; returns what it makes."""
-        names = [tensor.name for tensor in inputs]
-        shape = inputs[0].shape if shape is None else shape
-        return self.builder.make(self.step, kind, names, shape, options)
-
-    def constant(self, what, values):
-        """Adds and returns a constant of the step."""
-        return self.builder.constant(f"{self.step.name}/{what}", values)
-
-    def mean(self, x, axes):
-        """Adds a mean over axes, which keep a size of 1."""
-        shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
-        return self.made("mean", x, shape=shape, options={"axes": axes, "keep_dims": True})
-
-    def standardized(self, x, axes, epsilon):
-        """Adds (x − mean) / √(variance + ε)."""
-        mean = self.mean(x, axes)
-        variance = self.mean(self.made("squared_difference", x, mean), axes)
-        variance = self.made("add", variance, self.constant("epsilon", [epsilon]))
-        factor = self.made("rsqrt", variance)
-        return self.made("mul", self.made("sub", x, mean), factor)
-
-    def scaled(self, y, gamma, beta, shape):
-        """Adds γ · y + β, where they are there, in a shape that broadcasts."""
-        for kind, what, values in (("mul", "gamma", gamma), ("add", "beta", beta)):
-            if values is not None:
-                values = np.reshape(keras.ops.convert_to_numpy(values), shape)
-                y = self.made(kind, y, self.constant(what, values))
-        return y
+# ---- normalizations --------------------------------------------------------------------------
 
 
 def _axes_and_shape(layer, shape):
@@ -68,42 +33,186 @@ def _axes_and_shape(layer, shape):
     return axes, sizes[min(axes) :]
 
 
+def _scaled(y, gamma, beta, shape):
+    """γ · y + β, where they are there, in a shape that broadcasts."""
+    if gamma is not None:
+        y = y * np.reshape(keras.ops.convert_to_numpy(gamma), shape)
+    return y if beta is None else y + np.reshape(keras.ops.convert_to_numpy(beta), shape)
+
+
+def _standardized(x, axes, epsilon):
+    return (x - x.mean(axes)) * (x.variance(axes) + epsilon).made("rsqrt")
+
+
 def layer_normalization(builder, step):
-    """Layer normalization over any axes, in the operations that it is made of."""
-    x, layer, chain = builder.tensor(step.inputs[0]), step.layer, _Chain(builder, step)
+    """Layer normalization over any axes."""
+    x, layer = Floats.input(builder, step), step.layer
     axes, shape = _axes_and_shape(layer, x.shape)
-    y = chain.standardized(x, axes, layer.epsilon)
-    return builder.finish(step, chain.scaled(y, layer.gamma, layer.beta, shape))
+    y = _standardized(x, axes, layer.epsilon)
+    return _scaled(y, layer.gamma, layer.beta, shape).finish()
 
 
 def rms_normalization(builder, step):
     """Divides by the root of the mean square, and multiplies by the scale."""
-    x, layer, chain = builder.tensor(step.inputs[0]), step.layer, _Chain(builder, step)
+    x, layer = Floats.input(builder, step), step.layer
     axes, shape = _axes_and_shape(layer, x.shape)
-    power = chain.mean(chain.made("square", x), axes)
-    power = chain.made("add", power, chain.constant("epsilon", [layer.epsilon]))
-    y = chain.made("mul", x, chain.made("rsqrt", power))
-    return builder.finish(step, chain.scaled(y, layer.scale, None, shape))
+    y = x * (x.made("square").mean(axes) + layer.epsilon).made("rsqrt")
+    return _scaled(y, layer.scale, None, shape).finish()
 
 
 def group_normalization(builder, step):
     """Layer normalization of groups of channels, each over all pixels."""
-    x, layer, chain = builder.tensor(step.inputs[0]), step.layer, _Chain(builder, step)
+    x, layer = Floats.input(builder, step), step.layer
     channels = x.shape[-1]
     if layer.axis not in (-1, len(x.shape) - 1):
         raise unsupported("axis", layer.axis, "it must be the last axis")
     groups = (x.shape[0], math.prod(x.shape[1:-1]), layer.groups, channels // layer.groups)
-    y = chain.made("reshape", x, shape=groups, options={"shape": groups})
-    y = chain.standardized(y, (1, 3), layer.epsilon)
-    y = chain.made("reshape", y, shape=x.shape, options={"shape": tuple(x.shape)})
-    return builder.finish(step, chain.scaled(y, layer.gamma, layer.beta, (channels,)))
+    y = _standardized(x.reshape(groups), (1, 3), layer.epsilon).reshape(x.shape)
+    return _scaled(y, layer.gamma, layer.beta, (channels,)).finish()
 
 
 def unit_normalization(builder, step):
     """Divides by the L2 norm; Keras does not multiply by more than 1e12."""
-    x, chain = builder.tensor(step.inputs[0]), _Chain(builder, step)
-    axes, shape = _axes_and_shape(step.layer, x.shape)
-    count = chain.constant("count", [math.prod(shape)])
-    total = chain.made("mul", chain.mean(chain.made("square", x), axes), count)
-    factor = chain.made("minimum", chain.made("rsqrt", total), chain.constant("most", [1e12]))
-    return builder.finish(step, chain.made("mul", x, factor))
+    x = Floats.input(builder, step)
+    axes, _ = _axes_and_shape(step.layer, x.shape)
+    return (x * x.made("square").sum(axes).made("rsqrt").at_most(1e12)).finish()
+
+
+def normalize(builder, step):
+    """`ops.normalize`: divides by a norm, or by ε where that is larger."""
+    x, operation = Floats.input(builder, step), step.layer
+    length = _norm(x, _axes(operation, x), operation.order)
+    return (x / length.at_least(operation.epsilon)).finish()
+
+
+# ---- reductions ------------------------------------------------------------------------------
+
+
+def _axes(operation, x):
+    """Returns the axes of a reduction, from 0 on."""
+    rank = len(x.shape)
+    axes = range(1, rank) if operation.axis is None and rank == 1 else operation.axis
+    axes = range(rank) if axes is None else np.atleast_1d(axes)
+    axes = tuple(sorted(int(axis) % rank for axis in axes))
+    if 0 in axes:
+        raise CannotExport("it goes over the batch")
+    return axes
+
+
+def _norm(x, axes, order):
+    if order in (None, 2, "fro"):
+        return x.made("square").sum(axes).made("sqrt")
+    if order == 1:
+        return abs(x).sum(axes)
+    if order in (np.inf, "inf"):
+        return abs(x).reduced("reduce_max", axes)
+    raise CannotExport(f"there is no kernel for a norm of order {order!r}")
+
+
+def _log_sum_exp(x, axes, operation):
+    largest = x.reduced("reduce_max", axes)
+    return (x - largest).made("exp").sum(axes).made("log") + largest
+
+
+# By Keras' name of the class: a function of `(x, axes, operation)`.
+_REDUCTIONS = {
+    "Mean": lambda x, axes, operation: x.mean(axes),
+    "Sum": lambda x, axes, operation: x.sum(axes),
+    "Prod": lambda x, axes, operation: x.reduced("reduce_prod", axes),
+    "Max": lambda x, axes, operation: x.reduced("reduce_max", axes),
+    "Min": lambda x, axes, operation: x.reduced("reduce_min", axes),
+    "Any": lambda x, axes, operation: x.reduced("reduce_max", axes),
+    "All": lambda x, axes, operation: x.reduced("reduce_min", axes),
+    "Var": lambda x, axes, operation: x.variance(axes),
+    "Std": lambda x, axes, operation: x.variance(axes).made("sqrt"),
+    "Norm": lambda x, axes, operation: _norm(x, axes, operation.ord),
+    "Logsumexp": _log_sum_exp,
+}
+
+
+def reduction(name):
+    """Returns the row of a reduction, by Keras' name of the class."""
+
+    def row(builder, step):
+        x = Floats.input(builder, step)
+        y = _REDUCTIONS[name](x, _axes(step.layer, x), step.layer)
+        return y.reshape(step.output.shape).finish()
+
+    return row
+
+
+def arg_max(builder, step):
+    """The place of the largest value along an axis, a whole number."""
+    x, operation = Floats.input(builder, step), step.layer
+    if operation.axis is None:
+        raise CannotExport("it must have an axis")
+    axis = operation.axis % len(x.shape)
+    shape = [size for place, size in enumerate(x.shape) if place != axis]
+    y = x.made("arg_max", shape=shape, dtype="int32", axis=axis)
+    return y.reshape(step.output.shape).finish()
+
+
+# ---- masks -----------------------------------------------------------------------------------
+
+
+def operands(builder, step, dtype=None):
+    """Returns all operands of a call as `Floats`; numbers and arrays are constants.
+
+    Args:
+        builder: The `Builder`.
+        step: The step.
+        dtype: Of the constants; the type of the first tensor unless given.
+    """
+    node = step.nodes[0]
+    given = [*node.args, *node.kwargs.values()]
+    given = list(given[0]) if given and isinstance(given[0], list | tuple) else given
+    tensors = [Floats.input(builder, step, number) for number in range(len(step.inputs))]
+    waiting = iter(tensors)
+    return [
+        next(waiting)
+        if isinstance(x, Ref)
+        else tensors[-1].constant(keras.ops.convert_to_numpy(x), dtype)
+        for x in given
+    ]
+
+
+def comparison(kind):
+    """Returns the row of a comparison of two tensors, or of one and a constant."""
+
+    def row(builder, step):
+        x, y = operands(builder, step)
+        if "float32" in (x.tensor.dtype, y.tensor.dtype):
+            x, y = x.cast("float32"), y.cast("float32")
+        return x.with_other(kind, y, dtype="int32").finish()
+
+    return row
+
+
+def logical(kind):
+    """Returns the row of a function of masks: whole numbers, of which all but 0 are true."""
+
+    def row(builder, step):
+        masks = [x.is_true("not_equal", 0) for x in operands(builder, step, "int32")]
+        if kind == "not":
+            return (1 - masks[0]).finish()
+        x, y = masks
+        return {"and": x.at_most, "or": x.at_least}[kind](y).finish()
+
+    return row
+
+
+def where(builder, step):
+    """Takes one of two values, as a mask says."""
+    mask, x, y = operands(builder, step, step.output.dtype)
+    dtype = step.output.dtype
+    x, y = x.cast(dtype), y.cast(dtype)
+    shape = broadcast(mask.shape, broadcast(x.shape, y.shape))
+    return mask.made("select", x, y, shape=shape, dtype=dtype).finish()
+
+
+def cast(builder, step):
+    """The same numbers in another type."""
+    x = Floats.input(builder, step)
+    if step.layer.dtype == "bool":
+        return x.is_true("not_equal", 0).finish()
+    return x.made("cast", dtype=step.output.dtype).finish()

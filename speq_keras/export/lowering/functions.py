@@ -7,46 +7,16 @@ import numpy as np
 
 from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import CannotExport
+from speq_keras.export.lowering.expression import Floats
+from speq_keras.export.lowering.float_functions import activated, function_of, softmax_axes
 from speq_keras.export.tflite.network import Tensor
 from speq_keras.graph import Ref, map_refs
-from speq_keras.operations import OTHER, function_name, name_of
+from speq_keras.operations import name_of
 
 # Functions whose kernel rounds the exact value to a grid that it prescribes.
 _PRESCRIBED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
-# Functions with a float kernel, besides those that are built of several.
-_FLOAT_KERNELS = {
-    **{name: name for name in ("relu", "relu6", "tanh", "softmax", "elu", "leaky_relu")},
-    "sigmoid": "logistic",
-    "hard_silu": "hard_swish",
-    "gelu": "gelu",
-    "gelu_approximate": "gelu",
-    "exponential": "exp",
-    **{name: name for name in ("log", "sqrt", "rsqrt")},
-}
-# Layers and operations whose function `function_name` does not tell: by Keras' name of the class.
-_BY_CLASS = {
-    **dict.fromkeys(("LeakyReLU", "LeakyRelu"), "leaky_relu"),
-    **dict.fromkeys(("ELU", "Elu"), "elu"),
-    "Exp": "exponential",
-    "Log": "log",
-    "Sqrt": "sqrt",
-    "Rsqrt": "rsqrt",
-}
-
-
-def function_of(operation):
-    """Returns the name of the function that a layer or operation computes, or None."""
-    name = name_of(operation)
-    if name == "Gelu":
-        return "gelu_approximate" if operation.approximate else "gelu"
-    function = _BY_CLASS.get(name, function_name(operation))
-    return None if function == "linear" else function
-
-
-def _check_axis(name, operation, rank):
-    axis = getattr(operation, "axis", -1) if name == "softmax" else -1
-    if np.atleast_1d(axis).tolist() not in ([-1], [rank - 1]):
-        raise unsupported("axis", axis, "kernels know softmax over the last axis")
+# Functions of all values along an axis.
+_PER_AXIS = ("softmax", "log_softmax")
 
 
 def table(builder, step):
@@ -54,8 +24,11 @@ def table(builder, step):
     if step.is_float:
         return float_function(builder, step)
     x, operation = builder.at_trained_scale(step.inputs[0]), step.layer
-    name = function_name(operation)
-    _check_axis(name, operation, len(x.shape))
+    name = function_of(operation)
+    if name == "softmax" and softmax_axes(operation, len(x.shape)) != (len(x.shape) - 1,):
+        return _softmax_of_other_axes(builder, step, x)
+    if name == "log_softmax":
+        raise CannotExport("there is no integer kernel for it")
     if name in _PRESCRIBED:
         return builder.emit(step, _PRESCRIBED[name], [x.name])
     codes = np.arange(-128, 128) - x.zero_point
@@ -77,6 +50,25 @@ def table(builder, step):
         )
     )
     return builder.emit(step, "lookup", [x.name, data.name])
+
+
+def _softmax_of_other_axes(builder, step, x):
+    """Moves axes, takes the softmax of the last one, and moves them back: codes are copied."""
+    rank = len(x.shape)
+    axes = softmax_axes(step.layer, rank)
+    order = (*(axis for axis in range(rank) if axis not in axes), *axes)
+    moved = tuple(x.shape[axis] for axis in order)
+    flat = (*moved[: -len(axes)], math.prod(moved[-len(axes) :]))
+    output = builder.tensor_for(step)
+    made = builder.like(x, f"{step.name}/moved", moved)
+    x = builder.add("transpose", [x.name], made, options={"permutation": order})
+    if flat != moved:
+        x = builder.reshape(x, flat, step.name)
+    y = builder.add("softmax", [x.name], builder.like(output, f"{step.name}/softmax", flat))
+    if flat != moved:
+        y = builder.reshape(y, moved, step.name)
+    back = {"permutation": tuple(np.argsort(order).tolist())}
+    return builder.emit(step, "transpose", [y.name], back)
 
 
 def _values_of(step, values, channels):
@@ -105,71 +97,25 @@ def _values_of(step, values, channels):
 
 def float_function(builder, step):
     """A function of floats; softmax may have a mask."""
-    y, layer = builder.tensor(step.inputs[0]), step.layer
+    x, layer = Floats.input(builder, step), step.layer
     if name_of(layer) == "PReLU":
-        alpha = keras.ops.convert_to_numpy(layer.alpha)  # it broadcasts as in Keras
-        alpha = builder.constant(f"{step.name}/alpha", alpha)
-        return builder.emit(step, "prelu", [y.name, alpha.name])
+        return x.made("prelu", x.constant(keras.ops.convert_to_numpy(layer.alpha))).finish()
     name = function_of(layer)
+    if name not in _PER_AXIS:
+        return activated(x, layer, name).finish()
     if len(step.inputs) == 2:
-        y = _masked(builder, step, y, builder.tensor(step.inputs[1]))
-    return builder.finish(step, activated(builder, step, layer, name, y))
+        # As Keras' softmax does: −1e9 where the mask is 0.
+        mask = Floats.input(builder, step, 1)
+        x = x + (mask.is_true("not_equal", 0).cast("float32") - 1) * 1e9
+    return along_last_axis(x, name, layer).finish()
 
 
-def activated(builder, step, layer, name, x):
-    """Adds the float nodes of a function with its layer's options; returns what they make."""
-    if name == "silu":
-        gate = builder.make(step, "logistic", [x.name], x.shape)
-        return builder.make(step, "mul", [x.name, gate.name], x.shape)
-    if name == "bent_relu":
-        return _bent_relu(builder, step, layer, x)
-    if name is None:
-        raise CannotExport("there is no float kernel for it")
-    if name not in _FLOAT_KERNELS:
-        raise CannotExport(f"there is no float kernel for its {_shown(layer, name)}")
-    options = {}
-    if name in ("gelu", "gelu_approximate"):
-        options["approximate"] = name == "gelu_approximate"
-    if name == "leaky_relu":
-        options["alpha"] = float(getattr(layer, "negative_slope", 0.2))
-    alpha = getattr(layer, "alpha", 1.0) if name == "elu" else 1.0
-    if alpha != 1:
-        raise unsupported("alpha", alpha, "the float kernel has alpha=1")
-    _check_axis(name, layer, len(x.shape))
-    return builder.make(step, _FLOAT_KERNELS[name], [x.name], x.shape, options)
-
-
-def _shown(layer, function):
-    """Returns what is said of an activation function."""
-    if function != OTHER:
-        return f"activation function {function!r}"
-    function = layer.activation
-    name = getattr(function, "__name__", type(function).__name__)
-    return f"activation function {name!r} of {getattr(function, '__module__', 'no module')}"
-
-
-def _bent_relu(builder, step, layer, x):
-    """ReLU with a cap and a slope; its threshold, where the function jumps, is no kernel's."""
-    if layer.threshold:
-        raise unsupported("threshold", layer.threshold, "float kernels bend at 0")
-    if layer.negative_slope:
-        options = {"alpha": float(layer.negative_slope)}
-        y = builder.make(step, "leaky_relu", [x.name], x.shape, options)
-    else:
-        y = builder.make(step, "relu", [x.name], x.shape)
-    cap = builder.constant(f"{step.name}/max_value", [layer.max_value])
-    return builder.make(step, "minimum", [y.name, cap.name], x.shape)
-
-
-def _masked(builder, step, scores, mask):
-    """Adds −1e9 to the scores where the mask is 0, as Keras' softmax does."""
-
-    def made(kind, *inputs):
-        names = [tensor.name for tensor in inputs]
-        return builder.make(step, kind, names, mask.shape)
-
-    one = builder.constant(f"{step.name}/one", [1])
-    kept = made("minimum", made("abs", made("cast", mask)), one)
-    lost = made("sub", kept, one)
-    lost = made("mul", lost, builder.constant(f"{step.name}/far", [1e9]))
-    return builder.make(step, "add", [scores.name, lost.name], scores.shape)
+def along_last_axis(x, name, operation):
+    """Returns softmax or its like of `Floats`; of other axes than the last one, in that place."""
+    rank = len(x.shape)
+    axes = softmax_axes(operation, rank)
+    order = (*(axis for axis in range(rank) if axis not in axes), *axes)
+    moved = x.transpose(order)
+    flat = (*moved.shape[: -len(axes)], math.prod(moved.shape[-len(axes) :]))
+    y = moved.reshape(flat).made(name).reshape(moved.shape)
+    return y.transpose(np.argsort(order).tolist())

@@ -11,9 +11,11 @@ from speq_keras.export.folding.weights import slope_of, summed_axes
 from speq_keras.export.lowering import float_only
 from speq_keras.export.lowering.build import image_shape
 from speq_keras.export.lowering.encoding import encoding_of
-from speq_keras.export.lowering.functions import activated
+from speq_keras.export.lowering.expression import Floats
+from speq_keras.export.lowering.float_functions import activated
 from speq_keras.export.tflite.network import Tensor
 from speq_keras.operations import fused_function, name_of
+from speq_keras.ops import einsum_axes
 
 # The largest code of a constant that a slope is made of.
 _LARGEST = 127
@@ -58,7 +60,8 @@ def linear(builder, step):
     """Lowers a step with a weighted layer."""
     weights = step.weights
     if step.is_float:
-        return _linear_in_float(builder, step)
+        is_separable = name_of(step.layer).startswith("Separable")
+        return (separable if is_separable else _linear_in_float)(builder, step)
     _emit(builder, step, call_of(step, step.layer, weights.codes, weights.container), step.layer)
 
 
@@ -80,13 +83,17 @@ def _linear_in_float(builder, step):
     shape = step.output.shape if call.makes is None else call.makes
     shape = shape if call.rank is None else image_shape(shape)
     y = builder.make(step, call.kind, [x.name, kernel.name, bias.name], shape, call.options)
-    if (function := fused_function(layer)) is not None:
-        y = activated(builder, step, layer, function, y)
-    return builder.finish(step, y)
+    y = Floats(builder, step, y)
+    function = fused_function(layer)
+    return (y if function is None else activated(y, layer, function)).finish()
 
 
 def _dense(step, layer, kernel, container):
     summed = summed_axes(layer)
+    if name_of(layer) == "EinsumDense":
+        inputs, axes, _ = einsum_axes(layer.equation)
+        order = [*(a for a in axes if a in inputs), *(a for a in axes if a not in inputs)]
+        kernel = kernel.transpose([axes.index(axis) for axis in order])
     kernel = kernel.reshape(int(np.prod(kernel.shape[:summed])), -1).T
     kept = tuple(step.inputs[0].shape[:-summed])
     reads, makes = (*kept, kernel.shape[1]), (*kept, kernel.shape[0])
@@ -122,11 +129,8 @@ def _depthwise(step, layer, kernel, container):
 
 def _transposed(step, layer, kernel, container):
     kernel = kernel[None] if kernel.ndim == 3 else kernel
-    padding = layer.output_padding
-    if padding is not None and any(n is not None for n in _tuple(padding)):
-        raise unsupported("output_padding", padding)
-    if any(n != 1 for n in _pair(layer.dilation_rate)):
-        raise unsupported("dilation_rate", layer.dilation_rate)
+    for axis, dilation in enumerate(_pair(layer.dilation_rate)):
+        kernel = _dilated(kernel, axis, dilation)
     size = tuple(step.output.shape[1:-1])
     strides = _pair(layer.strides)
     # Where windows do not overlap both paddings are the same, and the delegate takes one.
@@ -143,6 +147,60 @@ def _transposed(step, layer, kernel, container):
     return KernelCall("transpose_conv", np.transpose(kernel, (2, 0, 1, 3)), 0, options, rank=4)
 
 
+def _volume(step, layer, kernel, container):
+    if layer.groups != 1:
+        raise unsupported("groups", layer.groups, "kernels of volumes have one")
+    options = {**_window(step, layer), "strides": _tuple(layer.strides)}
+    return KernelCall("conv_3d", kernel, 4, options)
+
+
+def _volume_transposed(step, layer, kernel, container):
+    for axis, dilation in enumerate(layer.dilation_rate):
+        kernel = _dilated(kernel, axis, dilation)
+    options = {
+        "strides": _tuple(layer.strides),
+        "padding": layer.padding,
+        "output_size": tuple(step.output.shape[1:-1]),
+    }
+    return KernelCall("conv_3d_transpose", kernel, 3, options)
+
+
+def separable(builder, step):
+    """A separable convolution in float: a depthwise one, and one of single pixels."""
+    layer = step.layer
+    x = prepared_input(builder, builder.tensor(step.inputs[0]), layer, 4, step.name)
+    kernels = [layer.depthwise_kernel, layer.pointwise_kernel]
+    kernels = [keras.ops.convert_to_numpy(kernel) for kernel in kernels]
+    calls = [_depthwise(step, layer, kernels[0], "int8"), _pointwise(kernels[1])]
+    shape = image_shape(step.output.shape)
+    biases = [np.zeros(kernels[1].shape[-2]), np.zeros(shape[-1])]
+    if layer.bias is not None:
+        biases[1] = keras.ops.convert_to_numpy(layer.bias)
+    for call, bias in zip(calls, biases, strict=True):
+        names = [x.name]
+        names.append(builder.constant(f"{step.name}/weights", call.kernel).name)
+        names.append(builder.constant(f"{step.name}/bias", bias).name)
+        made = (*shape[:-1], len(bias))
+        x = builder.make(step, call.kind, names, made, call.options)
+    function, y = fused_function(layer), Floats(builder, step, x)
+    return (y if function is None else activated(y, layer, function)).finish()
+
+
+def _pointwise(kernel):
+    kernel = np.transpose(kernel.reshape(1, 1, *kernel.shape[-2:]), (3, 0, 1, 2))
+    options = {"strides": (1, 1), "dilations": (1, 1), "padding": "valid"}
+    return KernelCall("conv_2d", kernel, 0, options)
+
+
+def _dilated(kernel, axis, dilation):
+    """Returns a kernel with zeros between its places along an axis."""
+    shape = list(kernel.shape)
+    shape[axis] = (shape[axis] - 1) * dilation + 1
+    wide = np.zeros(shape, kernel.dtype)
+    wide[(slice(None),) * axis + (slice(None, None, dilation),)] = kernel
+    return wide
+
+
 # By Keras' name of the class.
 WEIGHTED = {
     "Dense": _dense,
@@ -153,6 +211,8 @@ WEIGHTED = {
     "Conv2DTranspose": _transposed,
     "Conv1D": _convolution,
     "Conv2D": _convolution,
+    "Conv3D": _volume,
+    "Conv3DTranspose": _volume_transposed,
 }
 
 

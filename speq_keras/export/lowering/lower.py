@@ -1,8 +1,16 @@
 """From the folded network to the operations of a file: one row for every kind of step."""
 
-from speq_keras.export.folding.steps import CannotExport, Problem, refusal
-from speq_keras.export.lowering import float_only, functions, linear, operations, pieces
+from speq_keras.export.folding.steps import NO_KERNEL, CannotExport, Problem, refusal
+from speq_keras.export.lowering import (
+    float_linear,
+    float_only,
+    functions,
+    linear,
+    operations,
+    pieces,
+)
 from speq_keras.export.lowering.build import Builder
+from speq_keras.export.tflite.operations import OPS
 
 # All other kinds copy or average codes: `operations.copied`.
 ROWS = {
@@ -17,19 +25,15 @@ ROWS = {
     "subtract": operations.pair("sub"),
     "multiply": operations.pair("mul"),
     "divide": operations.pair("div"),
+    "power": operations.pair("pow"),
     "maximum": operations.pair("maximum"),
     "minimum": operations.pair("minimum"),
-    "absolute": operations.one_to_one("abs"),
-    "negative": operations.one_to_one("neg"),
-    "square": operations.one_to_one("square"),
-    "layer_normalization": float_only.layer_normalization,
-    "rms_normalization": float_only.rms_normalization,
-    "group_normalization": float_only.group_normalization,
-    "unit_normalization": float_only.unit_normalization,
     "table": functions.table,
     "mean": operations.mean,
     "average_pool_2d": operations.average_pool,
     "max_pool_2d": operations.max_pool,
+    "max_pool_3d": operations.pool_3d,
+    "average_pool_3d": operations.pool_3d,
     "concatenate": operations.concatenate,
     "reshape": operations.reshape,
     "strided_slice": pieces.strided_slice,
@@ -37,6 +41,30 @@ ROWS = {
     "embedding": operations.embedding,
     "constant": operations.constant,
     "refused": Builder.tensor_for,
+    # In float alone; by Keras' name of the class.
+    "Cast": float_only.cast,
+    "LayerNormalization": float_only.layer_normalization,
+    "RMSNormalization": float_only.rms_normalization,
+    "GroupNormalization": float_only.group_normalization,
+    "UnitNormalization": float_only.unit_normalization,
+    "Normalize": float_only.normalize,
+    **{name: float_only.reduction(name) for name in "Sum Prod Var Std Norm Logsumexp".split()},
+    **{name: float_only.reduction(name) for name in ("Any", "All")},
+    "Argmax": float_only.arg_max,
+    "Cumsum": float_linear.cumulative_sum,
+    "Resizing": float_linear.resize,
+    "Resize": float_linear.resize,
+    "UpSampling2D": float_linear.resize,
+    "Where": float_only.where,
+    "Equal": float_only.comparison("equal"),
+    "NotEqual": float_only.comparison("not_equal"),
+    "Less": float_only.comparison("less"),
+    "LessEqual": float_only.comparison("less_equal"),
+    "Greater": float_only.comparison("greater"),
+    "GreaterEqual": float_only.comparison("greater_equal"),
+    "LogicalAnd": float_only.logical("and"),
+    "LogicalOr": float_only.logical("or"),
+    "LogicalNot": float_only.logical("not"),
 }
 
 
@@ -73,13 +101,20 @@ def lower_steps(folded, *, io="float32"):
         builder.input(value)
     for step in folded.steps:
         try:
-            ROWS.get(step.kind, operations.copied)(builder, step)
+            _row(step.kind)(builder, step)
         except CannotExport as error:
             problems.append(_problem(step, error))
             builder.tensor_for(step)  # so that the others can be checked
     for value in folded.outputs:
         builder.output(value)
     return builder.network, list(dict.fromkeys(problems))
+
+
+def _row(kind):
+    """Returns the function that adds the operations of a kind of steps."""
+    if kind not in ROWS and kind not in OPS:
+        raise CannotExport(NO_KERNEL)
+    return ROWS.get(kind, operations.copied)
 
 
 def _problem(step, error):

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from speq_keras.export.folding.steps import CannotExport
+from speq_keras.export.lowering import float_linear
 from speq_keras.export.lowering.encoding import encoding_of
 from speq_keras.export.tflite.network import Tensor
 from speq_keras.export.tflite.pooling import mean_sends_halves_up
@@ -65,6 +66,8 @@ def _operands(builder, step):
 
 def matmul(builder, step):
     """The product of two tensors; its kernel fuses no activation."""
+    if step.is_float:
+        return float_linear.matmul(builder, step)
     x, y = step.inputs
     inputs = [builder.at_trained_scale(x), builder.at_trained_scale(y, around_zero=True)]
     names = [tensor.name for tensor in inputs]
@@ -150,6 +153,30 @@ def max_pool(builder, step):
     step = copy.copy(step)
     step.options = {**step.options, "padding": "valid"}
     return average_pool(builder, step)
+
+
+def pool_3d(builder, step):
+    """As two poolings of images: of height and width, and then of depth."""
+    x, options = builder.tensor(step.inputs[0]), step.options
+    kind, padding = step.kind.replace("3d", "2d"), options["padding"]
+    size, strides = options["size"], options["strides"]
+    batch, depth, *_, channels = x.shape
+    _, new_depth, height, width, _ = step.output.shape
+
+    def added(kind, x, shape, **options):
+        made = builder.like(x, f"{step.name}/{kind}", shape)
+        return builder.add(kind, [x.name], made, options=options, layer=step.name)
+
+    order = (0, 2, 3, 1, 4)
+    x = added("transpose", x, [x.shape[axis] for axis in order], permutation=order)
+    x = builder.reshape(x, (*x.shape[:3], depth * channels), step.name)
+    window = {"size": size[1:], "strides": strides[1:], "padding": padding}
+    x = added(kind, x, (batch, height, width, depth * channels), **window)
+    x = builder.reshape(x, (batch, height * width, depth, channels), step.name)
+    window = {"size": (1, size[0]), "strides": (1, strides[0]), "padding": padding}
+    x = added(kind, x, (batch, height * width, new_depth, channels), **window)
+    x = builder.reshape(x, (batch, height, width, new_depth, channels), step.name)
+    return builder.emit(step, "transpose", [x.name], {"permutation": (0, 3, 1, 2, 4)})
 
 
 def average_pool(builder, step):

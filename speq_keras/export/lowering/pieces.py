@@ -24,7 +24,7 @@ def strided_slice(builder, step):
         return builder.add("split", [x.name], *outputs, options=options, layer=step.name)
     if len(family) >= _PLACES and len(step.output.shape) == len(x.shape) - 1:
         return builder.add("unpack", [x.name], *outputs, options=options, layer=step.name)
-    shape = (None, *slice_sizes(step.options)[1:])
+    shape = (x.shape[0], *slice_sizes(step.options)[1:])
     return builder.emit(step, "strided_slice", [x.name], step.options, shape=shape)
 
 

@@ -2,9 +2,11 @@
 
 import numpy as np
 
+from speq_keras.export.tflite.network import Tensor
 from speq_keras.export.tflite.record import (
     Limits,
     Op,
+    Operation,
     activation_of,
     always,
     input_ratios,
@@ -99,6 +101,21 @@ def binary(function):
     return kernel
 
 
+def comparison(function):
+    """Returns the kernel of a comparison of two tensors: 1 where it is true, else 0."""
+
+    def kernel(values, inputs, output):
+        return function(*values).astype(np.int32)
+
+    return kernel
+
+
+def select(values, inputs, output):
+    """Values of the second tensor where the first is not 0, else of the third."""
+    mask, x, y = values
+    return np.where(mask != 0, x, y)
+
+
 def cast(values, inputs, output):
     """The same numbers in the output's type."""
     return values[0].astype(output.dtype)
@@ -118,6 +135,43 @@ def _emit_mul(node, tensors, batch_size):
 def _emit_cast(node, tensors, batch_size):
     types = [tensors[name].dtype.upper() for name in (node.inputs[0], node.output)]
     return operation_of(node, "CAST", "CastOptions", inDataType=types[0], outDataType=types[1])
+
+
+def _emit_comparison(operator):
+    """A comparison makes truth values, which are cast to whole numbers."""
+
+    def emit(node, tensors, batch_size):
+        truth = Tensor(name=f"{node.output}/truth", shape=tensors[node.output].shape, dtype="bool")
+        options = f"{''.join(word.title() for word in operator.split('_'))}Options"
+        return [
+            Operation(operator=operator, inputs=node.inputs, outputs=[truth], options_type=options),
+            _cast(truth, "BOOL", node.output, "INT32"),
+        ]
+
+    return emit
+
+
+def _emit_select(node, tensors, batch_size):
+    mask, *values = node.inputs
+    truth = Tensor(name=f"{node.output}/truth", shape=tensors[mask].shape, dtype="bool")
+    select = Operation(
+        operator="SELECT_V2",
+        inputs=[truth, *values],
+        outputs=node.outputs,
+        options_type="SelectV2Options",
+    )
+    return [_cast(mask, "INT32", truth, "BOOL"), select]
+
+
+def _cast(source, source_type, target, target_type):
+    options = {"inDataType": source_type, "outDataType": target_type}
+    return Operation(
+        operator="CAST",
+        inputs=[source],
+        outputs=[target],
+        options_type="CastOptions",
+        options=options,
+    )
 
 
 # ---- records ---------------------------------------------------------------------------------
@@ -147,7 +201,16 @@ def _in_float(emit, function):
     return Op(emit=emit, integer=None, floating=function)
 
 
-_MINIMUM = always("MINIMUM", "MaximumMinimumOptions")
+def _extreme(operator, function):
+    """Returns the record of a maximum or minimum, of floats or of codes on one grid."""
+    emit = always(operator, "MaximumMinimumOptions", quantized=2)
+
+    def kernel(values, inputs, output):
+        return function(*values)
+
+    return Op(emit=emit, integer=kernel, floating=kernel, copies=True)
+
+
 _SQUARED_DIFFERENCE = always("SQUARED_DIFFERENCE", "SquaredDifferenceOptions")
 
 OPS = {
@@ -185,14 +248,27 @@ OPS = {
     ),
     "cast": _in_float(_emit_cast, cast),
     "div": _in_float(always("DIV", "DivOptions", fused=True), binary(np.divide)),
-    "minimum": _in_float(_MINIMUM, binary(np.minimum)),
+    "minimum": _extreme("MINIMUM", np.minimum),
+    "maximum": _extreme("MAXIMUM", np.maximum),
     "squared_difference": _in_float(_SQUARED_DIFFERENCE, binary(lambda a, b: np.square(a - b))),
     "abs": _in_float(always("ABS", "AbsOptions"), unary(np.abs)),
     "exp": _in_float(always("EXP", "ExpOptions"), unary(np.exp)),
     "log": _in_float(always("LOG"), unary(np.log)),
-    "maximum": _in_float(always("MAXIMUM", "MaximumMinimumOptions"), binary(np.maximum)),
     "neg": _in_float(always("NEG", "NegOptions"), unary(np.negative)),
     "sqrt": _in_float(always("SQRT"), unary(np.sqrt)),
     "square": _in_float(always("SQUARE", "SquareOptions"), unary(np.square)),
     "rsqrt": _in_float(always("RSQRT"), unary(lambda x: 1 / np.sqrt(x))),
+    "pow": _in_float(always("POW", "PowOptions"), binary(np.power)),
+    "floor": _in_float(always("FLOOR"), unary(np.floor)),
+    "ceil": _in_float(always("CEIL"), unary(np.ceil)),
+    "round": _in_float(always("ROUND"), unary(np.rint)),
+    "sin": _in_float(always("SIN"), unary(np.sin)),
+    "cos": _in_float(always("COS", "CosOptions"), unary(np.cos)),
+    "equal": _in_float(_emit_comparison("EQUAL"), comparison(np.equal)),
+    "not_equal": _in_float(_emit_comparison("NOT_EQUAL"), comparison(np.not_equal)),
+    "less": _in_float(_emit_comparison("LESS"), comparison(np.less)),
+    "less_equal": _in_float(_emit_comparison("LESS_EQUAL"), comparison(np.less_equal)),
+    "greater": _in_float(_emit_comparison("GREATER"), comparison(np.greater)),
+    "greater_equal": _in_float(_emit_comparison("GREATER_EQUAL"), comparison(np.greater_equal)),
+    "select": _in_float(_emit_select, select),
 }

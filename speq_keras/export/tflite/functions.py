@@ -115,6 +115,12 @@ def float_softmax(values, inputs, output):
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
+def float_log_softmax(values, inputs, output):
+    """Logarithm of the softmax over the last axis."""
+    x = values[0] - values[0].max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
 # ---- emitters ---------------------------------------------------------------------------------
 
 
@@ -184,6 +190,9 @@ OPS = {
         integer=softmax,
         floating=float_softmax,
         demands=(1 / 256, -128),
+    ),
+    "log_softmax": Op(
+        emit=always("LOG_SOFTMAX", "LogSoftmaxOptions"), integer=None, floating=float_log_softmax
     ),
     "lookup": Op(emit=_emit_lookup, integer=lookup, floating=None),
     # In float islands only: codes have ReLU as a clipping, and the others in a table.

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from speq_keras.export.tflite.network import Tensor, batches
 from speq_keras.export.tflite.record import Op, activation_of, constant_of, operation_of, version_of
 
 
@@ -16,8 +17,8 @@ def gather(values, inputs, output, *, axis=0):
 
 
 def reshape(values, inputs, output, *, shape):
-    """Gives every example another shape; None stands for the batch."""
-    return values[0].reshape([-1 if size is None else size for size in shape])
+    """Gives every example another shape; None stands for the batch, -n for n times the batch."""
+    return values[0].reshape([-1 if batches(size) else size for size in shape])
 
 
 def transpose(values, inputs, output, *, permutation):
@@ -38,6 +39,13 @@ def pad(values, inputs, output, *, paddings):
     """Surrounds the tensor with zeros, stored as the zero point: (before, after) for each axis."""
     value = inputs[0].zero_point if inputs[0].scale is not None else 0
     return np.pad(values[0], [tuple(pair) for pair in paddings], constant_values=value)
+
+
+def pad_constant(values, inputs, output, *, paddings, constant):
+    """Surrounds the tensor with a number; codes with the lowest one, whatever the number is."""
+    value = np.float32(constant) if inputs[0].scale is None else np.iinfo(values[0].dtype).min
+    pairs = [tuple(pair) for pair in paddings]
+    return np.pad(values[0], pairs, constant_values=value).astype(values[0].dtype)
 
 
 def mirror_pad(values, inputs, output, *, paddings, mode):
@@ -82,7 +90,7 @@ def _emit_gather(node, tensors, batch_size):
 
 def _emit_reshape(node, tensors, batch_size):
     # -1 rather than the batch size, so that the batch can be resized.
-    shape = np.array([-1 if size is None else size for size in node.options["shape"]], np.int32)
+    shape = np.array([-1 if batches(size) else size for size in node.options["shape"]], np.int32)
     target = [constant_of(node, "shape", shape)]
     return operation_of(node, "RESHAPE", "ReshapeOptions", more_inputs=target, newShape=shape)
 
@@ -106,6 +114,26 @@ def _emit_pad(node, tensors, batch_size):
     paddings = [constant_of(node, "paddings", node.options["paddings"])]
     version = 4 if rank > 4 else version_of(node, tensors)
     return operation_of(node, "PAD", "PadOptions", more_inputs=paddings, version=version)
+
+
+def _emit_pad_constant(node, tensors, batch_size):
+    x = tensors[node.inputs[0]]
+    value = np.array([node.options["constant"] if x.scale is None else np.iinfo(x.dtype).min])
+    constant = Tensor(
+        name=f"{node.output}/constant",
+        shape=(1,),
+        dtype=x.dtype,
+        scale=x.scale,
+        zero_point=x.zero_point,
+        data=value.astype(x.dtype),
+    )
+    return operation_of(
+        node,
+        "PADV2",
+        "PadV2Options",
+        more_inputs=[constant_of(node, "paddings", node.options["paddings"]), constant],
+        version=version_of(node, tensors),
+    )
 
 
 def _emit_mirror_pad(node, tensors, batch_size):
@@ -163,6 +191,8 @@ OPS = {
     "reshape": _copies(_emit_reshape, reshape),
     "transpose": _copies(_emit_transpose, transpose, {6: (2, 12, 0)}),
     "pad": _copies(_emit_pad, pad, {4: (2, 6, 0)}),
+    "pad_lowest": _copies(_emit_pad_constant, pad_constant),
+    "pad_constant": _copies(_emit_pad_constant, pad_constant),
     "mirror_pad": _copies(_emit_mirror_pad, mirror_pad),
     "split": _copies(_emit_split, split),
     "unpack": _copies(_emit_unpack, unpack),

@@ -21,7 +21,7 @@ class Tensor:
 
     Attributes:
         name: Unique in the network.
-        shape: Sizes; None in first place: the batch.
+        shape: Sizes; None in first place: the batch, and -n: n times the batch (`batches`).
         dtype: "int8", "int4", "int2", "int32" or "float32"; "uint8" at the ends of the network.
         scale: float32, or a float32 vector along `axis`; None: not quantized.
         zero_point: The stored value that means zero.
@@ -114,6 +114,16 @@ class IntegerNetwork:
                 if name:
                     readers[name].append(node)
         return readers
+
+
+def batches(size):
+    """Returns how many times the batch a size is, and 0 for a size that is fixed.
+
+    Example:
+        >>> batches(None), batches(-3), batches(7)
+        (1, 3, 0)
+    """
+    return 1 if size is None else max(-size, 0)
 
 
 def in_float(tensor, stored):

@@ -9,10 +9,11 @@ rounding and not bit for bit.
 """
 
 from speq_keras._checks import describe
-from speq_keras.export.tflite import elementwise, functions, moving, pooling, products
+from speq_keras.export.tflite import elementwise, functions, moving, pooling, products, volumes
 
 OPS = {
     **products.OPS,
+    **volumes.OPS,
     **elementwise.OPS,
     **functions.OPS,
     **pooling.OPS,

@@ -125,6 +125,21 @@ def float_mean(values, inputs, output, *, axes, keep_dims=True):
     return values[0].mean(axis=tuple(axes), keepdims=keep_dims, dtype=np.float32)
 
 
+def _float_reducer(function):
+    """Returns the kernel of a reduction of plain numbers."""
+
+    def kernel(values, inputs, output, *, axes, keep_dims=True):
+        x = values[0]
+        return function(x, axis=tuple(axes), keepdims=keep_dims).astype(x.dtype)
+
+    return kernel
+
+
+def arg_max(values, inputs, output, *, axis):
+    """The place of the largest value along an axis, the first of equal ones."""
+    return values[0].argmax(axis=axis).astype(np.int32)
+
+
 def float_resize_bilinear(values, inputs, output, *, size, half_pixel_centers=False):
     """Bilinear interpolation."""
     return interpolate(values[0], size, half_pixel_centers).astype(np.float32)
@@ -155,6 +170,18 @@ def _emit_reducer(operator):
         )
 
     return emit
+
+
+def _emit_arg_max(node, tensors, batch_size):
+    axis = [constant_of(node, "axis", np.array(node.options["axis"]))]
+    return operation_of(
+        node,
+        "ARG_MAX",
+        "ArgMaxOptions",
+        more_inputs=axis,
+        version=version_of(node, tensors),
+        outputType="INT32",
+    )
 
 
 def _emit_resize(operator, options_type):
@@ -190,6 +217,11 @@ OPS = {
         is_spatial=True,
     ),
     "mean": Op(emit=_emit_reducer("MEAN"), integer=mean, floating=float_mean),
+    "sum": Op(emit=_emit_reducer("SUM"), integer=None, floating=_float_reducer(np.sum)),
+    "reduce_prod": Op(
+        emit=_emit_reducer("REDUCE_PROD"), integer=None, floating=_float_reducer(np.prod)
+    ),
+    "arg_max": Op(emit=_emit_arg_max, integer=None, floating=arg_max),
     "reduce_max": Op(
         emit=_emit_reducer("REDUCE_MAX"), integer=reduce_max, floating=reduce_max, copies=True
     ),

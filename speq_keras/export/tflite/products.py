@@ -19,7 +19,7 @@ import math
 import numpy as np
 
 from speq_keras.export.tflite.exact_sums import accumulator, centre, exact_factors, exact_product
-from speq_keras.export.tflite.network import Tensor
+from speq_keras.export.tflite.network import Tensor, batches
 from speq_keras.export.tflite.record import (
     Limits,
     Op,
@@ -325,7 +325,9 @@ def _emit_fully_connected(node, tensors, batch_size):
 
 def _emit_transpose_conv(node, tensors, batch_size):
     image, weights, *bias = node.inputs
-    size = (batch_size, *node.options["output_size"], tensors[weights].shape[0])
+    first = tensors[node.output].shape[0]
+    first = batches(first) * batch_size or first
+    size = (first, *node.options["output_size"], tensors[weights].shape[0])
     version = 3 if any(bias) else version_of(node, tensors)
     return Operation(
         operator="TRANSPOSE_CONV",

@@ -6,7 +6,7 @@ import numpy as np
 
 from speq_keras._checks import check_count, describe
 from speq_keras._version import __version__
-from speq_keras.export.tflite.network import CODES, Tensor
+from speq_keras.export.tflite.network import CODES, Tensor, batches
 from speq_keras.export.tflite.operations import OPS, emit
 from speq_keras.export.tflite.packing import pack_codes
 from speq_keras.graph.names import free_name
@@ -19,6 +19,7 @@ ENUMERATIONS = {
     "fusedActivationFunction": "ActivationFunctionType",
     "inDataType": "TensorType",
     "outDataType": "TensorType",
+    "outputType": "TensorType",
 }
 # Where kernels expect a constant to begin that they read in place, several values at once.
 ALIGNMENT_BYTES = 16
@@ -73,9 +74,9 @@ def check_batch_size(network, batch_size):
     tensors = () if network is None else network.tensors.values()
     largest = max(
         (
-            math.prod(size or 1 for size in tensor.shape)
+            math.prod(batches(size) or size for size in tensor.shape)
             for tensor in tensors
-            if None in tensor.shape
+            if any(map(batches, tensor.shape))
         ),
         default=1,
     )
@@ -187,12 +188,15 @@ class _File:
         key = _key_of(tensor) if tensor.is_constant else None
         if key in self.constants:
             return self.constants[key]
-        shape = np.array([-1 if size is None else size for size in tensor.shape], np.int32)
+        times = [batches(size) for size in tensor.shape]
+        shape = [n * self.batch_size or size for n, size in zip(times, tensor.shape, strict=True)]
+        signature = [-1 if n else size for n, size in zip(times, tensor.shape, strict=True)]
+        is_open = self.is_open and any(times)
         entry = self.new(
             "Tensor",
             name=name,
-            shape=np.where(shape < 0, np.int32(self.batch_size), shape),
-            shapeSignature=shape if self.is_open and None in tensor.shape else None,
+            shape=np.array(shape, np.int32),
+            shapeSignature=np.array(signature, np.int32) if is_open else None,
             hasRank=True,
             type=getattr(self.schema.TensorType, tensor.dtype.upper()),
             buffer=self.buffer(tensor_bytes(tensor)) if tensor.is_constant else 0,

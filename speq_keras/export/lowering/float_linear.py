@@ -1,0 +1,67 @@
+"""Linear operations of float islands that are no layers: products, resizing, running sums."""
+
+import math
+
+import keras
+import numpy as np
+
+from speq_keras.export.folding.steps import CannotExport
+from speq_keras.export.lowering.expression import Floats
+from speq_keras.export.lowering.float_only import operands
+
+
+def matmul(builder, step):
+    """The product of two tensors, or of one and a constant, in float."""
+    x, y = operands(builder, step)
+    if len(y.shape) == 1:
+        y = y.reshape((*y.shape, 1))
+    rank = max(len(x.shape), len(y.shape))
+    if len(x.shape) < 2 or any(len(z.shape) < rank for z in (x, y) if not z.tensor.is_constant):
+        raise CannotExport(f"there is no kernel for the shapes {x.shape} and {y.shape}")
+    x, y = (z.reshape((1,) * (rank - len(z.shape)) + z.shape) for z in (x, y))
+    return x.matmul(y).reshape(step.output.shape).finish()
+
+
+def along_axis(x, matrix, axis):
+    """Multiplies every vector along an axis by a matrix.
+
+    Args:
+        x: `Floats`.
+        matrix: (made, read).
+        axis: From 1 on.
+    """
+    before, after = x.shape[1:axis], x.shape[axis + 1 :]
+    flat = x.reshape((x.shape[0], math.prod(before), x.shape[axis], math.prod(after)))
+    y = x.constant(matrix[None, None]).matmul(flat)
+    return y.reshape((x.shape[0], *before, len(matrix), *after))
+
+
+def resize(builder, step):
+    """Any resizing that leaves a constant image what it is: a matrix for each axis.
+
+    The matrices are what the operation makes of images that are 1 in one row or column.
+    """
+    x = Floats.input(builder, step)
+    _, height, width, _ = x.shape
+    ones = np.ones((1, height, width, 1), "float32")
+    if not np.allclose(_called(step, ones), 1, atol=1e-4):  # of weights that add up to 1
+        raise CannotExport("what it makes of a constant image is not constant")
+    rows = np.eye(height, dtype="float32")[:, :, None, None] * ones
+    columns = np.eye(width, dtype="float32")[:, None, :, None] * ones
+    x = along_axis(x, _called(step, rows)[:, :, 0, 0].T, 1)
+    return along_axis(x, _called(step, columns)[:, 0, :, 0].T, 2).finish()
+
+
+def cumulative_sum(builder, step):
+    """Sums of all values up to each place of an axis."""
+    x, axis = Floats.input(builder, step), step.layer.axis
+    if axis is None or axis % len(x.shape) == 0:
+        raise CannotExport("it goes over the batch")
+    axis %= len(x.shape)
+    size = x.shape[axis]
+    return along_axis(x, np.tril(np.ones((size, size), "float32")), axis).finish()
+
+
+def _called(step, images):
+    made = step.layer(keras.ops.convert_to_tensor(images))
+    return keras.ops.convert_to_numpy(made)

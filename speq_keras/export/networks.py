@@ -1,0 +1,55 @@
+"""The integer networks of one trained model, for any storage."""
+
+from speq_keras.export.folding import fold_graph, stored_copy
+from speq_keras.export.lowering import lower_steps
+
+
+class IntegerNetworks:
+    """Folds and lowers a model; what no integer kernel computes is in float.
+
+    Some of that is found out only when operations are chosen: then the model is folded again.
+
+    Args:
+        model: The SPEQModel.
+        graph: What `read_graph` makes of it.
+        grids: See `fold_graph`.
+        forgives_ranges: Whether what depends on ranges is left as it is: they are not the final
+            ones.
+    """
+
+    def __init__(self, model, graph, grids=None, *, forgives_ranges=False):
+        self.model, self.graph, self.grids = model, graph, grids
+        self.forgives_ranges = forgives_ranges
+        self._folded = {}  # by the nodes that are known to have no integer kernel
+
+    def of(self, storage, *, io="float32", softmax=True):
+        """Returns `(folded, network, problems)`.
+
+        Args:
+            storage: See `export.storage`.
+            io: See `lowering.lower`.
+            softmax: False leaves out a softmax or sigmoid at the end.
+
+        Returns:
+            The `FoldedNetwork`, the `IntegerNetwork`, and the `Problem`s of what neither integer
+            nor float kernels compute; with one, both are no networks.
+        """
+        known = {}
+        while True:
+            folded = stored_copy(self._fold(known), storage)
+            if not softmax:
+                folded.drop_last_tables()
+            network, problems = lower_steps(folded, io=io)
+            if self.forgives_ranges:
+                problems = [problem for problem in problems if not problem.by_ranges]
+            new = {id(problem.node): problem for problem in problems if problem.node is not None}
+            if not new.keys() - known.keys():
+                problems = [known.get(id(problem.node), problem) for problem in problems]
+                return folded, network, [*folded.problems, *problems]
+            known = {**new, **known}  # what was said first stays
+
+    def _fold(self, known):
+        key = frozenset(known)
+        if key not in self._folded:
+            self._folded[key] = fold_graph(self.model, self.graph, self.grids, known.values())
+        return self._folded[key]
