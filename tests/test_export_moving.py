@@ -126,7 +126,7 @@ NETWORKS = {**{kind: (kind, case.keras, case.numpy) for kind, case in CASES.item
 
 
 def test_every_operation_that_copies_has_a_row():
-    assert set(moving.OPS) == {*CASES, "gather"}
+    assert set(moving.OPS) == {*CASES, "gather", "split", "unpack"}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

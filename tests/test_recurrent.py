@@ -51,7 +51,7 @@ def quantized(layer, bits=8):
     made.build((None, STEPS, NUMBERS))
     for number, quantizer in enumerate(activation_quantizers(made)):
         if hasattr(quantizer, "alpha"):
-            quantizer.alpha.assign(2.0 + 0.6180339887 * number % 1)
+            quantizer.alpha.assign(2.0 + np.pi**number % 1)
     return made
 
 
