@@ -327,6 +327,8 @@ def _input_bits(node, graph):
             return None
         if isinstance(producer.operation, ActivationQuantizer):
             return producer.operation.bits
+        if isinstance(producer.operation, QuantizedRecurrent):
+            return producer.operation.activation_quantizers["states"].bits
         if kind_of(producer.operation) not in (Kind.CARRY, Kind.CONCAT):
             return None
         index = producer.inputs[0]

@@ -404,6 +404,10 @@ def test_a_plan_says_why_a_layer_stays_in_float_and_the_way_out(body, shape, why
     assert re.search(why, plan.float_layers["memory"])
 
 
+def test_what_reads_the_states_reads_their_codes():
+    assert wrapped(layers.LSTM(UNITS)).plan().row("last").a_bits == 8
+
+
 def test_the_plan_counts_every_step():
     row = wrapped(layers.GRU(UNITS, name="memory")).plan().row("memory")
     assert row.macs == STEPS * (NUMBERS + UNITS) * 3 * UNITS

@@ -119,11 +119,37 @@ def test_narrow_inputs_of_the_layer_are_exact_too(folder):
     assert report.proof.holds
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("keeps_axis", [True, False], ids=["pieces", "places"])
+def test_slices_that_are_the_whole_tensor_are_exact_however_many(count, keeps_axis):
+    inputs = keras.Input((count, 4))
+    x = layers.Dense(4, name="first")(inputs)
+    cut = [x[:, n : n + 1, :] if keeps_axis else x[:, n] for n in range(count)]
+    y = layers.Flatten()(cut[0])
+    for piece in cut[1:]:
+        y = layers.Add()([layers.Flatten()(piece), y])
+    model = speq_keras.wrap(keras.Model(inputs, layers.Dense(2)(y)), 8, 8, distillation=None)
+    arrays = np.random.default_rng(0).normal(size=(16, count, 4)).astype("float32")
+    model.calibrate(arrays, verbose=0)
+    folded = speq_keras.fold(model)
+    (found,) = outputs_of(write(folded.network), arrays)
+    np.testing.assert_array_equal(found, folded.predict(arrays))
+
+
 def test_the_proof_notices_a_layer_that_computes_something_else(folder, monkeypatch):
     model = wrapped(BODIES["LSTM"])
     monkeypatch.setattr(layer_module._Tensors, "sum", lambda self, a, b: a - b)
     with pytest.raises(RuntimeError, match="its steps do not compute what the trained layer"):
         model.export_tflite(folder / "broken.tflite")
+
+
+def test_the_report_says_what_is_unrolled(folder):
+    _, report, _ = exported("both directions", folder)
+    unrolled = [note for note in report.notes if note.startswith("Unrolled")]
+    assert unrolled == [
+        "Unrolled, every step by itself, with constants in common: both.forward_gru, "
+        "both.backward_gru."
+    ]
 
 
 def test_steps_that_are_right_are_not_called_broken():

@@ -17,13 +17,14 @@ def strided_slice(builder, step):
     if id(step.output) in builder.tensors:  # made together with another one
         return builder.tensor_for(step)
     x = builder.tensor(step.inputs[0])
-    family, axis = _family(builder, step, x), _axis(step, x)
-    outputs = [builder.tensor_for(piece) for piece in family]
-    options = {"axis": axis, "count": len(family)}
-    if len(family) in _PIECES and len(step.output.shape) == len(x.shape):
-        return builder.add("split", [x.name], *outputs, options=options, layer=step.name)
-    if len(family) >= _PLACES and len(step.output.shape) == len(x.shape) - 1:
-        return builder.add("unpack", [x.name], *outputs, options=options, layer=step.name)
+    family = _family(builder, step, x)
+    lost_axes = len(x.shape) - len(step.output.shape)
+    is_split = lost_axes == 0 and len(family) in _PIECES
+    if is_split or (lost_axes == 1 and len(family) >= _PLACES):
+        outputs = [builder.tensor_for(piece) for piece in family]
+        kind, options = "split" if is_split else "unpack", {"count": len(family)}
+        options["axis"] = _axis(step, x)
+        return builder.add(kind, [x.name], *outputs, options=options, layer=step.name)
     shape = (x.shape[0], *slice_sizes(step.options)[1:])
     return builder.emit(step, "strided_slice", [x.name], step.options, shape=shape)
 
