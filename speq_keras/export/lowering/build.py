@@ -20,6 +20,7 @@ class Builder:
 
     def __init__(self, folded, io):
         self.io = io
+        self.shared = {}  # what a constant of an unrolled layer holds: its tensor
         self.slices = {}  # id(Value): the steps that cut a piece out of it
         for step in folded.steps:
             if step.kind == "strided_slice":
@@ -66,6 +67,16 @@ class Builder:
             # The value is kept, so that its id stays its own.
             self.plains[id(value)] = (value, self.add("mul", [tensor.name, one.name], made))
         return self.plains[id(value)][1]
+
+    def constant_of(self, step, tensor):
+        """Adds a constant tensor of a step and returns it; unrolled steps have equal ones once."""
+        if not step.nodes or step.nodes[0].origin is None:
+            return self.network.add_tensor(tensor)
+        values = (np.asarray(x).tobytes() for x in (tensor.data, tensor.scale))
+        key = (tensor.dtype, tensor.shape, tensor.zero_point, tensor.axis, *values)
+        if key not in self.shared:
+            self.shared[key] = self.network.add_tensor(tensor)
+        return self.shared[key]
 
     def code_constant(self, name, code, scale):
         """Adds and returns a constant of one number, `code` · `scale`."""

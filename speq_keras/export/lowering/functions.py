@@ -40,14 +40,15 @@ def table(builder, step):
     if step.activation != "none":
         values = np.clip(values, 0, 6 if step.activation == "relu6" else None)
     stored = step.output.grid.round(values).reshape(-1) + output.zero_point
-    data = builder.network.add_tensor(
+    data = builder.constant_of(
+        step,
         Tensor(
             name=f"{step.name}/table",
             shape=stored.shape,
             scale=output.scale,
             zero_point=output.zero_point,
             data=stored.astype("int8"),
-        )
+        ),
     )
     return builder.emit(step, "lookup", [x.name, data.name])
 

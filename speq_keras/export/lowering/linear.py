@@ -251,7 +251,8 @@ def _emit(builder, step, call, layer=None):
     encoding = encoding_of(step.output.grid)
     scale = weights.unit / encoding.factor / np.float64(x.scale)
     multiplier = _along(weights.multiplier, kernel.ndim, call.axis)
-    filter_tensor = builder.network.add_tensor(
+    filter_tensor = builder.constant_of(
+        step,
         Tensor(
             name=f"{step.name}/weights",
             shape=kernel.shape,
@@ -261,12 +262,13 @@ def _emit(builder, step, call, layer=None):
             data=(kernel * multiplier).astype("int8"),
             multiplier=int(weights.multiplier.max()),
             low=-127,
-        )
+        ),
     )
     bias = ""
     # Only that kernel can do without a bias.
     if weights.bias_codes.any() or call.kind != "fully_connected":
-        bias = builder.network.add_tensor(
+        bias = builder.constant_of(
+            step,
             Tensor(
                 name=f"{step.name}/bias",
                 shape=(weights.bias_codes.size,),
@@ -274,7 +276,7 @@ def _emit(builder, step, call, layer=None):
                 scale=np.float32(x.scale) * filter_tensor.scale,
                 axis=0,
                 data=weights.bias_codes.astype("int32"),
-            )
+            ),
         ).name
     inputs = [x.name, filter_tensor.name, bias]
     builder.rounded(step, call.kind, inputs, call.options, shape=call.makes)

@@ -124,7 +124,7 @@ class _File:
         # Numbers of what stands in the file: tensors by name, buffers by their bytes, operator
         # codes by (operator, version).
         self.tensors, self.buffers, self.operators = {}, {}, {}
-        # What is equal stands there once: constants by what they hold, tables by their fields.
+        # What is equal stands there once: shapes, axes by their values, tables by their fields.
         self.constants, self.tables = {}, {}
         self.runtime = OLDEST_RUNTIME  # the first one that has all operators so far
         self.graph = self.new("SubGraph", name=network.name, tensors=[], operators=[])
@@ -184,10 +184,7 @@ class _File:
     # ---- tensors and their buffers -----------------------------------------------------------
 
     def add_tensor(self, tensor, name):
-        """Returns the number of the new tensor; of a constant that is equal, if there is one."""
-        key = _key_of(tensor) if tensor.is_constant else None
-        if key in self.constants:
-            return self.constants[key]
+        """Returns the number of the new tensor."""
         times = [batches(size) for size in tensor.shape]
         shape = [n * self.batch_size or size for n, size in zip(times, tensor.shape, strict=True)]
         signature = [-1 if n else size for n, size in zip(times, tensor.shape, strict=True)]
@@ -211,8 +208,6 @@ class _File:
                 quantizedDimension=int(tensor.axis) if tensor.is_per_channel else 0,
             )
         self.graph.tensors.append(entry)
-        if key is not None:
-            self.constants[key] = len(self.graph.tensors) - 1
         return len(self.graph.tensors) - 1
 
     def buffer(self, data):
@@ -252,14 +247,20 @@ class _File:
             self.graph.operators.append(entry)
 
     def named_operand(self, operand, own):
-        """Returns the name of an operand, which is a name or a tensor that gets one here."""
+        """Returns the name of an operand, which is a name or a tensor that gets one here.
+
+        Equal plain constants get one.
+        """
         if not isinstance(operand, Tensor):
             return operand
-        if id(operand) not in own:
+        key = id(operand)
+        if operand.is_constant and operand.scale is None:
+            key, own = (operand.dtype, operand.shape, operand.data.tobytes()), self.constants
+        if key not in own:
             name = free_name(operand.name, self.tensors)
             self.tensors[name] = self.add_tensor(operand, name)
-            own[id(operand)] = name
-        return own[id(operand)]
+            own[key] = name
+        return own[key]
 
     def value(self, field, value):
         """Returns the value of an option; names in enumerations become numbers."""
@@ -310,12 +311,6 @@ class _LaidDownOnce:
         if self.place is None:
             self.place = self.entry.Pack(builder)
         return self.place
-
-
-def _key_of(tensor):
-    """Returns what two constants have in common that are equal but for their names."""
-    parts = (tensor.shape, tensor.dtype, tensor.zero_point, tensor.axis)
-    return (*map(str, parts), str(np.asarray(tensor.scale).tolist()), tensor_bytes(tensor))
 
 
 def _packed(model):
