@@ -19,7 +19,7 @@ from speq_keras.export.folding.steps import NO_KERNEL, CannotExport, Grid, Value
 from speq_keras.export.folding.weights import check_linear, check_weights, is_linear, table_of
 from speq_keras.export.tflite.network import batches
 from speq_keras.graph import map_refs
-from speq_keras.operations import Kind, function_name, kind_of, name_of
+from speq_keras.operations import LOWEST, Kind, function_name, kind_of, name_of
 
 _TABLES = {"PositionEmbedding": "position_embeddings", "Weight": "weight"}
 # Kinds of steps that compute with two tensors; in float one of them may be a constant.
@@ -151,8 +151,8 @@ def carry(builder, node, arguments):
         return builder.weight(node, moved.astype("int32"), value.grid)
     kind, options = copying_of(node, arguments[0].shape)
     source = builder.codes(arguments[0])
-    if kind == "pad_lowest" and source.grid is not None:
-        _check_largest_is_taken(builder, node)
+    if kind == "pad_constant" and source.grid is not None:
+        _check_largest_is_taken(builder, node, options["constant"])
     if kind == "reshape":
         read, made = (_elements(shape) for shape in (source.shape, builder.shape_of(node)))
         if read != made:
@@ -162,9 +162,11 @@ def carry(builder, node, arguments):
     return builder.copied(kind, [source], node, source.grid, options)
 
 
-def _check_largest_is_taken(builder, node):
-    """Checks that what is padded with next to -inf is read by max pooling alone."""
+def _check_largest_is_taken(builder, node, constant):
+    """Checks that what is padded with is next to -inf, and read by max pooling alone."""
     readers = builder.graph.readers()[node.outputs[0]]
+    if constant > LOWEST:
+        raise CannotExport(f"argument constant_values={constant!r} is on no grid")
     if not readers or any("MaxPool" not in name_of(reader.operation) for reader in readers):
         raise CannotExport("only max pooling may read what is padded with so low a number")
 
