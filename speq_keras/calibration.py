@@ -10,7 +10,6 @@ from keras import ops, tree
 from speq_keras.graph import call_node, read_graph, run
 from speq_keras.layers import QuantizedLayer
 from speq_keras.processes import from_first_process, local_values
-from speq_keras.quantizers import ActivationQuantizer
 from speq_keras.quantizers.histogram import Histogram
 
 # Enough for a least-squares range, and little enough to keep for a hundred quantizers.
@@ -43,7 +42,7 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
         if id(quantizer) in seen:
             seen[id(quantizer)].append(sample(ops.convert_to_numpy(ops.cast(values, "float32"))))
 
-    observed = [layer for layer in model.layers if isinstance(layer, ActivationQuantizer)]
+    observed = model.activation_quantizers
     fixed_bits = {q: q.bits for q in model.weight_quantizers if q.width is None}
     count = 0
     forward = _Forward(model)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from speq_keras._checks import check_name, describe
-from speq_keras.quantizers import WeightQuantizer
+from speq_keras.quantizers import ActivationQuantizer, WeightQuantizer
 
 
 @keras.saving.register_keras_serializable(package="speq_keras")
@@ -189,6 +189,18 @@ class Constant(keras.layers.Layer):
             "shape": list(self.value.shape),  # a list has no place for the sizes of an empty array
             "value_dtype": str(self.value.dtype),
         }
+
+
+def activation_quantizers(layer):
+    """Returns the `ActivationQuantizer`s of a layer: it is one, or has some inside.
+
+    Example:
+        >>> activation_quantizers(keras.layers.Dense(4))
+        []
+    """
+    if isinstance(layer, ActivationQuantizer):
+        return [layer]
+    return list(getattr(layer, "activation_quantizers", {}).values())
 
 
 def weight_quantizers(layer):

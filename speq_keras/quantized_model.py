@@ -14,8 +14,7 @@ from speq_keras.data import input_batches
 from speq_keras.exportable_model import ExportableModel
 from speq_keras.frozen import FreezingModel
 from speq_keras.graph import deep_graphs
-from speq_keras.layers import weight_quantizers
-from speq_keras.quantizers import ActivationQuantizer
+from speq_keras.layers import activation_quantizers, weight_quantizers
 from speq_keras.settings import SettingsText
 
 _UNCHANGED = "unchanged"
@@ -91,7 +90,7 @@ class QuantizedModel(ExportableModel, FreezingModel):
 
     @property
     def activation_quantizers(self):
-        """The activation quantizer layers, in graph order.
+        """The activation quantizers, in graph order: layers, and those inside of recurrent layers.
 
         Example:
             >>> import speq_keras
@@ -100,7 +99,7 @@ class QuantizedModel(ExportableModel, FreezingModel):
             >>> [quantizer.bits for quantizer in model.activation_quantizers]
             [8, 2, 8, 8]
         """
-        return [layer for layer in self.layers if isinstance(layer, ActivationQuantizer)]
+        return [q for layer in self.layers for q in activation_quantizers(layer)]
 
     @property
     def weight_quantizers(self):

@@ -13,6 +13,7 @@ from speq_keras.layers import QuantizedLayer
 from speq_keras.operations import Kind, kind_of
 from speq_keras.ops import einsum_axes
 from speq_keras.quantizers import ActivationQuantizer
+from speq_keras.recurrent import QuantizedRecurrent, read_unrolled
 from speq_keras.text_tables import table
 
 _FLOAT_BITS = 32
@@ -239,7 +240,7 @@ def _width(bits, quantizer=""):
 def report(model, *, title, with_ranges=False):
     """Makes the `Report` of a wrapped model."""
     graph = read_graph(model)
-    file = verdict_of(model, graph)
+    file = verdict_of(model, read_unrolled(model))
     rows = tuple(
         dataclasses.replace(row, in_file=file.layers.get(row.name, ""))
         for row in layer_rows(model, graph)
@@ -326,6 +327,8 @@ def _input_bits(node, graph):
             return None
         if isinstance(producer.operation, ActivationQuantizer):
             return producer.operation.bits
+        if isinstance(producer.operation, QuantizedRecurrent):
+            return producer.operation.activation_quantizers["states"].bits
         if kind_of(producer.operation) not in (Kind.CARRY, Kind.CONCAT):
             return None
         index = producer.inputs[0]
@@ -337,6 +340,10 @@ def _macs(node, graph):
     layer = operation.layer if isinstance(operation, QuantizedLayer) else operation
     if isinstance(layer, layers.EinsumDense):
         return _einsum_macs(layer, graph.tensors[node.inputs[0]].shape)
+    if isinstance(operation, QuantizedRecurrent):
+        kernels = [operation.variable(name) for name in operation.quantizers]
+        steps = graph.tensors[node.inputs[0]].shape[1]
+        return steps * sum(math.prod(kernel.shape) for kernel in kernels)
     if not isinstance(layer, (layers.Dense, *_CONVOLUTIONS)):
         known = isinstance(layer, layers.Embedding) or layer is operation
         return 0 if known else None

@@ -185,6 +185,10 @@ layers.MultiHeadAttention(2, 3<, value_dim=2><, use_bias=False>, {name})({x}, {x
 layers.MultiHeadAttention(2, 3, {name})({x}, {same})
 {x} + layers.MultiHeadAttention(1, 4, {name})({x}, {x})
 layers.TimeDistributed(layers.Dense({n}<, activation={act}>))
+layers.LSTM({n}<, return_sequences=True><, go_backwards=True><, use_bias=False>)
+layers.GRU({n}<, return_sequences=True><, reset_after=False><, use_bias=False>)
+layers.RNN(layers.SimpleRNNCell({n}<, activation={recurrent}>)<, return_sequences=True>)
+layers.Bidirectional(layers.GRU({n}<, return_sequences=True>)<, merge_mode={merge}>)
 ops.matmul({x}, ops.swapaxes({same}, 1, 2))
 ops.softmax(ops.matmul({x}, ops.transpose({same}, (0, 2, 1))) * 0.3) @ {x}
 layers.LayerNormalization({name})({x} + {same})
@@ -193,9 +197,6 @@ layers.EinsumDense('btc,ts->bsc', output_shape=(4, {c}))
 layers.Conv1DTranspose({n}, {k1}{line}{end}
 layers.GlobalAveragePooling1D(data_format='channels_first')
 {x}[:, ::-1]
-layers.GRU({n}, return_sequences=True)
-layers.LSTM({n})
-layers.Bidirectional(layers.SimpleRNN({n}))
 layers.Attention({name})([{x}, {same}])
 layers.GroupQueryAttention(3, 2, 1, {name})({x}, {x})
 layers.AdditiveAttention({name})([{x}, {same}])
@@ -315,6 +316,8 @@ OPTIONS = {
     "mode": ["'reflect'", "'symmetric'", "'constant'"],
     "interpolation": ["'bilinear'", "'bilinear'", "'nearest'", "'bicubic'"],
     "act": ACTIVATIONS,
+    "recurrent": ["'relu'", "'sigmoid'", "'hard_sigmoid'", "ops.tanh"],
+    "merge": ["'sum'", "'mul'", "'ave'"],
     "gate": ["'sigmoid'", "'hard_sigmoid'"],
     "rare": RARE_ACTIVATIONS,
     "function": "relu relu6 sigmoid tanh silu gelu elu selu softplus hard_sigmoid hard_silu "

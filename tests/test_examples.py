@@ -57,6 +57,20 @@ def test_beyond_prints_a_row_per_method_and_writes_its_files(tmp_path):
     assert rows["W3/A3, searched"][0]["kB"] <= rows["W3/A3"][0]["kB"]
 
 
+def test_the_recurrent_benchmark_prints_both_tables(tmp_path):
+    short = ("--seeds=0", "--layers=GRU", "--w_bits=4", "--pretrain_epochs=1", "--epochs=1")
+    options = (*short, "--rounds=2", "--noisy_copies=1", f"--out_dir={tmp_path}")
+    status, text = run("benchmarks/recurrent.py", *options, cwd=tmp_path)
+    assert status == 0, text
+    (((row,),), (cost,)) = (
+        json.loads((tmp_path / "recurrent.json").read_text())[name] for name in ("runs", "costs")
+    )
+    assert "\n| GRU W4/A8 | 1 | " in text
+    assert row["same"] >= 99.8  # one of 540
+    assert cost["quantizers"] == 10
+    assert cost["file_bytes"] < 50_000
+
+
 # A stand-in for TensorFlow Datasets, which has no CIFAR-10 on a machine without a network: the
 # program itself is the real one.
 CIFAR_ON_NOISE = """

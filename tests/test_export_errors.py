@@ -203,15 +203,14 @@ def test_a_convolution_in_three_dimensions_is_refused(path):
         model.export_tflite(path)
 
 
-def test_a_recurrent_layer_is_refused(path):
+def test_a_recurrent_convolution_is_refused(path):
     def body(x):
-        return layers.Reshape((4, 4, 4))(
-            layers.LSTM(4, return_sequences=True, name="memory")(layers.Reshape((16, 4))(x))
-        )
+        x = layers.Reshape((4, 4, 4))(x)
+        return layers.ConvLSTM1D(4, 1, return_sequences=True, name="memory")(x)
 
     model = small_model(body)
     model.calibrate(examples(), verbose=0)
-    with pytest.raises(ValueError, match=r"'memory' \(LSTM\): "):
+    with pytest.raises(ValueError, match=r"'memory' \(ConvLSTM1D\): "):
         model.export_tflite(path)
 
 

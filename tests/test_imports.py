@@ -86,6 +86,7 @@ STAIRCASE = [
     "fused_batch_norm",
     "operations",
     "graph",
+    "recurrent",
     "wrapping",
     "export",
     "calibration",

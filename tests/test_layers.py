@@ -207,7 +207,10 @@ def two_bit_step(layer_class, policy):
 
 
 def test_the_cases_cover_the_registry():
-    assert set(CASES) == {cls for cls in REGISTRY if cls.__module__.startswith("keras.")}
+    recurrent = {layers.LSTM, layers.GRU, layers.SimpleRNN, layers.RNN}  # see test_recurrent.py
+    assert set(CASES) | recurrent == {
+        cls for cls in REGISTRY if cls.__module__.startswith("keras.")
+    }
 
 
 @EVERY_POLICY

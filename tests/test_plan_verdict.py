@@ -44,8 +44,7 @@ def cumulated(x):
 
 
 def recurrent(x):
-    x = layers.LSTM(4, return_sequences=True, name="memory")(layers.Reshape((64, 4))(x))
-    return layers.Reshape((8, 8, 4))(x)
+    return layers.ConvLSTM1D(4, 1, return_sequences=True, name="memory")(x)
 
 
 def several(x):

@@ -83,7 +83,7 @@ BITS = {  # (weights, inputs)
     (tokens, "embed"): (8, None),
     (tokens, "heads"): (2, 2),
     (tokens, "shared"): (2, 2),
-    (tokens, "lstm"): (None, None),
+    (tokens, "lstm"): (2, 2),
     (floats, "skipped"): (None, None),
     (floats, "by_config"): (None, 2),
 }
@@ -108,7 +108,7 @@ BYTES = {  # kernels at their widths, the rest in float32
     (tokens, "embed"): 40 * 8 / 8,
     (tokens, "heads"): 24 * 2 / 8,
     (tokens, "shared"): 16 * 2 / 8 + 4 * 4,
-    (tokens, "lstm"): 56 * 4,
+    (tokens, "lstm"): 48 * 2 / 8 + 8 * 4,
     (floats, "skipped"): (16 + 4) * 4,
 }
 MACS = {
@@ -121,7 +121,7 @@ MACS = {
     (tokens, "heads"): 5 * 4 * 2 * 3,  # b c d e
     (tokens, "join"): 5 * 2 * 3 * 4,  # b d e f
     (tokens, "shared"): 2 * 5 * 16,  # two calls
-    (tokens, "lstm"): None,
+    (tokens, "lstm"): 5 * 48,  # every step
     (floats, "skipped"): 16,
 }
 BIT_OPERATIONS = {

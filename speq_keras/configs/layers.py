@@ -13,6 +13,9 @@ _LAST = QuantizeConfig(weights=("kernel",), channel_axes=(-1,))
 _DEPTHWISE = QuantizeConfig(weights=("kernel",), channel_axes=(-2, -1))
 # A row is looked up as a whole, so one scale for the table.
 _TABLE = QuantizeConfig(weights=("embeddings",), channel_axes=())
+# The products with the inputs and with the state; see `speq_keras.recurrent`.
+_RECURRENT = QuantizeConfig(weights=("cell.kernel", "cell.recurrent_kernel"), channel_axes=(-1,))
+_CELLS = (layers.LSTMCell, layers.GRUCell, layers.SimpleRNNCell)
 # (height, width, outputs, inputs)
 _TRANSPOSED = QuantizeConfig(weights=("kernel",), channel_axes=(-2,))
 
@@ -23,6 +26,11 @@ def _einsum_dense(layer):
     letters = kernel.replace("...", "")
     axes = tuple(axis for axis, letter in enumerate(letters) if letter in output)
     return QuantizeConfig(weights=("kernel",), channel_axes=axes)
+
+
+def _of_cell(layer):
+    """An RNN around one of Keras' own cells has the weights of that."""
+    return _RECURRENT if type(layer.cell) in _CELLS else None
 
 
 REGISTRY = {
@@ -39,6 +47,10 @@ REGISTRY = {
     layers.SeparableConv2D: QuantizeConfig(weights=("depthwise_kernel", "pointwise_kernel")),
     layers.EinsumDense: _einsum_dense,
     layers.Embedding: _TABLE,
+    layers.LSTM: _RECURRENT,
+    layers.GRU: _RECURRENT,
+    layers.SimpleRNN: _RECURRENT,
+    layers.RNN: _of_cell,
     # As that of a PositionEmbedding below: 8 bits, and nothing is read.
     Weight: QuantizeConfig(weights=("weight",), channel_axes=(), w_bits=8, a_bits=None),
 }

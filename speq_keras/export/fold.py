@@ -21,8 +21,8 @@ from speq_keras.export.reference import run_steps
 from speq_keras.export.storage import STORAGES
 from speq_keras.export.tflite import simulate
 from speq_keras.export.tflite.network import IntegerNetwork
-from speq_keras.graph import Graph, read_graph
-from speq_keras.quantizers import ActivationQuantizer
+from speq_keras.graph import Graph
+from speq_keras.recurrent import read_unrolled
 
 IO_TYPES = ("float32", "int8", "uint8")
 
@@ -35,7 +35,7 @@ class FoldedModel:
         folded: The `FoldedNetwork`: what stands between two roundings is one step.
         network: The `IntegerNetwork`: one node for every operation of the file.
         storage: See `fold`.
-        graph: The trained model's own `Graph`, as it was read.
+        graph: The trained model's own `Graph`, as it was read: every step of recurrent layers.
         keys: Those of the dict that the trained model takes, in the order of its inputs, or ().
 
     `print(folded)` shows one line per step.
@@ -149,7 +149,7 @@ def fold(model, *, storage="int8", io="float32", softmax=True):
     check_choice("io", io, IO_TYPES)
     softmax = check_bool("softmax", softmax)
     check_model(model)
-    graph = read_graph(model)
+    graph = read_unrolled(model)
     folded, network, problems = IntegerNetworks(model, graph).of(storage, io=io, softmax=softmax)
     if problems:
         raise ValueError(refusal(folded.name, problems))
@@ -183,11 +183,11 @@ def check_model(model):
 
 def float_widths_reason(model):
     """Returns why no file can be made of a model with activations in float, or None."""
-    for layer in model.layers:
-        if isinstance(layer, ActivationQuantizer) and layer.bits is None:
+    for quantizer in model.activation_quantizers:
+        if quantizer.bits is None:
             return (
                 "All widths must be 2 to 8 bits. Received: activations in float at "
-                f"{layer.name!r}. Call model.set_bits(activations=...) first."
+                f"{quantizer.name!r}. Call model.set_bits(activations=...) first."
             )
     return None
 

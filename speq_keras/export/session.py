@@ -9,7 +9,7 @@ from speq_keras.export.reference import channel_shape
 from speq_keras.export.tflite.network import CODES, in_float
 from speq_keras.export.tflite.operations import compute as compute_node
 from speq_keras.export.tflite.runtimes import PROVEN_RUNTIMES, missing_reason, run_file
-from speq_keras.export.tflite.simulate import simulate
+from speq_keras.export.tflite.simulate import by_name, simulate
 from speq_keras.export.tflite.write import write
 from speq_keras.export.trained import End, TrainedGraph
 
@@ -264,7 +264,7 @@ def _simulated(network, inputs, file_values, names):
         arrays = [
             None if not name else file_values.get(name, constants[name]) for name in node.inputs
         ]
-        codes[node.output] = compute_node(node, arrays, network.tensors)
+        codes.update(by_name(node, compute_node(node, arrays, network.tensors)))
     return codes
 
 

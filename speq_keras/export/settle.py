@@ -21,6 +21,7 @@ from speq_keras.export.tflite.operations import OPS
 from speq_keras.export.tflite.products import rounds_twice
 from speq_keras.graph import read_graph
 from speq_keras.operations import Kind, kind_of
+from speq_keras.recurrent import take_over_biases
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,13 +98,14 @@ def _owners(folded):
 
 
 def _settle_biases(model, storage):
-    folded = fold(model, storage=storage).folded
+    integer_model = fold(model, storage=storage)
     moved = {}
-    for step in _steps_with_bias(folded):
+    for step in _steps_with_bias(integer_model.folded):
         move = move_of(step)
-        is_first = not step.nodes or step.nodes[0].name not in moved
-        if move is not None and is_first and apply_move(step, move):
-            moved[step.nodes[0].name] = move.largest
+        name = step.nodes[0].operation.name if step.nodes else ""
+        if move is not None and name not in moved and apply_move(step, move):
+            moved[name] = move.largest
+    take_over_biases(integer_model.graph)
     return moved
 
 

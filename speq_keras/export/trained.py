@@ -15,9 +15,10 @@ import dataclasses
 import keras
 import numpy as np
 
-from speq_keras.graph import call_node, read_graph, run
+from speq_keras.graph import call_node, run
 from speq_keras.operations import fixed_range
 from speq_keras.quantizers import ActivationQuantizer
+from speq_keras.recurrent import broken_steps, read_unrolled
 
 # Float kernels sum in another order and approximate exp and rsqrt: a part of the largest value.
 FLOAT_TOLERANCE = 2.0**-10
@@ -69,15 +70,16 @@ class TrainedGraph:
     Args:
         model: The `SPEQModel`.
         softmax: False where the file leaves out a softmax or sigmoid at the end.
-        graph: What `read_graph` makes of the model, if it was read before.
+        graph: What `read_unrolled` makes of the model, if it was read before.
     """
 
     def __init__(self, model, *, softmax=True, graph=None):
-        self.graph = read_graph(model) if graph is None else graph
+        self.graph = read_unrolled(model) if graph is None else graph
         self.output_names = list(model.output_names)
         self.makers = {index: node for node in self.graph.nodes for index in node.outputs}
         self.ends = [self._end(index, softmax) for index in self.graph.output_indices]
         self.nodes = self._needed()
+        self.broken = broken_steps(self.graph)
         self.noise = {node.name: _roundoff(node.operation) for node in self.nodes}
 
     def _end(self, index, softmax):
@@ -110,6 +112,9 @@ class TrainedGraph:
                 trained)` in float, asked with the trained graph's own; `step_of(number)`, the
                 distance of an output's codes, or None for floats.
         """
+        for node in self.broken:
+            problem = "its steps do not compute what the trained layer computes"
+            yield self._failed(node, (), node.name, problem)
         known = dict(zip(self.graph.input_indices, map(np.asarray, arrays), strict=True))
         layers = dict.fromkeys(known, ())
         readers = {index: node for node in self.nodes for index in node.inputs}
@@ -133,7 +138,7 @@ class TrainedGraph:
         (index,) = node.inputs
         values = to_numpy(known[index])
         scale, low, high = node.operation.grid()
-        scale, problem = _scale(np.float32(scale), places.scales.get(node.name))
+        scale, problem = _scale(np.float32(scale), places.scales.get(node.operation.name))
         name = places.tensors.get(node.outputs[0])
         codes = None if name is None else file.codes(name)
         if codes is None:

@@ -92,7 +92,7 @@ def verdict_of(model, graph):
 
     Args:
         model: The model; it need not be calibrated.
-        graph: What `read_graph` makes of it.
+        graph: What `read_unrolled` makes of it.
 
     Returns:
         A `Verdict`.
@@ -161,14 +161,16 @@ def _layers(graph, folded, problems):
         is_island = step.is_float and step.output.dtype == "float32"
         absorbed = [] if step.absorbed is None else [step.absorbed]
         for node in [*step.nodes, *absorbed]:
-            found.setdefault(node.name, set()).add(_FLOAT if is_island else _INTEGER)
+            found.setdefault((node.origin or node).name, set()).add(
+                _FLOAT if is_island else _INTEGER
+            )
     refused = {}
     for problem in problems:
         refused.setdefault(problem.layer, []).append(problem.reason)
     reasons = {problem.layer: problem.reason for problem in folded.no_kernel}
     layers = {}
     for node in graph.nodes:
-        name = node.name
+        name = (node.origin or node).name
         if kind_of(node.operation) is Kind.QUANTIZER:
             continue
         if name in refused:

@@ -69,8 +69,9 @@ def quantize_graph(model, options, *, fuses_batch_norm=False):
             decisions.demands,
             quantizes_outputs=options.boundary_bits is not None,
             given=decisions.outputs,
+            rounding=decisions.rounding,
         )
-    inputs, outputs = build_graph(canonical, placement, decisions.weights)
+    inputs, outputs = build_graph(canonical, placement, decisions.weights, decisions.rounding)
     reasons = _with_causes(decisions.reasons, expander.reasons)
     owners = find_owners(canonical, decisions.kinds, placement)
     return QuantizedGraph(inputs, outputs, reasons, canonical, owners)

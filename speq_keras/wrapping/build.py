@@ -8,21 +8,23 @@ from keras import ops
 from speq_keras.graph import map_refs, weights_changed
 from speq_keras.layers import QuantizedLayer
 from speq_keras.quantizers import ActivationQuantizer
+from speq_keras.recurrent import quantized_recurrent
 
 
-def build_graph(canonical, placement, weight_specs):
+def build_graph(canonical, placement, weight_specs, rounding=frozenset()):
     """Calls every layer of a canonical graph, with quantizers where the placement puts them.
 
     Args:
         canonical: A `Canonical`.
         placement: A `Placement`.
         weight_specs: {id(operation): {attribute: WeightQuantizer}}: what `QuantizedLayer` wraps.
+        rounding: ids of the recurrent operations that round inside.
 
     Returns:
         `(inputs, outputs)`: structures of KerasTensors like those of the float model.
     """
     graph = canonical.graph
-    builder = _Builder(graph, placement, weight_specs)
+    builder = _Builder(graph, placement, weight_specs, rounding)
     inputs = map_refs(graph.inputs, builder.make_input)
     for index in graph.input_indices:
         builder.round(index)
@@ -34,8 +36,9 @@ def build_graph(canonical, placement, weight_specs):
 class _Builder:
     """Makes the KerasTensors of a graph, `values`, one after the other."""
 
-    def __init__(self, graph, placement, weight_specs):
+    def __init__(self, graph, placement, weight_specs, rounding):
         self.graph, self.placement, self.weight_specs = graph, placement, weight_specs
+        self.rounding = rounding
         self.values, self.requantized = {}, {}  # by tensor; by id of a `Spec`
         self.layers, self.quantizers = {}, {}  # by id of an operation; by id of a `Spec`
 
@@ -76,8 +79,9 @@ class _Builder:
         """Returns an operation, or the `QuantizedLayer` of one with quantized weights."""
         if id(operation) not in self.layers:
             quantizers = self.weight_specs.get(id(operation))
+            make = quantized_recurrent if id(operation) in self.rounding else QuantizedLayer
             self.layers[id(operation)] = (
-                QuantizedLayer(operation, quantizers, trainable=operation.trainable)
+                make(operation, quantizers, trainable=operation.trainable)
                 if quantizers
                 else operation
             )

@@ -16,6 +16,7 @@ Some layers hide a tensor that integer kernels have to round, and are taken apar
     ops.pad(x, ..., 0.5)          ->  pad with zeros between x − 0.5 and + 0.5
     x * self.gamma                ->  ChannelOperation          (likewise +, -, /)
     ops.matmul(x, self.kernel)    ->  Dense
+    cast to the type that it has  ->  nothing
     EinsumDense("abc,bd->adc")    ->  transpose, EinsumDense("acb,bd->acd"), transpose
 
 All layers are fresh copies; `origins` remembers where each one's weights come from.
@@ -138,6 +139,8 @@ class _Rewriter:
         if name_of(operation) == "Activation" and inner is not None:
             name = self.names.unique(name) if again and not inner.weights else name
             return self.activation_layer(operation, name, name, args, kwargs)
+        if self.changes_no_type(operation, args):
+            return refs_in(args)
         if name_of(operation) in PIECES:
             outputs = PIECES[name_of(operation)](self, operation, name, args, kwargs)
             if outputs is not None:
@@ -184,6 +187,12 @@ class _Rewriter:
             return [ref]
         transpose = make_operation("Transpose", axes=axes, name=self.names.unique(name))
         return self.call(transpose, transpose.name, [ref], {})
+
+    def changes_no_type(self, operation, args):
+        """Whether this is a cast of a tensor to the type that it has."""
+        refs = refs_in(args)
+        is_cast = name_of(operation) == "Cast" and len(refs) == 1
+        return is_cast and self.new.tensors[refs[0].index].dtype == operation.dtype
 
     def with_weight(self, reader, refs):
         """Appends the layer that an operation on a tensor and a `Weight` becomes."""

@@ -29,7 +29,7 @@ from speq_keras.quantizers import Quantizer
 from speq_keras.wrapping.composite_check import STAND_IN, difference
 from speq_keras.wrapping.parts import CannotExpand, part_functions
 
-# Of Keras' own layers, only these are taken apart: recurrent layers and their like loop over time.
+# Of Keras' own layers, only these are taken apart.
 _KERAS_COMPOSITES = (
     layers.MultiHeadAttention,
     layers.GroupQueryAttention,
@@ -38,6 +38,7 @@ _KERAS_COMPOSITES = (
     layers.Dot,
     layers.Lambda,
     layers.TimeDistributed,
+    layers.Bidirectional,
     layers.CenterCrop,
     *(getattr(layers, name) for name in dir(layers) if name.startswith("Adaptive")),
 )

@@ -17,6 +17,7 @@ from speq_keras.quantizers import (
     get_activation_quantizer,
     get_weight_quantizer,
 )
+from speq_keras.recurrent import PRODUCTS, is_recurrent, refusal
 from speq_keras.wrapping.placement import (
     EIGHT_BITS,
     Demand,
@@ -152,6 +153,7 @@ class Decisions:
         weights: {id(operation): {attribute: WeightQuantizer}}.
         reasons: {layer name: why it stays float}.
         outputs: {tensor: ActivationQuantizer}: those of the configs' `output_quantizer`.
+        rounding: ids of the operations that round what they make themselves.
     """
 
     kinds: dict
@@ -159,6 +161,7 @@ class Decisions:
     weights: dict
     reasons: dict
     outputs: dict
+    rounding: set
 
 
 def decide(graph, options):
@@ -210,7 +213,14 @@ def decide(graph, options):
             }
     if not (weights or outputs or any(demands.values())):
         raise ValueError(_all_in_float(graph, options))
-    return Decisions(kinds, demands, weights, reasons, outputs)
+    rounding = {
+        id(node.operation)
+        for node in graph.nodes
+        if is_recurrent(node.operation)
+        and set(weights.get(id(node.operation), ())) == set(PRODUCTS)
+        and demands[id(node.operation)] is not None
+    }
+    return Decisions(kinds, demands, weights, reasons, outputs, rounding)
 
 
 def _classify(graph, options):
@@ -223,8 +233,10 @@ def _classify(graph, options):
     configs, kinds, reasons, used = {}, {}, {}, set()
     floats = float_tensors(graph)
     skipped = {id(node.operation) for node in graph.nodes if options.is_skipped(node)}
+    refused = {id(node.operation): why for node in graph.nodes if (why := refusal(graph, node))}
     for node in graph.nodes:
-        key, config = options.config_of(node)
+        why = refused.get(id(node.operation))
+        key, config = (None, None) if why else options.config_of(node)
         kind = kind_of(node.operation, has_config=config is not None)
         if id(node.operation) in skipped:
             kind = Kind.FLOAT
@@ -233,7 +245,7 @@ def _classify(graph, options):
             configs[id(node.operation)] = config
             used.add(key)
         elif kind is Kind.FLOAT and floats.intersection(node.outputs):
-            reasons[node.name] = f"no quantize config for {type(node.operation).__name__}"
+            reasons[node.name] = why or f"no quantize config for {type(node.operation).__name__}"
         kinds[id(node)] = kind
     return configs, kinds, reasons, used
 

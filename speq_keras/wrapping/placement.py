@@ -30,6 +30,7 @@ from speq_keras.operations import (
     is_never_negative,
 )
 from speq_keras.quantizers import PACT, FixedRange
+from speq_keras.recurrent import QuantizedRecurrent
 
 _TIES = (Kind.CARRY, Kind.SAME_GRID, Kind.CONCAT)
 _READS_8_BITS = (Kind.ELEMENTWISE, Kind.MEAN, Kind.TABLE)
@@ -153,7 +154,7 @@ def find_squeeze_excite(graph, kinds):
     return {id(n.operation) for n in graph.nodes if id(n) in found}
 
 
-def place(graph, kinds, layer_demands, quantizes_outputs, given=None):
+def place(graph, kinds, layer_demands, quantizes_outputs, given=None, rounding=frozenset()):
     """Decides where quantizers stand.
 
     Args:
@@ -163,17 +164,18 @@ def place(graph, kinds, layer_demands, quantizes_outputs, given=None):
             products of two tensors.
         quantizes_outputs: Whether what leaves the model is rounded to 8 bits.
         given: {tensor: ActivationQuantizer} of what configs say of outputs, or None.
+        rounding: ids of the operations that make codes of 8 bits themselves.
 
     Returns:
         A `Placement`.
     """
-    return _Placer(graph, kinds, layer_demands, quantizes_outputs, given or {}).run()
+    return _Placer(graph, kinds, layer_demands, quantizes_outputs, given or {}, rounding).run()
 
 
 class _Placer:
-    def __init__(self, graph, kinds, layer_demands, quantizes_outputs, given):
+    def __init__(self, graph, kinds, layer_demands, quantizes_outputs, given, rounding):
         self.graph, self.kinds, self.layer_demands = graph, kinds, layer_demands
-        self.quantizes_outputs, self.given = quantizes_outputs, given
+        self.quantizes_outputs, self.given, self.rounding = quantizes_outputs, given, rounding
         self.readers = graph.readers()
         self.floats = float_tensors(graph)
         self.outputs = set(graph.output_indices)
@@ -307,6 +309,8 @@ class _Placer:
             self.placement.at.update({index: [spec] for index in roots})
             self.round_again(group, spec)
             return Demand(given[0].bits, given[0].has_target_width, None)
+        if all(self.is_rounded(index) for index in group):
+            return EIGHT_BITS
         makes_8_bits = any(
             self.kind_of_producer(index) in (None, *_MAKES_8_BITS) for index in roots
         )
@@ -327,6 +331,14 @@ class _Placer:
                 self.placement.at[index].append(spec)
         self.round_again(group, spec)
         return demand
+
+    def is_rounded(self, index):
+        """Whether a tensor has codes of 8 bits on a grid of its own, from a recurrent layer."""
+        kind, producer = self.kind_of_producer(index), self.graph.tensors[index].producer
+        if kind is Kind.CARRY:
+            return True  # what its input has
+        is_recurrent = isinstance(producer and producer.operation, QuantizedRecurrent)
+        return is_recurrent or id(producer and producer.operation) in self.rounding
 
     def existing_quantizer(self, index):
         """Returns the quantizer of an extended SPEQModel that makes a tensor, or None."""

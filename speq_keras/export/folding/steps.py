@@ -71,6 +71,7 @@ class Problem:
     def at(cls, node, error):
         """Returns the `Problem` of a node that raised a `CannotExport`."""
         node = error.node or node
+        node = node.origin or node
         operation = unwrapped(node.operation)  # of other wrappers, users know the outer one
         return cls(node.name, type(operation).__name__, str(error), error.by_ranges, node)
 

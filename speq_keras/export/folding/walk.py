@@ -181,6 +181,10 @@ def _notes(builder):
     ]
     for problem in dict.fromkeys(builder.folded.no_kernel):
         notes.append(f"There is no integer kernel for {problem}.")
+    origins = [node.origin.name for node in builder.graph.nodes if node.origin is not None]
+    if origins:
+        names = ", ".join(dict.fromkeys(origins))
+        notes.append(f"Unrolled, every step by itself, with constants in common: {names}.")
     if builder.folded.float_layers:
         names = ", ".join(builder.folded.float_layers)
         notes.append(

@@ -20,6 +20,10 @@ class Builder:
 
     def __init__(self, folded, io):
         self.io = io
+        self.slices = {}  # id(Value): the steps that cut a piece out of it
+        for step in folded.steps:
+            if step.kind == "strided_slice":
+                self.slices.setdefault(id(step.inputs[0]), []).append(step)
         self.network = IntegerNetwork(
             name=folded.name,
             input_names=list(folded.input_names),
@@ -76,13 +80,14 @@ class Builder:
 
     # ---- nodes ---------------------------------------------------------------------------------
 
-    def add(self, kind, inputs, output, *, activation="none", options=None, layer=""):
-        """Adds a node and returns its output.
+    def add(self, kind, inputs, output, *more, activation="none", options=None, layer=""):
+        """Adds a node and returns its first output.
 
         Args:
             kind: As of a `Node`.
             inputs: Names of tensors.
             output: A tensor of the network.
+            *more: Further ones, where it has several outputs.
             activation: As of a `Node`.
             options: As of a `Node`.
             layer: As of a `Node`.
@@ -93,7 +98,7 @@ class Builder:
         node = Node(
             kind=kind,
             inputs=list(inputs),
-            outputs=[output.name],
+            outputs=[tensor.name for tensor in (output, *more)],
             activation=activation,
             options=options or {},
             layer=layer,

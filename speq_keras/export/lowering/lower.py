@@ -1,7 +1,14 @@
 """From the folded network to the operations of a file: one row for every kind of step."""
 
 from speq_keras.export.folding.steps import NO_KERNEL, CannotExport, Problem, refusal
-from speq_keras.export.lowering import float_linear, float_only, functions, linear, operations
+from speq_keras.export.lowering import (
+    float_linear,
+    float_only,
+    functions,
+    linear,
+    operations,
+    pieces,
+)
 from speq_keras.export.lowering.build import Builder
 from speq_keras.export.tflite.operations import OPS
 
@@ -29,7 +36,7 @@ ROWS = {
     "average_pool_3d": operations.pool_3d,
     "concatenate": operations.concatenate,
     "reshape": operations.reshape,
-    "strided_slice": operations.strided_slice,
+    "strided_slice": pieces.strided_slice,
     "gather": operations.gather,
     "embedding": operations.embedding,
     "constant": operations.constant,

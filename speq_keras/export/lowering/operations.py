@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 
-from speq_keras.export.folding.copying import slice_sizes
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.lowering import float_linear
 from speq_keras.export.lowering.encoding import encoding_of
@@ -91,13 +90,6 @@ def reshape(builder, step):
     """Codes are copied."""
     x = builder.tensor(step.inputs[0])
     builder.emit(step, "reshape", [x.name], {"shape": step.output.shape})
-
-
-def strided_slice(builder, step):
-    """Codes are copied; an axis that an index took away goes by a reshape."""
-    x = builder.tensor(step.inputs[0])
-    shape = (x.shape[0], *slice_sizes(step.options)[1:])
-    builder.emit(step, "strided_slice", [x.name], step.options, shape=shape)
 
 
 def gather(builder, step):

@@ -62,6 +62,16 @@ def strided_slice(values, inputs, output, *, begin, end, strides):
     return np.ascontiguousarray(values[0][slices])
 
 
+def split(values, inputs, output, *, axis, count):
+    """Cuts a tensor into equal pieces along an axis; returns a list."""
+    return [np.ascontiguousarray(piece) for piece in np.split(values[0], count, axis=axis)]
+
+
+def unpack(values, inputs, output, *, axis, count):
+    """Takes an axis apart: a list of what is at its places. A builtin kernel."""
+    return [np.ascontiguousarray(values[0].take(place, axis)) for place in range(count)]
+
+
 # ---- emitters ---------------------------------------------------------------------------------
 
 
@@ -152,6 +162,20 @@ def _emit_strided_slice(node, tensors, batch_size):
     )
 
 
+def _emit_split(node, tensors, batch_size):
+    inputs = [constant_of(node, "axis", [node.options["axis"]]), *node.inputs]
+    count, version = int(node.options["count"]), version_of(node, tensors)
+    return operation_of(
+        node, "SPLIT", "SplitOptions", inputs=inputs, version=version, numSplits=count
+    )
+
+
+def _emit_unpack(node, tensors, batch_size):
+    axis, count = (int(node.options[name]) for name in ("axis", "count"))
+    version = version_of(node, tensors)
+    return operation_of(node, "UNPACK", "UnpackOptions", version=version, axis=axis, num=count)
+
+
 # ---- records ---------------------------------------------------------------------------------
 
 
@@ -169,5 +193,7 @@ OPS = {
     "pad": _copies(_emit_pad, pad, {4: (2, 6, 0)}),
     "pad_constant": _copies(_emit_pad_constant, pad_constant),
     "mirror_pad": _copies(_emit_mirror_pad, mirror_pad),
+    "split": _copies(_emit_split, split),
+    "unpack": _copies(_emit_unpack, unpack),
     "strided_slice": _copies(_emit_strided_slice, strided_slice),
 }

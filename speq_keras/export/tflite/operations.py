@@ -34,7 +34,7 @@ def emit(node, tensors, batch_size):
 
 
 def compute(node, values, tensors, *, elsewhere=False):
-    """Returns the array that a node writes.
+    """Returns the array that a node writes; a list of arrays where it has several outputs.
 
     Args:
         node: `network.Node`.

@@ -124,12 +124,18 @@ def _run(network, batch, kept, elsewhere):
         readers.update(dict.fromkeys(node.inputs, index))
     for index, node in enumerate(network.nodes):
         arrays = [_value(network, values, name) for name in node.inputs]
-        values[node.output] = compute(node, arrays, network.tensors, elsewhere=elsewhere)
-        for name in {*node.inputs, node.output}:
+        made = compute(node, arrays, network.tensors, elsewhere=elsewhere)
+        values.update(by_name(node, made))
+        for name in {*node.inputs, *node.outputs}:
             # Tensors that nobody reads any more give their memory back.
             if readers.get(name, index) <= index and name not in kept:
                 values.pop(name, None)
     return {name: values[name] for name in kept}
+
+
+def by_name(node, made):
+    """Returns {name of an output: array} of what `compute` returns for a node."""
+    return dict(zip(node.outputs, made if isinstance(made, list) else [made], strict=True))
 
 
 def _value(network, values, name):

@@ -124,6 +124,8 @@ class _File:
         # Numbers of what stands in the file: tensors by name, buffers by their bytes, operator
         # codes by (operator, version).
         self.tensors, self.buffers, self.operators = {}, {}, {}
+        # What is equal stands there once: constants by what they hold, tables by their fields.
+        self.constants, self.tables = {}, {}
         self.runtime = OLDEST_RUNTIME  # the first one that has all operators so far
         self.graph = self.new("SubGraph", name=network.name, tensors=[], operators=[])
         # The first buffer is empty and stands for "no data".
@@ -143,6 +145,14 @@ class _File:
         for name, value in fields.items():
             setattr(entry, name, value)
         return entry
+
+    def shared(self, kind, **fields):
+        """Returns the one object with these fields, which is laid down once."""
+        values = [x.tobytes() if isinstance(x, np.ndarray) else x for x in fields.values()]
+        key = (kind, *fields, *values)
+        if key not in self.tables:
+            self.tables[key] = _LaidDownOnce(self.new(kind, **fields))
+        return self.tables[key]
 
     def bytes(self, outputs):
         """Lays everything down and returns the file; `outputs` are names of tensors."""
@@ -174,7 +184,10 @@ class _File:
     # ---- tensors and their buffers -----------------------------------------------------------
 
     def add_tensor(self, tensor, name):
-        """Returns the number of the new tensor."""
+        """Returns the number of the new tensor; of a constant that is equal, if there is one."""
+        key = _key_of(tensor) if tensor.is_constant else None
+        if key in self.constants:
+            return self.constants[key]
         times = [batches(size) for size in tensor.shape]
         shape = [n * self.batch_size or size for n, size in zip(times, tensor.shape, strict=True)]
         signature = [-1 if n else size for n, size in zip(times, tensor.shape, strict=True)]
@@ -191,13 +204,15 @@ class _File:
         if tensor.scale is not None:
             # One zero point per scale, although all are the same: the runtimes insist on it.
             scale = np.atleast_1d(np.asarray(tensor.scale, np.float32))
-            entry.quantization = self.new(
+            entry.quantization = self.shared(
                 "QuantizationParameters",
                 scale=scale,
                 zeroPoint=np.full(scale.shape, tensor.zero_point, np.int64),
                 quantizedDimension=int(tensor.axis) if tensor.is_per_channel else 0,
             )
         self.graph.tensors.append(entry)
+        if key is not None:
+            self.constants[key] = len(self.graph.tensors) - 1
         return len(self.graph.tensors) - 1
 
     def buffer(self, data):
@@ -233,7 +248,7 @@ class _File:
                 entry.builtinOptionsType = getattr(
                     self.schema.BuiltinOptions, operation.options_type
                 )
-                entry.builtinOptions = self.new(operation.options_type, **options)
+                entry.builtinOptions = self.shared(operation.options_type, **options)
             self.graph.operators.append(entry)
 
     def named_operand(self, operand, own):
@@ -282,6 +297,25 @@ class _File:
         """Adds a text under a name."""
         buffer = self.buffer(text.encode())
         self.model.metadata.append(self.new("Metadata", name=name, buffer=buffer))
+
+
+class _LaidDownOnce:
+    """An object of the schema to which several others refer."""
+
+    def __init__(self, entry):
+        self.entry, self.place = entry, None
+
+    def Pack(self, builder):
+        """Returns where it is in the file."""
+        if self.place is None:
+            self.place = self.entry.Pack(builder)
+        return self.place
+
+
+def _key_of(tensor):
+    """Returns what two constants have in common that are equal but for their names."""
+    parts = (tensor.shape, tensor.dtype, tensor.zero_point, tensor.axis)
+    return (*map(str, parts), str(np.asarray(tensor.scale).tolist()), tensor_bytes(tensor))
 
 
 def _packed(model):
