@@ -204,6 +204,7 @@ LAYERS = {
     ),
     "ELU": (IMAGE, {}, {"alpha": [0.3]}),
     "Softmax": (SEQUENCE, {}, {"axis": [1, (1, 2)]}),
+    "Masking": (SEQUENCE, {}, {"mask_value": [0.5]}),
 }
 TWO = "Add Subtract Multiply Average Maximum Minimum Concatenate".split()
 TABLES = {  # with whole numbers as inputs
@@ -333,6 +334,7 @@ OPERATIONS = {
         ("keepdims", lambda x: ops.mean(x, (1, 3), keepdims=True)),
     ],
     "Cast": [("", lambda x: ops.cast(x, "float32"))],
+    "ConvertToTensor": [("", lambda x: ops.convert_to_tensor(x))],
     "StopGradient": [("", lambda x: ops.stop_gradient(x))],
     "Sum": [("", lambda x: ops.sum(x, (1, 2))), ("kept", lambda x: ops.sum(x, -1, keepdims=True))],
     "Prod": [("", lambda x: ops.prod(1 + 0.2 * x, -1))],

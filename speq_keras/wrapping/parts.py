@@ -6,6 +6,7 @@ stay what it is.
 """
 
 import functools
+import inspect
 import math
 
 import keras
@@ -171,8 +172,10 @@ def _one_hot(operation, x):
 
 def _time_distributed(layer, inputs, training=None, mask=None):
     """Every step of every sequence as an example of its own."""
-    if None in inputs.shape[1:] or mask is not None:
-        raise CannotExpand("its sequences must have one length, and no mask")
+    if None in inputs.shape[1:]:
+        raise CannotExpand("its sequences must have one length")
+    if mask is not None and "mask" in inspect.signature(layer.layer.call).parameters:
+        raise CannotExpand("its layer asks for a mask")
     steps = inputs.shape[1]
     x = ops.reshape(inputs, (-1, *inputs.shape[2:]))
     options = {} if training is None else {"training": training}

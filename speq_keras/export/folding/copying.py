@@ -300,7 +300,9 @@ def _resize(interpolation, size):
     raise unsupported("interpolation", interpolation)
 
 
-_IDENTITIES = frozenset((*TRAINING_ONLY, "Identity", "StopGradient"))
+_IDENTITIES = frozenset(
+    (*TRAINING_ONLY, "ConvertToTensor", "Identity", "MaskedOutput", "StopGradient")
+)
 _MAX, _GLOBAL_MAX = _pool("max_pool_2d"), _global_pool("max_pool_2d")
 _AVERAGE = _pool("average_pool_2d")
 

@@ -22,6 +22,8 @@ from speq_keras.graph import map_refs
 from speq_keras.operations import LOWEST, Kind, function_name, kind_of, name_of
 
 _TABLES = {"PositionEmbedding": "position_embeddings", "Weight": "weight"}
+# Layers that look at the masks that their inputs carry.
+_READS_MASKS = ("Multiply", "Maximum", "Minimum")
 # Kinds of steps that compute with two tensors; in float one of them may be a constant.
 _PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply"}
 _PAIRS_IN_FLOAT = {
@@ -34,6 +36,18 @@ _PAIRS_IN_FLOAT = {
 _RESIZING = ("Resizing", "Resize", "UpSampling2D")
 # What is a function of one value where the other operand is a constant.
 _TABLED = ("Absolute", "Maximum", "Minimum")
+
+
+def check_masks(graph, node):
+    """Checks that a layer does not look at masks behind its inputs, which a file has not.
+
+    Raises:
+        CannotExport: If it does.
+    """
+    is_layer = isinstance(node.operation, keras.layers.Layer)
+    looks = is_layer and name_of(node.operation) in _READS_MASKS
+    if looks and not graph.masked.isdisjoint(node.inputs):
+        raise CannotExport("its inputs carry masks, which it looks at; use the operator")
 
 
 def is_whole(argument):
@@ -112,7 +126,11 @@ def elementwise(builder, node, arguments):
 
 
 def mean(builder, node, arguments):
-    """A mean over some axes, or a sum."""
+    """A mean over some axes."""
+    if len(arguments) > 1:  # the second one is a mask
+        if _in_float(arguments):
+            return builder.pending("GlobalAveragePooling1D", node, arguments)
+        raise CannotExport("of what a mask leaves there is no integer kernel")
     value = builder.codes(arguments[0])
     options = reduction_options(node.operation, len(value.shape), "a mean")
     return builder.pending("mean", node, [value], options)
