@@ -1,6 +1,7 @@
 """QuantizedLayer: a Keras layer that computes with quantized weights."""
 
 import inspect
+import warnings
 
 import keras
 import numpy as np
@@ -57,7 +58,7 @@ class QuantizedLayer(keras.layers.Wrapper):
         if not trainable:  # Keras tells those inside of a later change only
             for quantizer in self.quantizers.values():
                 quantizer.trainable = False
-        self.supports_masking = layer.supports_masking
+        self.supports_masking = True  # what becomes of a mask, `compute_mask` says
 
     def build(self, input_shape):
         """Builds the layer, then the quantizers for its variables."""
@@ -113,7 +114,10 @@ class QuantizedLayer(keras.layers.Wrapper):
             values[id(variable)] = (variable, quantizer(variable.value))
         with keras.StatelessScope(values.values(), collect_losses=True) as scope:
             before = {key: scope.get_current_value(v) for key, (v, _) in values.items()}
-            outputs = self.layer(*args, **kwargs)
+            with warnings.catch_warnings():
+                # Who needs the mask has it as an argument.
+                warnings.filterwarnings("ignore", ".* was passed an input with a mask attached")
+                outputs = self.layer(*args, **kwargs)
         for loss in scope.losses:
             # A new tensor: Keras tells losses apart by identity, and would count this one twice.
             self.add_loss(1.0 * loss)
@@ -128,7 +132,9 @@ class QuantizedLayer(keras.layers.Wrapper):
         return self.layer.compute_output_spec(*args, **kwargs)
 
     def compute_mask(self, inputs, previous_mask=None):
-        """Returns that of the layer."""
+        """Returns that of the layer, None for one that knows no masks."""
+        if not self.layer.supports_masking:
+            return None
         return self.layer.compute_mask(inputs, previous_mask)
 
     def get_config(self):
@@ -189,6 +195,27 @@ class Constant(keras.layers.Layer):
             "shape": list(self.value.shape),  # a list has no place for the sizes of an empty array
             "value_dtype": str(self.value.dtype),
         }
+
+
+@keras.saving.register_keras_serializable(package="speq_keras")
+class MaskedOutput(keras.layers.Layer):
+    """Hands on the first of two tensors, and the second one as its mask, for losses to see."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, inputs):
+        """Returns the tensor."""
+        return inputs[0]
+
+    def compute_output_spec(self, inputs):
+        """Returns that of the tensor."""
+        return keras.KerasTensor(inputs[0].shape, dtype=inputs[0].dtype)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        """Returns the mask."""
+        return keras.ops.cast(inputs[1], "bool")
 
 
 def activation_quantizers(layer):

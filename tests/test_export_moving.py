@@ -44,6 +44,10 @@ def blocks_to_pixels(x):
     return y
 
 
+def _lowest(x):
+    return -np.inf if x.dtype == "float32" else np.iinfo(x.dtype).min
+
+
 _WIDER = [(0, 0), (1, 2), (0, 3), (0, 0)]
 CASES = {
     "concatenation": Case(
@@ -66,6 +70,11 @@ CASES = {
         # Nothing but what is added is 0 here: `stored` says what 0 is.
         lambda x, zero=0: np.stack([np.pad(y, _WIDER[1:], constant_values=zero) for y in x]),
         {"paddings": _WIDER},
+    ),
+    "pad_constant": Case(
+        lambda x: ops.pad(x, _WIDER, constant_values=-np.inf),
+        lambda x: np.stack([np.pad(y, _WIDER[1:], constant_values=_lowest(y)) for y in x]),
+        {"paddings": _WIDER, "constant": -np.inf},
     ),
     "mirror_pad": Case(
         lambda x: ops.pad(x, _WIDER, mode="reflect"),
@@ -123,6 +132,14 @@ OTHERS = {
     "min": ("reduce_min", lambda x: ops.min(x, axis=1), lambda x: x.min(1)),
 }
 NETWORKS = {**{kind: (kind, case.keras, case.numpy) for kind, case in CASES.items()}, **OTHERS}
+# Nothing but a maximum may read it.
+NETWORKS["pad_constant"] = (
+    "pad_constant",
+    lambda x: ops.max_pool(ops.pad(x, [(0, 0), (1, 1), (0, 0), (0, 0)], constant_values=-1e9), 2),
+    lambda x: np.stack(
+        [x[:, rows].max(1).reshape(-1, 4, 2, 4).max(2) for rows in ([0], [1, 2], [3, 4], [5])], 1
+    ),
+)
 
 
 def test_every_operation_that_copies_has_a_row():

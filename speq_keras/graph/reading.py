@@ -11,11 +11,12 @@ from keras import tree
 from speq_keras._checks import brief
 from speq_keras.graph.copies import check_copyable
 from speq_keras.graph.functional import is_functional, plain_functional
+from speq_keras.graph.masks import mask_arguments, mask_model
 from speq_keras.graph.names import NameInLayer, NameInModel
 from speq_keras.graph.nodes import Graph, Ref, map_refs, refs_in
 from speq_keras.graph.notation import config_of, fill_in, input_keys, keys_in, map_outputs
 from speq_keras.graph.running import takes_training
-from speq_keras.layers import QuantizedLayer
+from speq_keras.layers import MaskedOutput, QuantizedLayer
 from speq_keras.ops import einsum_axes
 
 
@@ -42,7 +43,8 @@ def read_graph(model, expand=None):
         lambda x: graph.add_tensor(x.shape, x.dtype, name=x.name), ends.input
     )
     graph.inputs = inputs
-    graph.outputs = reader.inline(model, inputs, NameInModel(""), training=None)
+    outputs = reader.inline(model, inputs, NameInModel(""), training=None)
+    graph.outputs = outputs if expand is None else map_refs(outputs, reader.with_mask)
     return graph
 
 
@@ -51,6 +53,8 @@ class _Reader:
         self.graph = graph
         self.expand = expand
         self.masked = graph.masked
+        self.masks = {}  # {number of a tensor: the `Ref` of its mask}
+        self.carried = set()  # the tensors that carry it in a graph made of these nodes, too
 
     def inline(self, model, inputs, name_of, training):
         """Appends the nodes of `model` on `inputs`; returns its outputs, a structure of `Ref`s."""
@@ -104,8 +108,11 @@ class _Reader:
             return tree.flatten(self.inline(operation, inputs, NameInModel(f"{name}."), training))
         if training is not None and kwargs.get("training") is None and takes_training(operation):
             kwargs = {**kwargs, "training": training}
+        if isinstance(operation, keras.layers.Layer):
+            kwargs = {**kwargs, **mask_arguments(operation, args, kwargs, self.mask_of)}
         outputs = self.append_expanded(operation, name, args, kwargs, name_of)
         if outputs is not None:
+            self.hand_on(operation, args, kwargs, outputs)
             return outputs
         if isinstance(name_of, NameInLayer):
             check_copyable(operation)
@@ -113,7 +120,51 @@ class _Reader:
         outputs = self.graph.add_node(operation, name, args, kwargs, specs)
         if _makes_mask(operation) or self.reads_mask(args, kwargs):
             self.masked.update(ref.index for ref in outputs)
+        self.hand_on(operation, args, kwargs, outputs)
+        carries = any(ref.index in self.carried for ref in refs_in(args[:1]))
+        if (_makes_mask(operation) or carries) and outputs[0].index in self.masks:
+            self.carried.add(outputs[0].index)
         return outputs
+
+    def with_mask(self, index):
+        """Returns the `Ref` of an output of the model that carries its mask: losses look at it."""
+        if index not in self.masks or index in self.carried:
+            return Ref(index)
+        tensor, mask = self.graph.tensors[index], self.masks[index]
+        layer = MaskedOutput(dtype=tensor.dtype, name=f"{tensor.producer.name}_masked")
+        specs = [(tensor.shape, tensor.dtype)]
+        return self.graph.add_node(layer, layer.name, [[Ref(index), mask]], {}, specs)[0]
+
+    def mask_of(self, leaf):
+        """Returns the `Ref` of the mask of a `Ref`, or None."""
+        return self.masks.get(leaf.index) if isinstance(leaf, Ref) else None
+
+    def hand_on(self, operation, args, kwargs, outputs):
+        """Notes the mask of what a layer has made, with nodes that compute it."""
+        is_layer = isinstance(operation, keras.layers.Layer)
+        if not is_layer or not outputs or outputs[0].index in self.masks:
+            return
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        before = tree.map_structure(self.mask_of, first)
+        if not (_makes_mask(operation) or refs_in(before)):
+            return
+        refs = {}
+
+        def symbolic(index):
+            tensor = self.graph.keras_tensor(index)
+            tensor = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
+            refs[id(tensor)] = (tensor, Ref(index))
+            return tensor
+
+        made = mask_model(operation, *map_refs((first, before), symbolic))
+        if isinstance(made, keras.Model):
+            sources = [refs[id(x)][1] for x in made.inputs]
+            name_of = NameInLayer(f"{self.graph.nodes[-1].name}_mask.")
+            (self.masks[outputs[0].index],) = tree.flatten(
+                self.inline(made, sources, name_of, None)
+            )
+        elif made is not None:
+            self.masks[outputs[0].index] = refs[id(made)][1]
 
     def append_expanded(self, operation, name, args, kwargs, name_of):
         """Appends the layers that a layer is made of, if it is; returns their outputs, or None."""
@@ -138,7 +189,7 @@ class _Reader:
 
     def expanded(self, operation, name, args, kwargs):
         """Returns `(model, its inputs as Refs)` of what `expand` makes of a call, or None."""
-        if self.expand is None or self.reads_mask(args, kwargs):  # inside, the mask would be lost
+        if self.expand is None:
             return None
         refs = {}
 
@@ -177,4 +228,5 @@ def _einsum_shape(equation, read, made):
 
 
 def _makes_mask(operation):
+    operation = operation.layer if isinstance(operation, QuantizedLayer) else operation
     return isinstance(operation, keras.layers.Masking) or getattr(operation, "mask_zero", False)

@@ -9,9 +9,11 @@ import keras
 from keras import layers
 
 from speq_keras import fused_batch_norm
+from speq_keras.layers import MaskedOutput
 from speq_keras.operations.rows import (
     CHANNEL_OPERATION,
     LAYER_ROWS,
+    MASKED_OUTPUT,
     OPERATION_ROWS,
     POSITION_EMBEDDING,
     REVERSIBLE_EMBEDDING,
@@ -98,6 +100,7 @@ def _layer_rows():
     rows = {getattr(layers, n): row for n, row in LAYER_ROWS.items() if hasattr(layers, n)}
     rows[fused_batch_norm.BatchNormalization] = LAYER_ROWS["BatchNormalization"]
     rows[ChannelOperation], rows[Weight] = CHANNEL_OPERATION, WEIGHT
+    rows[MaskedOutput] = MASKED_OUTPUT
     # Keras' InceptionResNetV2 computes x + scale · y with a layer of its own.
     module = sys.modules[keras.applications.InceptionResNetV2.__module__]
     if hasattr(module, SCALED_SUM.name):

@@ -70,8 +70,15 @@ _LAYERS = (
     ("DepthwiseConv1D DepthwiseConv2D", Kind.FLOAT, _DEPTHWISE, ""),
     ("Conv1DTranspose Conv2DTranspose Conv3DTranspose", Kind.FLOAT, _TRANSPOSED, ""),
     ("SeparableConv1D SeparableConv2D", Kind.FLOAT, _SEPARABLE, ""),
-    ("Embedding", Kind.FLOAT, "input_dim output_dim weights", ""),
-    ("ReversibleEmbedding", Kind.FLOAT, "input_dim output_dim tie_weights reverse_dtype", ""),
+    # Who asks for the mask has it as an argument (`graph.masks`).
+    ("Embedding", Kind.FLOAT, "input_dim output_dim weights mask_zero", ""),
+    (
+        "ReversibleEmbedding",
+        Kind.FLOAT,
+        "input_dim output_dim tie_weights reverse_dtype mask_zero",
+        "",
+    ),
+    ("Masking", Kind.FLOAT, "mask_value", ""),
     ("LayerNormalization", Kind.FLOAT, "axis epsilon center scale", ""),
     ("RMSNormalization", Kind.FLOAT, "axis epsilon", ""),
     ("GroupNormalization", Kind.FLOAT, "groups axis epsilon center scale", ""),
@@ -84,12 +91,8 @@ _LAYERS = (
     ("MaxPooling1D MaxPooling2D MaxPooling3D", Kind.CARRY, _POOLING, ""),
     ("GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D", Kind.CARRY, "keepdims", ""),
     ("AveragePooling1D AveragePooling2D AveragePooling3D", Kind.SAME_GRID, _POOLING, ""),
-    (
-        "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D",
-        Kind.MEAN,
-        "keepdims",
-        "",
-    ),
+    ("GlobalAveragePooling1D", Kind.MEAN, "keepdims", "mask"),
+    ("GlobalAveragePooling2D GlobalAveragePooling3D", Kind.MEAN, "keepdims", ""),
     ("Reshape", Kind.CARRY, "target_shape", ""),
     ("Flatten Identity", Kind.CARRY, "", ""),
     ("Permute", Kind.CARRY, "dims", ""),
@@ -164,6 +167,7 @@ _OPERATIONS = (
     ("Concatenate", lambda x: ops.concatenate([x, x]), Kind.CONCAT, "axis", ""),
     ("Stack", lambda x: ops.stack([x, x]), Kind.CONCAT, "axis", ""),
     ("Mean", lambda x: ops.mean(x), Kind.MEAN, "axis keepdims", ""),
+    ("ConvertToTensor", lambda x: ops.convert_to_tensor(x), Kind.CARRY, "", ""),
     ("StopGradient", lambda x: ops.stop_gradient(x), Kind.CARRY, "", ""),
     # In float alone, and masks.
     ("Cast", lambda x: ops.cast(x, "float16"), Kind.FLOAT, "dtype", ""),
@@ -259,4 +263,5 @@ CHANNEL_OPERATION = Row(
     "ChannelOperation", Kind.AFFINE, frozenset({"shape", "operation", "weight_first"})
 )
 WEIGHT = Row("Weight", Kind.FLOAT, frozenset({"shape"}))
+MASKED_OUTPUT = Row("MaskedOutput", Kind.CARRY, is_for_training=True)
 SCALED_SUM = Row("CustomScaleLayer", Kind.FLOAT, frozenset({"scale"}))

@@ -12,7 +12,7 @@ from keras import layers
 from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import NO_KERNEL, CannotExport
 from speq_keras.graph import Ref, refs_in
-from speq_keras.operations import LOWEST, TRAINING_ONLY, function_name, name_of
+from speq_keras.operations import TRAINING_ONLY, function_name, name_of
 
 
 def copying_of(node, shape):
@@ -137,8 +137,7 @@ def _pad(operation, node, shape):
     if operation.mode == "constant":
         if refs_in(constant) or np.size(constant) != 1:
             raise CannotExport("it pads with something else than one number")
-        kind = "pad_lowest" if constant < LOWEST else "pad_constant"
-        return kind, {"paddings": tuple(pairs), "constant": float(constant)}
+        return "pad_constant", {"paddings": tuple(pairs), "constant": float(constant)}
     if operation.mode not in ("reflect", "symmetric"):
         raise unsupported("mode", operation.mode)
     inside = 1 if operation.mode == "reflect" else 0
@@ -301,7 +300,9 @@ def _resize(interpolation, size):
     raise unsupported("interpolation", interpolation)
 
 
-_IDENTITIES = frozenset((*TRAINING_ONLY, "Identity", "StopGradient"))
+_IDENTITIES = frozenset(
+    (*TRAINING_ONLY, "ConvertToTensor", "Identity", "MaskedOutput", "StopGradient")
+)
 _MAX, _GLOBAL_MAX = _pool("max_pool_2d"), _global_pool("max_pool_2d")
 _AVERAGE = _pool("average_pool_2d")
 

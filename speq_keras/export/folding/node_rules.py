@@ -19,9 +19,11 @@ from speq_keras.export.folding.steps import NO_KERNEL, CannotExport, Grid, Value
 from speq_keras.export.folding.weights import check_linear, check_weights, is_linear, table_of
 from speq_keras.export.tflite.network import batches
 from speq_keras.graph import map_refs
-from speq_keras.operations import Kind, function_name, kind_of, name_of
+from speq_keras.operations import LOWEST, Kind, function_name, kind_of, name_of
 
 _TABLES = {"PositionEmbedding": "position_embeddings", "Weight": "weight"}
+# Layers that look at the masks that their inputs carry.
+_READS_MASKS = ("Multiply", "Maximum", "Minimum")
 # Kinds of steps that compute with two tensors; in float one of them may be a constant.
 _PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply"}
 _PAIRS_IN_FLOAT = {
@@ -34,6 +36,18 @@ _PAIRS_IN_FLOAT = {
 _RESIZING = ("Resizing", "Resize", "UpSampling2D")
 # What is a function of one value where the other operand is a constant.
 _TABLED = ("Absolute", "Maximum", "Minimum")
+
+
+def check_masks(graph, node):
+    """Checks that a layer does not look at masks behind its inputs, which a file has not.
+
+    Raises:
+        CannotExport: If it does.
+    """
+    is_layer = isinstance(node.operation, keras.layers.Layer)
+    looks = is_layer and name_of(node.operation) in _READS_MASKS
+    if looks and not graph.masked.isdisjoint(node.inputs):
+        raise CannotExport("its inputs carry masks, which it looks at; use the operator")
 
 
 def is_whole(argument):
@@ -112,7 +126,11 @@ def elementwise(builder, node, arguments):
 
 
 def mean(builder, node, arguments):
-    """A mean over some axes, or a sum."""
+    """A mean over some axes."""
+    if len(arguments) > 1:  # the second one is a mask
+        if _in_float(arguments):
+            return builder.pending("GlobalAveragePooling1D", node, arguments)
+        raise CannotExport("of what a mask leaves there is no integer kernel")
     value = builder.codes(arguments[0])
     options = reduction_options(node.operation, len(value.shape), "a mean")
     return builder.pending("mean", node, [value], options)
@@ -151,8 +169,8 @@ def carry(builder, node, arguments):
         return builder.weight(node, moved.astype("int32"), value.grid)
     kind, options = copying_of(node, arguments[0].shape)
     source = builder.codes(arguments[0])
-    if kind == "pad_lowest" and source.grid is not None:
-        _check_largest_is_taken(builder, node)
+    if kind == "pad_constant" and source.grid is not None:
+        _check_largest_is_taken(builder, node, options["constant"])
     if kind == "reshape":
         read, made = (_elements(shape) for shape in (source.shape, builder.shape_of(node)))
         if read != made:
@@ -162,9 +180,11 @@ def carry(builder, node, arguments):
     return builder.copied(kind, [source], node, source.grid, options)
 
 
-def _check_largest_is_taken(builder, node):
-    """Checks that what is padded with next to -inf is read by max pooling alone."""
+def _check_largest_is_taken(builder, node, constant):
+    """Checks that what is padded with is next to -inf, and read by max pooling alone."""
     readers = builder.graph.readers()[node.outputs[0]]
+    if constant > LOWEST:
+        raise CannotExport(f"argument constant_values={constant!r} is on no grid")
     if not readers or any("MaxPool" not in name_of(reader.operation) for reader in readers):
         raise CannotExport("only max pooling may read what is padded with so low a number")
 

@@ -6,7 +6,7 @@ import dataclasses
 from speq_keras.export.folding.builder import Builder
 from speq_keras.export.folding.copying import changes_nothing
 from speq_keras.export.folding.grids import fixed_grid
-from speq_keras.export.folding.node_rules import RULES, is_whole, table_rows
+from speq_keras.export.folding.node_rules import RULES, check_masks, is_whole, table_rows
 from speq_keras.export.folding.options import check_options
 from speq_keras.export.folding.padding import Padded
 from speq_keras.export.folding.pending import Pending
@@ -121,7 +121,10 @@ def _visit(builder, node, arguments):
     kind = kind_of(node.operation)
     if kind is Kind.QUANTIZER:
         return builder.quantize(node, arguments[0])
+    if name_of(node.operation) == "BatchNormalization":
+        arguments = arguments[:1]  # a mask counts in training alone
     check_options(node)
+    check_masks(builder.graph, node)
     if changes_nothing(node.operation) or _only_renames_type(builder, node, arguments):
         builder.folded.left_out.add(node.name)
         return arguments[0]  # may stand before a quantizer

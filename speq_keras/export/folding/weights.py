@@ -181,7 +181,7 @@ def finish(weights, output_grid, notes, name):
         limit = (max(-output_grid.low, output_grid.high) + 2) * step + reach * unit
         is_cut = np.abs(weights.bias) > limit
         weights.bias = np.clip(weights.bias, -limit, limit)
-    with np.errstate(divide="ignore", over="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         most = (_LARGEST_SUM - 1) / (reach + np.abs(weights.bias) / unit)
     most = np.where(unit > 0, most, 0.0)
     wanted = largest_multiplier(low, high, weights.container)

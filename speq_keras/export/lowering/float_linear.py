@@ -8,6 +8,7 @@ import numpy as np
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.lowering.expression import Floats
 from speq_keras.export.lowering.float_only import operands
+from speq_keras.ops import einsum_axes
 
 
 def matmul(builder, step):
@@ -20,6 +21,41 @@ def matmul(builder, step):
         raise CannotExport(f"there is no kernel for the shapes {x.shape} and {y.shape}")
     x, y = (z.reshape((1,) * (rank - len(z.shape)) + z.shape) for z in (x, y))
     return x.matmul(y).reshape(step.output.shape).finish()
+
+
+def einsum_dense(builder, step, kernel):
+    """An EinsumDense of any equation: a product of matrices between transpositions.
+
+    Args:
+        builder: The `Builder`.
+        step: The step.
+        kernel: Of the layer, float.
+
+    Returns:
+        `Floats`, with the bias added.
+    """
+    x, layer = Floats.input(builder, step), step.layer
+    read, axes, made = einsum_axes(layer.equation)
+    shared = [a for a in axes if a in read and a in made]
+    summed = [a for a in axes if a in read and a not in made]
+    columns = [a for a in axes if a not in read]
+    rows = [a for a in read[1:] if a not in axes]
+    if "." in layer.equation or read[0] in axes or set(made) != {read[0], *shared, *rows, *columns}:
+        raise CannotExport(f"there is no kernel for its equation {layer.equation!r}")
+    sizes = dict(zip(read, x.shape, strict=True)) | dict(zip(axes, kernel.shape, strict=True))
+
+    def count(group):
+        return math.prod(sizes[axis] for axis in group)
+
+    order = [read[0], *shared, *rows, *summed]
+    x = x.transpose([read.index(axis) for axis in order])
+    x = x.reshape((x.shape[0], count(shared), count(rows), count(summed)))
+    kernel = kernel.transpose([axes.index(axis) for axis in [*shared, *summed, *columns]])
+    y = x.matmul(x.constant(kernel.reshape(1, count(shared), count(summed), count(columns))))
+    order = [read[0], *shared, *rows, *columns]
+    y = y.reshape([sizes[axis] for axis in order])
+    y = y.transpose([order.index(axis) for axis in made])
+    return y if layer.bias is None else y + keras.ops.convert_to_numpy(layer.bias)
 
 
 def along_axis(x, matrix, axis):

@@ -210,6 +210,22 @@ def where(builder, step):
     return mask.made("select", x, y, shape=shape, dtype=dtype).finish()
 
 
+def masked_mean(builder, step):
+    """The mean of the steps that a mask leaves."""
+    x, layer = Floats.input(builder, step), step.layer
+    mask = Floats.input(builder, step, 1).is_true("not_equal", 0).cast("float32")
+    mask = mask.reshape((*mask.shape, 1))
+    y = (x * mask).sum((1,)) / mask.sum((1,))
+    return (y if layer.keepdims else y.reshape(step.output.shape)).finish()
+
+
+def masking(builder, step):
+    """Zeros where all channels are the value that stands for nothing."""
+    x = Floats.input(builder, step)
+    is_other = x.is_true("not_equal", step.layer.mask_value)
+    return (x * is_other.reduced("reduce_max", (len(x.shape) - 1,)).cast("float32")).finish()
+
+
 def cast(builder, step):
     """The same numbers in another type."""
     x = Floats.input(builder, step)

@@ -15,6 +15,7 @@ from speq_keras.operations import name_of
 
 # Functions whose kernel rounds the exact value to a grid that it prescribes.
 _PRESCRIBED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
+_FAR = 1e9
 # Functions of all values along an axis.
 _PER_AXIS = ("softmax", "log_softmax")
 
@@ -104,11 +105,19 @@ def float_function(builder, step):
     name = function_of(layer)
     if name not in _PER_AXIS:
         return activated(x, layer, name).finish()
-    if len(step.inputs) == 2:
-        # As Keras' softmax does: −1e9 where the mask is 0.
-        mask = Floats.input(builder, step, 1)
-        x = x + (mask.is_true("not_equal", 0).cast("float32") - 1) * 1e9
-    return along_last_axis(x, name, layer).finish()
+    if len(step.inputs) == 1:
+        return along_last_axis(x, name, layer).finish()
+    # As Keras' softmax: a large negative number where the mask is 0.
+    mask = Floats.input(builder, step, 1).is_true("not_equal", 0).cast("float32")
+    y = along_last_axis(x * mask + (mask - 1) * _FAR, name, layer)
+    return (y * mask if _masks_results(layer) else y).finish()
+
+
+def _masks_results(layer):
+    """Whether what is masked is 0 even where all is masked, as in Keras from 3.13 on."""
+    shape = (1,) * (1 + max(np.atleast_1d(layer.axis).max(), 1)) + (2,)
+    made = layer(np.zeros(shape, "float32"), mask=np.zeros(shape, bool))
+    return not keras.ops.convert_to_numpy(made).any()
 
 
 def along_last_axis(x, name, operation):

@@ -8,7 +8,7 @@ import numpy as np
 from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.folding.weights import slope_of, summed_axes
-from speq_keras.export.lowering import float_only
+from speq_keras.export.lowering import float_linear, float_only
 from speq_keras.export.lowering.build import image_shape
 from speq_keras.export.lowering.encoding import encoding_of
 from speq_keras.export.lowering.expression import Floats
@@ -60,18 +60,25 @@ def linear(builder, step):
     """Lowers a step with a weighted layer."""
     weights = step.weights
     if step.is_float:
-        is_separable = name_of(step.layer).startswith("Separable")
-        return (separable if is_separable else _linear_in_float)(builder, step)
+        return _linear_in_float(builder, step)
     _emit(builder, step, call_of(step, step.layer, weights.codes, weights.container), step.layer)
 
 
 def _linear_in_float(builder, step):
     """A layer with float weights, or quantized ones as floats, and its activation function."""
     operation, layer = step.nodes[0].operation, step.layer
+    if name_of(layer).startswith("Separable"):
+        return separable(builder, step)
     kernel = layer.kernel
     if operation is not layer:
         kernel = operation.quantizers["kernel"](kernel.value)
-    call = call_of(step, layer, keras.ops.convert_to_numpy(kernel))
+    kernel = keras.ops.convert_to_numpy(kernel)
+    try:
+        call = call_of(step, layer, kernel)
+    except CannotExport:
+        if name_of(layer) != "EinsumDense":
+            raise
+        return _ended(float_linear.einsum_dense(builder, step, kernel), layer)
     x = prepared_input(builder, builder.tensor(step.inputs[0]), layer, call.rank, step.name)
     if call.reads is not None:
         x = builder.make(step, "reshape", [x.name], call.reads, {"shape": call.reads})
@@ -83,7 +90,11 @@ def _linear_in_float(builder, step):
     shape = step.output.shape if call.makes is None else call.makes
     shape = shape if call.rank is None else image_shape(shape)
     y = builder.make(step, call.kind, [x.name, kernel.name, bias.name], shape, call.options)
-    y = Floats(builder, step, y)
+    return _ended(Floats(builder, step, y), layer)
+
+
+def _ended(y, layer):
+    """Lets the last node write the output of a step, with the activation that a layer ends in."""
     function = fused_function(layer)
     return (y if function is None else activated(y, layer, function)).finish()
 
@@ -182,8 +193,7 @@ def separable(builder, step):
         names.append(builder.constant(f"{step.name}/bias", bias).name)
         made = (*shape[:-1], len(bias))
         x = builder.make(step, call.kind, names, made, call.options)
-    function, y = fused_function(layer), Floats(builder, step, x)
-    return (y if function is None else activated(y, layer, function)).finish()
+    return _ended(Floats(builder, step, x), layer)
 
 
 def _pointwise(kernel):

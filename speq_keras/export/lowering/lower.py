@@ -56,6 +56,8 @@ ROWS = {
     "Resize": float_linear.resize,
     "UpSampling2D": float_linear.resize,
     "Where": float_only.where,
+    "Masking": float_only.masking,
+    "GlobalAveragePooling1D": float_only.masked_mean,
     "Equal": float_only.comparison("equal"),
     "NotEqual": float_only.comparison("not_equal"),
     "Less": float_only.comparison("less"),

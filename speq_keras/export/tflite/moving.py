@@ -191,7 +191,6 @@ OPS = {
     "reshape": _copies(_emit_reshape, reshape),
     "transpose": _copies(_emit_transpose, transpose, {6: (2, 12, 0)}),
     "pad": _copies(_emit_pad, pad, {4: (2, 6, 0)}),
-    "pad_lowest": _copies(_emit_pad_constant, pad_constant),
     "pad_constant": _copies(_emit_pad_constant, pad_constant),
     "mirror_pad": _copies(_emit_mirror_pad, mirror_pad),
     "split": _copies(_emit_split, split),
