@@ -164,6 +164,7 @@ BY_KERAS = "Keras calls it"
 IN_CLASS = "in the example of the class"
 WITHOUT_EXAMPLE = {
     "BitSearch": "`search_bits` makes it, and prints it in its example",
+    "MaskedOutput": "`wrap` makes it, where a loss would lose a mask",
     "CoTraining": "a base class: its subclasses `Apprentice` and `CoStudy` have examples",
     "Quantizer": "a base class: its subclasses for weights and activations have examples",
     "SPEQModel.compile": IN_CLASS,

@@ -45,6 +45,7 @@ def read_graph(model, expand=None):
     graph.inputs = inputs
     outputs = reader.inline(model, inputs, NameInModel(""), training=None)
     graph.outputs = outputs if expand is None else map_refs(outputs, reader.with_mask)
+    reader.drop_unread_masks()
     return graph
 
 
@@ -54,6 +55,7 @@ class _Reader:
         self.expand = expand
         self.masked = graph.masked
         self.masks = {}  # {number of a tensor: the `Ref` of its mask}
+        self.of_masks = []  # nodes that compute them
         self.carried = set()  # the tensors that carry it in a graph made of these nodes, too
 
     def inline(self, model, inputs, name_of, training):
@@ -135,6 +137,17 @@ class _Reader:
         specs = [(tensor.shape, tensor.dtype)]
         return self.graph.add_node(layer, layer.name, [[Ref(index), mask]], {}, specs)[0]
 
+    def drop_unread_masks(self):
+        """Drops the nodes that compute masks that nobody reads."""
+        read = {*self.graph.output_indices}
+        kept = []
+        of_masks = {id(node) for node in self.of_masks}
+        for node in reversed(self.graph.nodes):
+            if id(node) not in of_masks or not read.isdisjoint(node.outputs):
+                kept.append(node)
+                read.update(node.inputs)
+        self.graph.nodes = kept[::-1]
+
     def mask_of(self, leaf):
         """Returns the `Ref` of the mask of a `Ref`, or None."""
         return self.masks.get(leaf.index) if isinstance(leaf, Ref) else None
@@ -160,9 +173,11 @@ class _Reader:
         if isinstance(made, keras.Model):
             sources = [refs[id(x)][1] for x in made.inputs]
             name_of = NameInLayer(f"{self.graph.nodes[-1].name}_mask.")
+            length = len(self.graph.nodes)
             (self.masks[outputs[0].index],) = tree.flatten(
                 self.inline(made, sources, name_of, None)
             )
+            self.of_masks += self.graph.nodes[length:]
         elif made is not None:
             self.masks[outputs[0].index] = refs[id(made)][1]
 

@@ -160,6 +160,13 @@ def _log_add_exp(operation, x, y):
     return ops.maximum(x, y) + ops.softplus(-ops.abs(x - y))
 
 
+def _filled(x, value, dtype):
+    dtype = x.dtype if dtype is None else dtype
+    if dtype == "bool":
+        return ops.equal(x, x) if value else ops.not_equal(x, x)
+    return ops.cast(x, dtype) * 0 + value
+
+
 def _one_hot(operation, x):
     if operation.sparse or operation.axis not in (-1, len(x.shape)):
         raise CannotExpand("it is sparse, or its axis is not the last one")
@@ -217,6 +224,6 @@ _OPERATIONS = {
     ),
     lambda x: ops.fmin(x, x): lambda o, x, y: ops.minimum(x, y),
     lambda x: ops.fmax(x, x): lambda o, x, y: ops.maximum(x, y),
-    lambda x: ops.zeros_like(x): lambda o, x, dtype=None: x * 0,
-    lambda x: ops.ones_like(x): lambda o, x, dtype=None: x * 0 + 1,
+    lambda x: ops.zeros_like(x): lambda o, x, dtype=None: _filled(x, 0, dtype or o.dtype),
+    lambda x: ops.ones_like(x): lambda o, x, dtype=None: _filled(x, 1, dtype or o.dtype),
 }
