@@ -68,6 +68,10 @@ layers.Minimum({name})([{same}, {x}])
 {x} * {same}
 ops.add({same}, {x})
 ops.relu({x} + {same})
+ops.maximum({x}, {same})
+ops.where({x} > {num}, {x}, {same})
+{x} - ops.stop_gradient({same})
+ops.square({x} - {same})
 [any noise]
 layers.Dropout(0.3)
 layers.GaussianNoise(0.1)
@@ -86,7 +90,16 @@ own.both(keras.Sequential([keras.Input({tail}), layers.Dense({n}<, activation={a
 {x}, {same})
 keras.Sequential([keras.Input({tail}), layers.Dense({n}), \
 layers.BatchNormalization(), layers.ReLU()])
+layers.Lambda(lambda t: 2 * t - ops.sigmoid(t))
 [any wild]
+ops.sum({x}, axis=-1, keepdims=True)
+{x} * ops.cast({x} > 0, 'float32')
+ops.var({x}, axis=-1, keepdims=True) + {x}
+ops.normalize({x}, axis=-1)
+{x} - ops.logsumexp({x}, axis=-1, keepdims=True)
+ops.log_softmax({x})
+ops.min({x}, axis=-1, keepdims=True) + {x}
+layers.LayerNormalization(axis=-1)
 own.Dropout()
 own.Identity()
 own.Negative()
@@ -193,6 +206,11 @@ ops.matmul({x}, ops.swapaxes({same}, 1, 2))
 ops.softmax(ops.matmul({x}, ops.transpose({same}, (0, 2, 1))) * 0.3) @ {x}
 layers.LayerNormalization({name})({x} + {same})
 [2 wild]
+layers.TimeDistributed(layers.Dense({n}, activation={act}))
+layers.AdaptiveAveragePooling1D(3)
+layers.AdaptiveMaxPooling1D(3)
+layers.MultiHeadAttention(1, 4, dropout=0.1, {name})({x}, {same}, use_causal_mask=True)
+ops.layer_normalization({x})
 layers.EinsumDense('btc,ts->bsc', output_shape=(4, {c}))
 layers.Conv1DTranspose({n}, {k1}{line}{end}
 layers.GlobalAveragePooling1D(data_format='channels_first')
@@ -262,6 +280,13 @@ layers.BatchNormalization(), layers.Activation({act})])
 ops.concatenate([layers.Conv2D(2, 1, {name})({x}), layers.Conv2D(3, 3, padding='same', \
 activation='relu')({x})], axis=-1)
 [3 wild]
+layers.TimeDistributed(layers.Conv1D({n}, 2, activation={act}))
+layers.AdaptiveAveragePooling2D((2, 3))
+layers.AdaptiveMaxPooling2D((3, 2))
+layers.MaxPooling2D(3, 2)(ops.pad({x}, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf))
+layers.UpSampling2D(2, interpolation='bicubic')
+ops.image.extract_patches({x}, 2)
+ops.space_to_depth({x}, 2)
 own.StandardizedConv({n}, 3)
 layers.Conv2D({n}, 3, activation={rare})
 layers.Conv2DTranspose({n}, {k2}{window}<, output_padding=1>{end}
@@ -280,11 +305,15 @@ layers.Reshape((-1, {c}, 2, 1))
 [4 weights]
 layers.Dense({n}{end}
 layers.Conv3D({n}, {k1}<, padding={pad}>{end}
+[4 pool]
+layers.MaxPooling3D(2, padding='same')
+layers.AveragePooling3D(2, strides=1)
 [4 move]
 layers.Flatten()
 layers.Reshape((-1, {c}))
+layers.ZeroPadding3D(1)
+layers.Cropping3D(((0, 1), (0, 0), (0, 0)))
 {x}[:, 0]
-[4 pool]
 ops.mean({x}, axis=1)
 """
 _SHORTHANDS = {
@@ -342,6 +371,7 @@ INPUTS = [
     ("line", "float32", "{x}"),
     ("vector", "float32", "{x}"),
     ("vector", "float32", "{x}"),
+    ("tokens", "int32", "layers.Embedding(11, {n}, mask_zero=True)"),
     ("tokens", "int32", "layers.Embedding(11, {n})"),
     ("tokens", "int32", "layers.Embedding(11, {n}<, mask_zero=True>)"),
 ]
