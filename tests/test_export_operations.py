@@ -1,5 +1,6 @@
 """The emitters: options and versions in the file, and what the runtime computes from them."""
 
+import keras
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
@@ -17,6 +18,7 @@ from integer_networks import (
     parsed,
     quantized,
     random_codes,
+    single,
     transposed,
     two_inputs,
     weights,
@@ -25,6 +27,7 @@ from integer_networks import (
 from speq_keras.export.tflite import moving
 from speq_keras.export.tflite.network import Node, Tensor
 from speq_keras.export.tflite.operations import OPS
+from speq_keras.export.tflite.simulate import simulate
 from speq_keras.export.tflite.write import write
 
 # ---- options and versions --------------------------------------------------------------------
@@ -145,6 +148,12 @@ UNARY = {
     "exp": np.exp,
     "log": np.log,
     "sqrt": np.sqrt,
+    "sin": np.sin,
+    "cos": np.cos,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": lambda x: np.sign(x) * np.floor(np.abs(x) + 0.5),  # nothing is halfway here
+    "log_softmax": lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True)),
     "elu": lambda x: np.where(x > 0, x, np.expm1(x)),
     "hard_swish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
     "logistic": sigmoid,
@@ -161,9 +170,18 @@ BINARY = {
     "sub": np.subtract,
     "mul": np.multiply,
     "div": np.divide,
+    "pow": np.power,
     "maximum": np.maximum,
     "minimum": np.minimum,
     "squared_difference": lambda a, b: np.square(a - b),
+}
+COMPARISONS = {
+    "equal": np.equal,
+    "not_equal": np.not_equal,
+    "less": np.less,
+    "less_equal": np.less_equal,
+    "greater": np.greater,
+    "greater_equal": np.greater_equal,
 }
 POOL = {"size": (2, 2), "strides": (2, 2), "padding": "valid"}
 BLOCKS = X.reshape(2, 4, 2, 4, 2, 4)
@@ -173,6 +191,11 @@ OTHERS = {
     "mean": (float_one("mean", (None, 4), axes=(1, 2), keep_dims=False), X.mean((1, 2))),
     "reduce_max": (float_one("reduce_max", (None, 4), axes=(1, 2), keep_dims=False), X.max((1, 2))),
     "reduce_min": (float_one("reduce_min", (None, 4), axes=(1, 2), keep_dims=False), X.min((1, 2))),
+    "sum": (float_one("sum", (None, 4), axes=(1, 2), keep_dims=False), X.sum((1, 2))),
+    "reduce_prod": (
+        float_one("reduce_prod", (None, 8, 8, 1), axes=(3,), keep_dims=True),
+        X[..., :1] * X[..., 1:2] * X[..., 2:3] * X[..., 3:],
+    ),
     "reshape": (float_one("reshape", (None, 256), shape=(None, 256)), X.reshape(2, 256)),
     "transpose": (
         float_one("transpose", (None, 4, 8, 8), permutation=(0, 3, 1, 2)),
@@ -230,6 +253,73 @@ def test_unary_kinds_compute_what_their_name_says(kind):
 def test_binary_kinds_compute_what_their_name_says(kind):
     network = two_inputs(kind, make=floating)
     check(outputs_of(write(network), A, B)[0], BINARY[kind](A, B))
+
+
+@pytest.mark.parametrize("kind", COMPARISONS)
+def test_comparisons_make_ones_and_zeros(kind):
+    network = two_inputs(kind, make=floating)
+    network.tensors["y"].dtype = "int32"
+    other = np.where(B > 1, X, B)  # half of them are equal
+    found = outputs_of(write(network), X, other)[0]
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, COMPARISONS[kind](X, other))
+    np.testing.assert_array_equal(simulate(network, [X, other])[0], found)
+
+
+def test_select_takes_the_first_where_the_mask_is_not_zero():
+    mask = Tensor(name="m", shape=IMAGE, dtype="int32")
+    network = single(
+        "select", [mask, floating("x", IMAGE), floating("b", IMAGE)], floating("y", IMAGE)
+    )
+    chosen = (X > 0).astype(np.int32) * 3
+    found = outputs_of(write(network), chosen, X, B)[0]
+    np.testing.assert_array_equal(found, np.where(X > 0, X, B))
+    np.testing.assert_array_equal(simulate(network, [chosen, X, B])[0], found)
+
+
+def test_arg_max_is_the_place_of_the_largest():
+    network = float_one("arg_max", (None, 8, 4), axis=1)
+    network.tensors["y"].dtype = "int32"
+    found = outputs_of(write(network), X)[0]
+    np.testing.assert_array_equal(found, X.argmax(1))
+    np.testing.assert_array_equal(simulate(network, [X])[0], found)
+
+
+VOLUME = {"strides": (1, 2, 1), "padding": "same"}
+
+
+def volumes(kind, kernel, output_shape, options):
+    """Returns a network of one convolution of volumes, and its constants."""
+    rng = np.random.default_rng(3)
+    values = {"w": rng.normal(size=kernel), "bias": rng.normal(size=5)}
+    constants = [
+        Tensor(name=n, shape=v.shape, dtype="float32", data=v.astype(np.float32))
+        for n, v in values.items()
+    ]
+    x = floating("x", (None, 3, 4, 5, 2))
+    return single(kind, [x, *constants], floating("y", output_shape), **options), values
+
+
+@pytest.mark.parametrize("kind", ["conv_3d", "conv_3d_transpose"])
+def test_convolutions_of_volumes_are_those_of_keras(kind):
+    layer, kernel, size, options = {
+        "conv_3d": (keras.layers.Conv3D, (2, 3, 2, 2, 5), (3, 2, 5), VOLUME),
+        "conv_3d_transpose": (
+            keras.layers.Conv3DTranspose,
+            (2, 3, 2, 5, 2),
+            (3, 8, 5),
+            {**VOLUME, "output_size": (3, 8, 5)},
+        ),
+    }[kind]
+    network, values = volumes(kind, kernel, (None, *size, 5), options)
+    layer = layer(5, (2, 3, 2), strides=(1, 2, 1), padding="same")
+    layer.build((None, 3, 4, 5, 2))
+    layer.set_weights([values["w"], values["bias"]])
+    x = np.random.default_rng(4).normal(size=(2, 3, 4, 5, 2)).astype(np.float32)
+    # The transposed kernel takes the size of the batch from a constant.
+    found = outputs_of(write(network, batch_size=2), x)[0]
+    np.testing.assert_allclose(found, layer(x), rtol=1e-4, atol=1e-5)  # sums of 24 products
+    np.testing.assert_allclose(simulate(network, [x])[0], found, rtol=1e-4, atol=1e-5)
 
 
 def test_batch_matmul_multiplies_the_last_two_axes():
@@ -363,4 +453,5 @@ def test_a_dense_layer_multiplies_by_its_codes(dtype, keep):
 def test_every_kind_is_tested_here():
     alone = {"batch_matmul", "cast", "conv_2d", "depthwise_conv_2d", "dequantize"}
     alone |= {"fully_connected", "lookup", "prelu", "quantize", "transpose_conv"}
-    assert set(OPS) - set(moving.OPS) <= {*UNARY, *BINARY, *OTHERS} | alone
+    alone |= {"arg_max", "conv_3d", "conv_3d_transpose", "select"}
+    assert set(OPS) - set(moving.OPS) <= {*UNARY, *BINARY, *COMPARISONS, *OTHERS} | alone

@@ -143,6 +143,14 @@ def pair(rng, kind):
     return single(kind, [a, b], output, activation(rng)), arrays
 
 
+def larger_or_smaller(rng, kind):
+    """Of codes on one grid."""
+    arrays = [grid.reshape(1, -1) for grid in np.meshgrid(ALL_CODES, ALL_CODES)]
+    step, zero = scale(rng), zero_point(rng)
+    a, b, output = (codes((65536,), step, zero, name=name) for name in "aby")
+    return single(kind, [a, b], output), arrays
+
+
 def with_constant(rng, kind):
     shape = [(1, 1, 1, 7), (7,), (1,), (1, 5, 4, 1)][rng.integers(4)]
     other = constant("other", random_codes(rng, *shape), scale(rng), zero_point(rng))
@@ -259,6 +267,8 @@ CASES = {
     "add": partial(pair, kind="add"),
     "sub": partial(pair, kind="sub"),
     "mul": partial(pair, kind="mul"),
+    "maximum": partial(larger_or_smaller, kind="maximum"),
+    "minimum": partial(larger_or_smaller, kind="minimum"),
     "add constant": partial(with_constant, kind="add"),
     "sub constant": partial(with_constant, kind="sub"),
     "mul constant": partial(with_constant, kind="mul"),
@@ -302,6 +312,8 @@ CASES = {
 }
 # What XNNPACK leaves to a builtin kernel, always or for some options.
 BUILTIN = {
+    "maximum",
+    "minimum",
     "mirror_pad reflect",
     "mirror_pad symmetric",
     "conv_2d int4",

@@ -179,7 +179,8 @@ class _Rewriter:
         before, options, after = plan
         copy = self.copy(operation, name, **changes, **options)
         (ref,) = self.transposed(args[0], before, name)
-        return self.transposed(*self.call(copy, name, [ref], kwargs), after, name)
+        (made,) = self.call(copy, name, [ref], kwargs)
+        return self.transposed(made, after, name)
 
     def transposed(self, ref, axes, name):
         """Appends a transposition, if it is one; returns its output, a list."""
