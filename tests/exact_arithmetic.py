@@ -209,6 +209,18 @@ def double_rounding_steps(file):
     return largest
 
 
+def bias_steps(file):
+    """Returns by how many steps of an output a rounded bias of a `TFLiteFile` may be off."""
+    largest = 0.0
+    for op in file.operations:
+        if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+            x, weights = (file.tensors[number] for number in op.inputs[:2])
+            scale = file.tensors[op.outputs[0]].scale
+            if scale is not None and x.scale is not None:
+                largest = max(largest, float(np.max(x.scale[0] * weights.scale) / scale[0]) / 2)
+    return largest
+
+
 def _weighted(sums, op, tensors, output, bias):
     """Adds the bias to whole sums, and scales both."""
     x, weights = tensors[:2] if op.name != "TRANSPOSE_CONV" else (tensors[2], tensors[1])

@@ -11,7 +11,7 @@ import warnings
 
 import keras
 import numpy as np
-from exact_arithmetic import TFLiteFile, double_rounding_steps
+from exact_arithmetic import TFLiteFile, bias_steps, double_rounding_steps
 from keras import ops
 from random_drawing import draw
 
@@ -262,13 +262,17 @@ ALLOWED_TIMES = 2.0
 ALLOWED_SETTLED = 0.02
 
 
-def noisy_outputs(model, x, seed, steps=NOISE_STEPS):
-    """Returns the trained graph's outputs with noise at every quantizer, a list for every run."""
+def noisy_outputs(model, x, seed, steps=NOISE_STEPS, shift=0.0):
+    """Returns the trained graph's outputs with noise at every quantizer, a list for every run.
+
+    `steps` are for every value on its own, `shift` for all values of a channel alike.
+    """
     rng = np.random.default_rng(seed)
 
     def noisy(quantizer, inputs):
         scale = float(quantizer.grid()[0])
-        noise = rng.uniform(-steps, steps, tuple(inputs.shape)) * scale
+        noise = rng.uniform(-steps, steps, tuple(inputs.shape))
+        noise = (noise + rng.uniform(-shift, shift, inputs.shape[-1:])) * scale
         return quantizer.quantized(inputs + ops.cast(noise, inputs.dtype))
 
     for quantizer in model.activation_quantizers:
@@ -283,8 +287,9 @@ def _check_file(model, network, x, path, *, is_settled):
     made = run_file(path, x)
     wanted = _outputs(model.predict_on_batch(_as_given(x)))
     # Sums that are rounded twice move by up to their distance: much, in files of few bits.
-    twice = double_rounding_steps(TFLiteFile(pathlib.Path(path).read_bytes()))
-    runs = noisy_outputs(model, x, network.seed, NOISE_STEPS + twice)
+    file = TFLiteFile(pathlib.Path(path).read_bytes())
+    twice, shift = double_rounding_steps(file), 0.0 if is_settled else bias_steps(file)
+    runs = noisy_outputs(model, x, network.seed, NOISE_STEPS + twice, shift)
     details = []
     for place, y in enumerate(wanted):
         last = _last_function(model, place)

@@ -11,6 +11,9 @@ from keras import tree
 
 from speq_keras.graph.nodes import refs_in
 
+# A mask that cannot be traced.
+UNKNOWN = object()
+
 
 def mask_arguments(layer, args, kwargs, mask_of):
     """Returns the masks that a layer asks for and that its call does not name.
@@ -51,7 +54,7 @@ def mask_model(layer, first, masks):
 
     Returns:
         A Functional model of `compute_mask` with the tensors that it reads as inputs, one of those
-        tensors, or None where there is no mask, or nobody can say.
+        tensors, None where there is no mask, or UNKNOWN where nobody can say.
     """
     if not getattr(layer, "supports_masking", False):
         return None
@@ -62,5 +65,5 @@ def mask_model(layer, first, masks):
         if not isinstance(made, keras.KerasTensor) or any(made is x for x in known):
             return made if isinstance(made, keras.KerasTensor) else None
         return keras.Model(known, made)
-    except Exception:  # of other people's code; whoever reads the mask says that there is none
-        return None
+    except Exception:  # of other people's code, on tensors it may not know
+        return UNKNOWN

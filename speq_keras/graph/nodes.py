@@ -47,7 +47,8 @@ class Node:
 class Graph:
     """Nodes in an order in which they can be computed, their tensors, and the ends of the model.
 
-    `masked`: the numbers of the tensors that carry a mask which no argument shows.
+    `masked`: the numbers of the tensors that are made of masked ones in any way. `carried`: those
+    that carry a mask behind them when the graph is called.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Graph:
     inputs: object = None
     outputs: object = None
     masked: set = dataclasses.field(default_factory=set)
+    carried: set = dataclasses.field(default_factory=set)
 
     def add_tensor(self, shape, dtype, producer=None, name=""):
         """Appends a tensor and returns its `Ref`."""

@@ -11,7 +11,7 @@ from keras import tree
 from speq_keras._checks import brief
 from speq_keras.graph.copies import check_copyable
 from speq_keras.graph.functional import is_functional, plain_functional
-from speq_keras.graph.masks import mask_arguments, mask_model
+from speq_keras.graph.masks import UNKNOWN, mask_arguments, mask_model
 from speq_keras.graph.names import NameInLayer, NameInModel
 from speq_keras.graph.nodes import Graph, Ref, map_refs, refs_in
 from speq_keras.graph.notation import config_of, fill_in, input_keys, keys_in, map_outputs
@@ -56,7 +56,7 @@ class _Reader:
         self.masked = graph.masked
         self.masks = {}  # {number of a tensor: the `Ref` of its mask}
         self.of_masks = []  # nodes that compute them
-        self.carried = set()  # the tensors that carry it in a graph made of these nodes, too
+        self.carried = graph.carried
 
     def inline(self, model, inputs, name_of, training):
         """Appends the nodes of `model` on `inputs`; returns its outputs, a structure of `Ref`s."""
@@ -178,6 +178,8 @@ class _Reader:
                 self.inline(made, sources, name_of, None)
             )
             self.of_masks += self.graph.nodes[length:]
+        elif made is UNKNOWN:
+            self.carried.add(outputs[0].index)
         elif made is not None:
             self.masks[outputs[0].index] = refs[id(made)][1]
 

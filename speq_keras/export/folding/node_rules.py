@@ -46,7 +46,7 @@ def check_masks(graph, node):
     """
     is_layer = isinstance(node.operation, keras.layers.Layer)
     looks = is_layer and name_of(node.operation) in _READS_MASKS
-    if looks and not graph.masked.isdisjoint(node.inputs):
+    if looks and not graph.carried.isdisjoint(node.inputs):
         raise CannotExport("its inputs carry masks, which it looks at; use the operator")
 
 
