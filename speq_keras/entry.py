@@ -17,7 +17,7 @@ from speq_keras.settings import (
     teacher_precision_from,
 )
 from speq_keras.training.heads import check_teacher
-from speq_keras.wrapping import WrapOptions, as_functional, quantize_graph
+from speq_keras.wrapping import WrapOptions, quantize_graph
 
 
 def wrap(
@@ -25,7 +25,6 @@ def wrap(
     w_bits=3,
     a_bits=3,
     *,
-    inputs=None,
     teacher_bits=None,
     quantization_probability=None,
     temperature=2.0,
@@ -58,14 +57,10 @@ def wrap(
 
     Args:
         model: A Functional or built Sequential model; models used as layers in it are flattened,
-            and layers made of layers (attention, KerasHub's encoder blocks) taken apart. So is a
-            subclassed model whose `call` runs on symbolic tensors; its own `train_step` is not
-            taken over.
+            and layers made of layers (attention, KerasHub's encoder blocks) taken apart.
         w_bits: Width of the weights in bits, 2 to 8, or None: weights stay float.
         a_bits: Width of the activations that weighted layers read, 2 to 8, or None: activations
             stay float (then there is nothing to draw, and training is plain).
-        inputs: What a subclassed model reads, as `keras.Input` tensors: one, or a list or dict of
-            them. Not needed where it reads floats and was called before.
         teacher_bits: n_H of Eq. 1 in bits; 8 unless given.
         quantization_probability: u of Eq. 1: how often the teacher takes the target width, 0 to 1;
             0.5 unless given.
@@ -118,7 +113,6 @@ def wrap(
     Reference: Boo et al., "Stochastic Precision Ensemble" (AAAI 2021), Eq. 1-5.
     """
     _check_model(model)
-    model = as_functional(model, inputs)
     check_name("name", name, optional=True)
     options = WrapOptions(
         w_bits=w_bits,
@@ -140,8 +134,6 @@ def wrap(
         seed=seed,
     )
     _check_drawable(a_bits, distillation)
-    if isinstance(teacher, keras.Model) and not is_functional(teacher) and teacher.built:
-        teacher = as_functional(teacher)
     if teacher is not None:
         check_teacher(model, teacher)
     check_bool("fused_batch_norm", fused_batch_norm)
@@ -216,4 +208,10 @@ def _check_model(model):
             "`model` must be built: its layers need to know their input shapes. "
             f"{describe(model=model.name)} Begin the Sequential model with keras.Input(shape), or "
             "call model.build(input_shape)."
+        )
+    if not is_functional(model):
+        raise ValueError(
+            "`model` must be Functional or Sequential: a subclassed model has no graph in which "
+            f"quantizers could be placed. {describe(model=type(model).__name__)} Rebuild it as "
+            "keras.Model(inputs, outputs) from keras.Input tensors."
         )

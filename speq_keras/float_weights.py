@@ -12,7 +12,6 @@ from speq_keras.layers import QuantizedLayer
 from speq_keras.live_objects import with_live_objects
 from speq_keras.operations import build_fused_layers
 from speq_keras.wrapping.composite import Expander
-from speq_keras.wrapping.subclassed import as_functional
 
 
 def model_with_weights_of(wrapped):
@@ -40,7 +39,6 @@ def load(wrapped, source):
     model = source if isinstance(source, keras.Model) else _model_of_file(wrapped, source)
     if isinstance(model, type(wrapped)):
         model = model.float_model()
-    model = as_functional(model)
     for mine, theirs in _pairs(wrapped, model):
         if _without_ones(mine.shape) != _without_ones(theirs.shape):
             raise ValueError(

@@ -231,7 +231,7 @@ def test_wrap_refuses_a_model_of_boundary_layers_that_are_all_float():
 
 
 MODELS = {
-    "a subclassed model": (Subclassed, ValueError, "must know what it reads.*Call it once on data"),
+    "a subclassed model": (Subclassed, ValueError, "must be Functional or Sequential"),
     "a model that Keras has quantized": (
         lambda: keras_quantized(),
         ValueError,

@@ -1,6 +1,5 @@
 """Float model in, quantized graph out.
 
-    as_functional  subclassed model -> Keras graph         subclassed.py
     read_graph     Keras model -> plain nodes              ../graph
     Expander       blocks made of layers -> those layers   composite.py, parts.py
     canonicalize   fused activations, swish, separable     canonical.py
@@ -22,7 +21,6 @@ from speq_keras.wrapping.composite import Expander
 from speq_keras.wrapping.decisions import WrapOptions, decide
 from speq_keras.wrapping.owners import find_owners
 from speq_keras.wrapping.placement import Placement, place
-from speq_keras.wrapping.subclassed import as_functional
 
 
 @dataclasses.dataclass
@@ -105,4 +103,4 @@ def _check_float(graph, options):
             )
 
 
-__all__ = ["QuantizedGraph", "WrapOptions", "as_functional", "quantize_graph"]
+__all__ = ["QuantizedGraph", "WrapOptions", "quantize_graph"]

@@ -58,7 +58,7 @@ def is_composite(operation):
         return True
     if type(operation).__module__.startswith(_APPLICATIONS):  # as a user's, but for what is known
         return row_of(operation) is None
-    return not _is_known(type(operation))
+    return not _is_known(type(operation)) and not isinstance(operation, keras.Model)
 
 
 class Expander:
@@ -157,14 +157,7 @@ def _variables_in(layer):
 
 
 def _on_its_weights(layer, known):
-    """Returns a function like the layer's `call` that reads tensors in place of variables.
-
-    Args:
-        layer: The layer.
-        known: {id of a variable: (variable, its `Weight`)}, extended.
-    """
-    if not _variables_in(layer):
-        return layer.call
+    """Returns a function like the layer's `call` that reads tensors in place of variables."""
 
     @functools.wraps(layer.call)
     def call(*args, **kwargs):
