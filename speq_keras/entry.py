@@ -5,7 +5,7 @@ import json
 import keras
 
 from speq_keras._checks import brief, check_bool, check_name, describe
-from speq_keras.graph import check_has_config, is_functional, plain_functional
+from speq_keras.graph import check_has_config, plain_functional
 from speq_keras.live_objects import own_classes
 from speq_keras.losses import AUTO
 from speq_keras.model import SPEQModel
@@ -17,7 +17,7 @@ from speq_keras.settings import (
     teacher_precision_from,
 )
 from speq_keras.training.heads import check_teacher
-from speq_keras.wrapping import WrapOptions, quantize_graph
+from speq_keras.wrapping import WrapOptions, as_functional, quantize_graph, taken_apart
 
 
 def wrap(
@@ -41,6 +41,7 @@ def wrap(
     fused_batch_norm=True,
     seed=None,
     name=None,
+    inputs=None,
 ):
     """Makes a `SPEQModel` from a float Keras model: the same graph with quantizers in it.
 
@@ -57,7 +58,10 @@ def wrap(
 
     Args:
         model: A Functional or built Sequential model; models used as layers in it are flattened,
-            and layers made of layers (attention, KerasHub's encoder blocks) taken apart.
+            and layers made of layers (attention, KerasHub's encoder blocks) taken apart. Or a
+            subclassed model whose `call` runs on symbolic tensors: its graph is taken, with its
+            layers and weights, and `float_model()` is the Functional model of that graph. A
+            `train_step`, `test_step` or `get_config` of its own is not taken over.
         w_bits: Width of the weights in bits, 2 to 8, or None: weights stay float.
         a_bits: Width of the activations that weighted layers read, 2 to 8, or None: activations
             stay float (then there is nothing to draw, and training is plain).
@@ -90,6 +94,8 @@ def wrap(
             of the old one, with its ranges.
         seed: Seed of the draws, a whole number; None takes a random one.
         name: Name of the new model; the float model's unless given.
+        inputs: Of a subclassed model that was not called yet, or whose inputs are not all of its
+            own dtype: what its `call` takes, as `keras.Input` tensors (one, a list or a dict).
 
     Returns:
         A `SPEQModel`, not compiled.
@@ -113,6 +119,7 @@ def wrap(
     Reference: Boo et al., "Stochastic Precision Ensemble" (AAAI 2021), Eq. 1-5.
     """
     _check_model(model)
+    float_model, model = model, as_functional(model, inputs)
     check_name("name", name, optional=True)
     options = WrapOptions(
         w_bits=w_bits,
@@ -138,6 +145,8 @@ def wrap(
         check_teacher(model, teacher)
     check_bool("fused_batch_norm", fused_batch_norm)
     graph = quantize_graph(model, options, fuses_batch_norm=fused_batch_norm)
+    if model is not float_model:
+        model = taken_apart(graph.read, model.name)
     return assemble(model, graph, settings, name=name or model.name, teacher=teacher)
 
 
@@ -208,10 +217,4 @@ def _check_model(model):
             "`model` must be built: its layers need to know their input shapes. "
             f"{describe(model=model.name)} Begin the Sequential model with keras.Input(shape), or "
             "call model.build(input_shape)."
-        )
-    if not is_functional(model):
-        raise ValueError(
-            "`model` must be Functional or Sequential: a subclassed model has no graph in which "
-            f"quantizers could be placed. {describe(model=type(model).__name__)} Rebuild it as "
-            "keras.Model(inputs, outputs) from keras.Input tensors."
         )
