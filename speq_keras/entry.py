@@ -140,13 +140,10 @@ def wrap(
         teacher_distillation=teacher_distillation,
         seed=seed,
     )
-    _check_drawable(a_bits, distillation)
-    if teacher is not None:
-        check_teacher(model, teacher)
+    _check_method(model, a_bits, distillation, teacher)
     check_bool("fused_batch_norm", fused_batch_norm)
     graph = quantize_graph(model, options, fuses_batch_norm=fused_batch_norm)
-    if model is not float_model:
-        model = taken_apart(graph.read, model.name)
+    model = model if model is float_model else taken_apart(graph.read, model.name)
     return assemble(model, graph, settings, name=name or model.name, teacher=teacher)
 
 
@@ -161,7 +158,8 @@ def assemble(model, graph, settings, *, name, teacher=None):
         teacher: External float teacher, or None.
     """
     names = tuple(plain_functional(model).output_names)
-    provenance = Provenance.of_graph(graph, float_config=_config_of(model), output_names=names)
+    config = _config_of(model, graph.read)
+    provenance = Provenance.of_graph(graph, float_config=config, output_names=names)
     text = SettingsText.of(settings, provenance)
     wrapped = SPEQModel(graph.inputs, graph.outputs, name=name, settings=text)
     wrapped.float_classes = tuple(own_classes(model))
@@ -171,11 +169,14 @@ def assemble(model, graph, settings, *, name, teacher=None):
     return wrapped
 
 
-def _config_of(model):
+def _config_of(model, read=None):
+    """Returns the config of a float model, or else that of its layers taken apart, as in `read`."""
     plain = plain_functional(model)
     try:
         return json.dumps(keras.saving.serialize_keras_object(plain))
     except Exception as error:  # from a `get_config` of other people
+        if read is not None:
+            return _config_of(taken_apart(read, model.name))
         for operation in plain.operations:
             check_has_config(operation)
         raise ValueError(
@@ -185,12 +186,14 @@ def _config_of(model):
         ) from error
 
 
-def _check_drawable(a_bits, distillation):
+def _check_method(model, a_bits, distillation, teacher):
     if a_bits is None and distillation not in (AUTO, None):
         raise ValueError(
             "SPEQ draws activation widths, and with `a_bits`=None there are none. "
             f"{describe(a_bits=a_bits, distillation=distillation)} Pass distillation=None."
         )
+    if teacher is not None:
+        check_teacher(model, teacher)
 
 
 def _check_model(model):

@@ -35,6 +35,8 @@ def as_functional(model, inputs=None):
             f"{_RULE} {describe(model=type(model).__name__, inputs=None)} Call it once on data, "
             "or pass inputs=keras.Input(shape), so that the shapes are known."
         )
+    if isinstance(inputs, dict):
+        inputs = {key: _named(key, x) for key, x in inputs.items()}
     try:
         outputs = _outputs(model, inputs)
     except CannotExpand as error:
@@ -86,6 +88,13 @@ def _outputs(model, inputs):
     with deep_graphs():  # inside, the size of a batch may be another one
         clone = keras.models.clone_model(traced, tensors, clone_function=lambda layer: layer)
     return clone.output
+
+
+def _named(key, x):
+    """Returns an input with the name that Keras asks for in a dict: its key."""
+    if not isinstance(x, keras.KerasTensor) or x.name == key:
+        return x
+    return keras.Input(batch_shape=x.shape, dtype=x.dtype, name=key)
 
 
 def _difference(model, traced, args, kwargs):
