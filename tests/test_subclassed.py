@@ -200,7 +200,19 @@ class Needing(keras.Model):
         return self.dense(x) if float(np.asarray(x).sum()) > 0 else x
 
 
+class Frozen(keras.Model):
+    """Without `training` in its call, which it gives to a layer; Functional models override it."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.norm = layers.Dense(3), layers.BatchNormalization()
+
+    def call(self, x):
+        return self.norm(self.dense(x), training=False)
+
+
 REFUSED = {
+    "training=False in its call": (Frozen, "as a graph it computes other values.* in training"),
     "another graph in training": (
         lambda: Other(lambda x, training: ops.relu(x) if training else x),
         "it is another graph in training",

@@ -40,7 +40,9 @@ def difference(layer, model, args, kwargs, inputs):
     """
     rng = np.random.default_rng(0)
     weights = _random_values(layer, model, rng)
-    asks = "training" in inspect.signature(layer.call).parameters
+    # Keras' Functional models say it to the layers of a graph, whatever a model says to its own.
+    is_model = isinstance(layer, keras.Model)
+    asks = is_model or "training" in inspect.signature(layer.call).parameters
     # Steps that are examples share what a batch has in common: its statistics, random numbers.
     is_per_step = isinstance(layer, keras.layers.TimeDistributed)
     asks = asks and kwargs.get("training") is None and not is_per_step

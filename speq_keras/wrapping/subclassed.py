@@ -8,7 +8,7 @@ import keras
 from keras import tree
 
 from speq_keras._checks import brief, describe
-from speq_keras.graph import copy_operation, deep_graphs, is_functional, map_refs
+from speq_keras.graph import check_has_config, copy_operation, deep_graphs, is_functional, map_refs
 from speq_keras.wrapping.composite import expand, is_composite
 from speq_keras.wrapping.composite_check import difference
 from speq_keras.wrapping.parts import CannotExpand
@@ -67,6 +67,7 @@ def taken_apart(graph, name):
     for node in graph.nodes:
         operation = copies.get(id(node.operation))
         if operation is None:
+            check_has_config(node.operation)
             operation = copy_operation(node.operation, name=node.name)
             copies[id(node.operation)] = operation
         args, kwargs = map_refs((node.args, node.kwargs), values.__getitem__)
