@@ -60,7 +60,7 @@ def _stack(rewriter, operation, name, args, kwargs):
 def _get_item(rewriter, operation, name, args, kwargs):
     """x[:, None, 0] as x[:, 0], and an expand_dims for every axis that is added."""
     key = args[1] if len(args) == 2 else None
-    if not isinstance(key, tuple) or None not in key[1:] or key[0] is None:
+    if not isinstance(key, list | tuple) or None not in key[1:] or key[0] is None:
         return None
     if not all(part is None or isinstance(part, int | slice) for part in key):
         return None
