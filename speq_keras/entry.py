@@ -5,7 +5,7 @@ import json
 import keras
 
 from speq_keras._checks import brief, check_bool, check_name, describe
-from speq_keras.graph import check_has_config, is_functional, plain_functional
+from speq_keras.graph import check_has_config, plain_functional
 from speq_keras.live_objects import own_classes
 from speq_keras.losses import AUTO
 from speq_keras.model import SPEQModel
@@ -17,7 +17,7 @@ from speq_keras.settings import (
     teacher_precision_from,
 )
 from speq_keras.training.heads import check_teacher
-from speq_keras.wrapping import WrapOptions, quantize_graph
+from speq_keras.wrapping import WrapOptions, as_functional, quantize_graph, taken_apart
 
 
 def wrap(
@@ -41,6 +41,7 @@ def wrap(
     fused_batch_norm=True,
     seed=None,
     name=None,
+    inputs=None,
 ):
     """Makes a `SPEQModel` from a float Keras model: the same graph with quantizers in it.
 
@@ -57,7 +58,10 @@ def wrap(
 
     Args:
         model: A Functional or built Sequential model; models used as layers in it are flattened,
-            and layers made of layers (attention, KerasHub's encoder blocks) taken apart.
+            and layers made of layers (attention, KerasHub's encoder blocks) taken apart. Or a
+            subclassed model whose `call` runs on symbolic tensors: its graph is taken, with its
+            layers and weights, and `float_model()` is the Functional model of that graph. A
+            `train_step`, `test_step` or `get_config` of its own is not taken over.
         w_bits: Width of the weights in bits, 2 to 8, or None: weights stay float.
         a_bits: Width of the activations that weighted layers read, 2 to 8, or None: activations
             stay float (then there is nothing to draw, and training is plain).
@@ -90,6 +94,8 @@ def wrap(
             of the old one, with its ranges.
         seed: Seed of the draws, a whole number; None takes a random one.
         name: Name of the new model; the float model's unless given.
+        inputs: Of a subclassed model that was not called yet, or whose inputs are not all of its
+            own dtype: what its `call` takes, as `keras.Input` tensors (one, a list or a dict).
 
     Returns:
         A `SPEQModel`, not compiled.
@@ -113,6 +119,7 @@ def wrap(
     Reference: Boo et al., "Stochastic Precision Ensemble" (AAAI 2021), Eq. 1-5.
     """
     _check_model(model)
+    float_model, model = model, as_functional(model, inputs)
     check_name("name", name, optional=True)
     options = WrapOptions(
         w_bits=w_bits,
@@ -133,11 +140,10 @@ def wrap(
         teacher_distillation=teacher_distillation,
         seed=seed,
     )
-    _check_drawable(a_bits, distillation)
-    if teacher is not None:
-        check_teacher(model, teacher)
+    _check_method(model, a_bits, distillation, teacher)
     check_bool("fused_batch_norm", fused_batch_norm)
     graph = quantize_graph(model, options, fuses_batch_norm=fused_batch_norm)
+    model = model if model is float_model else taken_apart(graph.read, model.name)
     return assemble(model, graph, settings, name=name or model.name, teacher=teacher)
 
 
@@ -152,7 +158,8 @@ def assemble(model, graph, settings, *, name, teacher=None):
         teacher: External float teacher, or None.
     """
     names = tuple(plain_functional(model).output_names)
-    provenance = Provenance.of_graph(graph, float_config=_config_of(model), output_names=names)
+    config = _config_of(model, graph.read)
+    provenance = Provenance.of_graph(graph, float_config=config, output_names=names)
     text = SettingsText.of(settings, provenance)
     wrapped = SPEQModel(graph.inputs, graph.outputs, name=name, settings=text)
     wrapped.float_classes = tuple(own_classes(model))
@@ -162,11 +169,14 @@ def assemble(model, graph, settings, *, name, teacher=None):
     return wrapped
 
 
-def _config_of(model):
+def _config_of(model, read=None):
+    """Returns the config of a float model, or else that of its layers taken apart, as in `read`."""
     plain = plain_functional(model)
     try:
         return json.dumps(keras.saving.serialize_keras_object(plain))
     except Exception as error:  # from a `get_config` of other people
+        if read is not None:
+            return _config_of(taken_apart(read, model.name))
         for operation in plain.operations:
             check_has_config(operation)
         raise ValueError(
@@ -176,12 +186,14 @@ def _config_of(model):
         ) from error
 
 
-def _check_drawable(a_bits, distillation):
+def _check_method(model, a_bits, distillation, teacher):
     if a_bits is None and distillation not in (AUTO, None):
         raise ValueError(
             "SPEQ draws activation widths, and with `a_bits`=None there are none. "
             f"{describe(a_bits=a_bits, distillation=distillation)} Pass distillation=None."
         )
+    if teacher is not None:
+        check_teacher(model, teacher)
 
 
 def _check_model(model):
@@ -208,10 +220,4 @@ def _check_model(model):
             "`model` must be built: its layers need to know their input shapes. "
             f"{describe(model=model.name)} Begin the Sequential model with keras.Input(shape), or "
             "call model.build(input_shape)."
-        )
-    if not is_functional(model):
-        raise ValueError(
-            "`model` must be Functional or Sequential: a subclassed model has no graph in which "
-            f"quantizers could be placed. {describe(model=type(model).__name__)} Rebuild it as "
-            "keras.Model(inputs, outputs) from keras.Input tensors."
         )

@@ -4,14 +4,15 @@ import json
 import os
 
 import keras
-from keras import ops
+from keras import ops, tree
 
 from speq_keras._checks import brief, describe
-from speq_keras.graph import read_graph, weights_changed
+from speq_keras.graph import is_functional, read_graph, weights_changed
 from speq_keras.layers import QuantizedLayer
 from speq_keras.live_objects import with_live_objects
 from speq_keras.operations import build_fused_layers
-from speq_keras.wrapping.composite import Expander
+from speq_keras.wrapping.composite import Expander, is_composite
+from speq_keras.wrapping.subclassed import as_functional
 
 
 def model_with_weights_of(wrapped):
@@ -39,6 +40,8 @@ def load(wrapped, source):
     model = source if isinstance(source, keras.Model) else _model_of_file(wrapped, source)
     if isinstance(model, type(wrapped)):
         model = model.float_model()
+    if not is_functional(model) and is_composite(model):
+        model = as_functional(model, tree.map_structure(_input_like, wrapped.input))
     for mine, theirs in _pairs(wrapped, model):
         if _without_ones(mine.shape) != _without_ones(theirs.shape):
             raise ValueError(
@@ -48,6 +51,10 @@ def load(wrapped, source):
     for mine, theirs in _pairs(wrapped, model):
         mine.assign(ops.reshape(theirs.value, mine.shape))
     weights_changed(wrapped.layers)
+
+
+def _input_like(x):
+    return keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name)
 
 
 def _without_ones(shape):

@@ -263,12 +263,12 @@ def test_in_another_dtype_it_is_taken_apart_too(policy):
 
 def test_the_refusal_of_a_wrapper_names_the_class_that_the_user_knows(tmp_path):
     x = keras.Input((TIME, SIZE))
-    y = layers.TimeDistributed(layers.Dense(4), name="per_step")(x)
+    y = layers.SpectralNormalization(layers.Dense(4), name="per_step")(x)
     model = keras.Model(x, layers.Dense(3)(layers.Flatten()(y)))
     model = speq_keras.wrap(model, 8, 8, distillation=None)
-    assert model.plan().row("per_step").type == "TimeDistributed"
+    assert model.plan().row("per_step").type == "SpectralNormalization"
     model.calibrate(data(8), verbose=0)
-    with pytest.raises(ValueError, match=r"'per_step' \(TimeDistributed\)"):
+    with pytest.raises(ValueError, match=r"'per_step' \(SpectralNormalization\)"):
         model.export_tflite(tmp_path / "m.tflite")
 
 

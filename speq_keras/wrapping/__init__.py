@@ -1,5 +1,6 @@
 """Float model in, quantized graph out.
 
+    as_functional  subclassed models -> Functional ones    subclassed.py
     read_graph     Keras model -> plain nodes              ../graph
     Expander       blocks made of layers -> those layers   composite.py, parts.py
     canonicalize   fused activations, swish, separable     canonical.py
@@ -14,24 +15,29 @@
 import dataclasses
 
 from speq_keras._checks import describe
-from speq_keras.graph import read_graph
+from speq_keras.graph import Graph, read_graph
 from speq_keras.wrapping.build import build_graph, copy_weights
 from speq_keras.wrapping.canonical import Canonical, canonicalize
 from speq_keras.wrapping.composite import Expander
 from speq_keras.wrapping.decisions import WrapOptions, decide
 from speq_keras.wrapping.owners import find_owners
 from speq_keras.wrapping.placement import Placement, place
+from speq_keras.wrapping.subclassed import as_functional, taken_apart
 
 
 @dataclasses.dataclass
 class QuantizedGraph:
-    """A built graph: its ends, why layers stay float, whence the weights, whose the ranges are."""
+    """A built graph: its ends, why layers stay float, whence the weights, whose the ranges are.
+
+    `read` is the float `Graph` that it was made of.
+    """
 
     inputs: object
     outputs: object
     reasons: dict
     canonical: Canonical
     owners: dict = dataclasses.field(default_factory=dict)
+    read: Graph | None = None
 
     def copy_weights(self, layers):
         """Copies the float model's weights into `layers`, those of a model made of this graph."""
@@ -74,7 +80,7 @@ def quantize_graph(model, options, *, fuses_batch_norm=False):
     inputs, outputs = build_graph(canonical, placement, decisions.weights, decisions.rounding)
     reasons = _with_causes(decisions.reasons, expander.reasons)
     owners = find_owners(canonical, decisions.kinds, placement)
-    return QuantizedGraph(inputs, outputs, reasons, canonical, owners)
+    return QuantizedGraph(inputs, outputs, reasons, canonical, owners, graph)
 
 
 def _with_causes(reasons, causes):
@@ -103,4 +109,4 @@ def _check_float(graph, options):
             )
 
 
-__all__ = ["QuantizedGraph", "WrapOptions", "quantize_graph"]
+__all__ = ["QuantizedGraph", "WrapOptions", "as_functional", "quantize_graph", "taken_apart"]

@@ -62,7 +62,7 @@ def is_composite(operation):
         return False
     if type(operation).__module__.startswith(_APPLICATIONS):  # as a user's, but for what is known
         return row is None
-    return not _is_known(type(operation)) and not isinstance(operation, keras.Model)
+    return not _is_known(type(operation))
 
 
 class Expander:
@@ -242,8 +242,11 @@ def _traced(call, args, kwargs):
     """Returns the graph that `call` makes, in inference."""
     inputs = list({id(x): x for x in tree.flatten((args, kwargs)) if _is_symbolic(x)}.values())
     try:
+        asks = "training" in inspect.signature(call).parameters and kwargs.get("training") is None
+        if asks:  # a default of False would be written into the graph
+            kwargs = {**kwargs, "training": None}
         model = keras.Model(inputs, _outputs(call, inputs, args, kwargs))
-        if "training" in inspect.signature(call).parameters and kwargs.get("training") is None:
+        if asks:
             training = {**kwargs, "training": True}
             in_training = keras.Model(inputs, _outputs(call, inputs, args, training))
             if _classes_in(in_training) != _classes_in(model):

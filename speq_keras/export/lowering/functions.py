@@ -1,5 +1,6 @@
 """Functions of one value: a kernel or a table for codes, float kernels for floats."""
 
+import functools
 import math
 
 import keras
@@ -110,13 +111,13 @@ def float_function(builder, step):
     # As Keras' softmax: a large negative number where the mask is 0.
     mask = Floats.input(builder, step, 1).is_true("not_equal", 0).cast("float32")
     y = along_last_axis(x * mask + (mask - 1) * _FAR, name, layer)
-    return (y * mask if _masks_results(layer) else y).finish()
+    return (y * mask if _masks_results() else y).finish()
 
 
-def _masks_results(layer):
+@functools.cache
+def _masks_results():
     """Whether what is masked is 0 even where all is masked, as in Keras from 3.13 on."""
-    shape = (1,) * (1 + max(np.atleast_1d(layer.axis).max(), 1)) + (2,)
-    made = layer(np.zeros(shape, "float32"), mask=np.zeros(shape, bool))
+    made = keras.layers.Softmax()(np.zeros((1, 2), "float32"), mask=np.zeros((1, 2), bool))
     return not keras.ops.convert_to_numpy(made).any()
 
 
