@@ -40,8 +40,9 @@ def row_of(operation):
     """Returns the `Row` of a layer or operation, or None for one that is not Keras' own.
 
     A subclass of a Keras layer counts as its base if it overrides nothing that the base has, but
-    for its constructor, `build` and its config. All else is a layer of the user's, whatever its
-    name is.
+    for its constructor, `build` and its config. A layer of a user's own that does nothing but in
+    training, such as stochastic depth, counts as a Dropout. All else is a layer of the user's,
+    whatever its name is.
 
     Example:
         >>> row_of(layers.Dense(4)).name
@@ -57,7 +58,25 @@ def row_of(operation):
         patched = _used_by_call(base).intersection(vars(operation))
         if any(callable(getattr(base, name, None)) for name in patched):
             return None
-    return row or _row_elsewhere(type(operation))
+    row = row or _row_elsewhere(type(operation))
+    is_own = row is None and base is None
+    return LAYER_ROWS["Dropout"] if is_own and _is_noise(operation) else row
+
+
+def _is_noise(layer):
+    """Whether a layer of a user's own returns its very input in inference, as a Dropout does.
+
+    It is called on an object of which nothing can be computed, and has to return that.
+    """
+    if type(layer).__module__.split(".")[0] == "keras" or layer.weights:
+        return False
+    if "training" not in inspect.signature(layer.call).parameters:
+        return False
+    nothing = object()
+    try:
+        return layer.call(nothing, training=False) is nothing
+    except Exception:  # anything: it is code of other people, which wants a tensor
+        return False
 
 
 def name_of(operation):

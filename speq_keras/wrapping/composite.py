@@ -27,6 +27,7 @@ from speq_keras.operations import ARITHMETIC, Kind, kind_of, name_of, row_of
 from speq_keras.own_weights import Weight
 from speq_keras.quantizers import Quantizer
 from speq_keras.wrapping.composite_check import STAND_IN, difference
+from speq_keras.wrapping.own_weights import is_convolution
 from speq_keras.wrapping.parts import CannotExpand, part_functions
 
 # Of Keras' own layers, only these are taken apart.
@@ -56,8 +57,11 @@ def is_composite(operation):
         return False
     if isinstance(operation, _KERAS_COMPOSITES):
         return True
+    row = row_of(operation)
+    if row is not None and row.is_for_training:
+        return False
     if type(operation).__module__.startswith(_APPLICATIONS):  # as a user's, but for what is known
-        return row_of(operation) is None
+        return row is None
     return not _is_known(type(operation))
 
 
@@ -304,7 +308,9 @@ def _check_weights(layer, model):
         sources = [graph.tensors[index].producer for index in node.inputs]
         names = [x.name for x in sources if x is not None and type(x.operation) is Weight]
         copies = kind_of(node.operation) in (Kind.CARRY, Kind.CONCAT)
-        if names and not copies and name_of(node.operation) not in _READS_WEIGHTS:
+        reads = name_of(node.operation) in _READS_WEIGHTS or is_convolution(node.operation)
+        # What is taken apart itself (`ops.einsum`) may be a product.
+        if names and not (copies or reads or type(node.operation) in part_functions()):
             name = type(node.operation).__name__
             raise CannotExpand(f"{_has_weights(names)}, and no kernel of {name} reads weights")
 

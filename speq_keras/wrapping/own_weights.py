@@ -1,13 +1,27 @@
 """Operations on a tensor and a weight that a user's layer holds, as layers with that weight."""
 
 import dataclasses
+import functools
 from typing import Any
 
-from keras import layers
+from keras import layers, ops
 
 from speq_keras.graph import Ref
-from speq_keras.operations import ARITHMETIC, name_of
+from speq_keras.operations import ARITHMETIC, name_of, operation_classes
 from speq_keras.own_weights import ChannelOperation, Weight
+
+_CONVOLUTIONS = {1: layers.Conv1D, 2: layers.Conv2D}
+_OPTIONS = ("strides", "padding", "dilation_rate")
+
+
+@functools.cache
+def _convolution():
+    return operation_classes([lambda x: ops.conv(x, x)])[0]
+
+
+def is_convolution(operation):
+    """Whether this is what `ops.conv` makes."""
+    return type(operation) is _convolution()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,29 +30,35 @@ class Reader:
 
     Attributes:
         weight: The node of the `Weight`.
-        operation: "matmul", or as of `ChannelOperation`.
+        operation: "matmul", "conv", or as of `ChannelOperation`.
         weight_first: Whether the weight is the first operand.
         tensor: The `Ref` of the other operand.
+        options: Of a convolution: ((name, value), ...).
     """
 
     weight: Any
     operation: str
     weight_first: bool
     tensor: Ref
+    options: tuple = ()
 
     def layer(self, name):
         """Returns a layer that computes the same, built, with a weight of its own."""
         weight = self.weight.operation
         common = {"dtype": weight.dtype_policy, "trainable": weight.trainable, "name": name}
-        if self.operation == "matmul":
-            layer = layers.Dense(
-                weight.shape[-1],
-                use_bias=False,
-                kernel_regularizer=weight.weight_regularizer,
-                kernel_constraint=weight.weight_constraint,
-                **common,
-            )
-            layer.build((None, weight.shape[0]))
+        if self.operation in ("matmul", "conv"):
+            common |= {
+                "use_bias": False,
+                "kernel_regularizer": weight.weight_regularizer,
+                "kernel_constraint": weight.weight_constraint,
+            }
+            *size, inputs, units = weight.shape
+            if self.operation == "matmul":
+                layer = layers.Dense(units, **common)
+            else:
+                make = _CONVOLUTIONS[len(size)]
+                layer = make(units, size, **dict(self.options), **common)
+            layer.build((None, *[None] * len(size), inputs))
             return layer
         return ChannelOperation(
             weight.shape,
@@ -69,7 +89,7 @@ def find_readers(graph, is_float):
             (node,) = readers[index]
             if not is_float(weight) and not is_float(node):
                 reader = _reader(graph, weight, node)
-        key = None if reader is None else (reader.operation, reader.weight_first)
+        key = reader and (reader.operation, reader.weight_first, reader.options)
         ways.setdefault(id(weight.operation), set()).add(key)
         if reader is not None:
             found[id(node)] = reader
@@ -94,6 +114,8 @@ def _reader(graph, weight, node):
     if by_weight or tensor.dtype != weight.operation.compute_dtype or ref.index in graph.masked:
         return None  # a layer would pass a mask on
     shape = tuple(weight.operation.shape)
+    if is_convolution(node.operation):
+        return None if weight_first else _conv_reader(weight, node.operation, ref, tensor)
     if name == "Matmul":
         is_dense = len(shape) == 2 and len(tensor.shape) >= 2 and not weight_first
         return Reader(weight, "matmul", False, ref) if is_dense else None
@@ -102,3 +124,16 @@ def _reader(graph, weight, node):
     if name not in ARITHMETIC or divides_by_tensor or not is_per_channel:
         return None
     return Reader(weight, ARITHMETIC[name], weight_first, ref)
+
+
+def _conv_reader(weight, operation, ref, tensor):
+    """Returns the `Reader` of `ops.conv`, or None where no layer computes the same."""
+    *size, inputs, _ = weight.operation.shape
+    is_known = operation.data_format == "channels_last" and operation.padding in ("valid", "same")
+    if not is_known or len(size) not in _CONVOLUTIONS or tensor.shape[-1] != inputs:
+        return None  # in groups, or of three dimensions
+    options = []
+    for name in _OPTIONS:
+        value = getattr(operation, name)
+        options.append((name, tuple(value) if isinstance(value, list | tuple) else value))
+    return Reader(weight, "conv", False, ref, tuple(options))

@@ -57,6 +57,25 @@ def _stack(rewriter, operation, name, args, kwargs):
     return rewriter.call(layer, joined, [expanded], {})
 
 
+def _get_item(rewriter, operation, name, args, kwargs):
+    """x[:, None, 0] as x[:, 0], and an expand_dims for every axis that is added."""
+    key = args[1] if len(args) == 2 else None
+    if not isinstance(key, list | tuple) or None not in key[1:] or key[0] is None:
+        return None
+    if not all(part is None or isinstance(part, int | slice) for part in key):
+        return None
+    rest = tuple(part for part in key if part is not None)
+    refs = [args[0]]
+    if any(part != slice(None) for part in rest):
+        get = make_operation("GetItem", name=rewriter.names.unique(name))
+        refs = rewriter.call(get, get.name, [args[0], rest], {})
+    for axis, part in enumerate([part for part in key if not isinstance(part, int)]):
+        if part is None:
+            expand = make_operation("ExpandDims", axis=axis, name=rewriter.names.unique(name))
+            refs = rewriter.call(expand, expand.name, refs, {})
+    return refs
+
+
 def _extreme(layer_class):
     """A maximum or minimum of two tensors: the layer, whose inputs share a grid."""
 
@@ -152,6 +171,7 @@ PIECES = {
     "Split": _split,
     "Unstack": _unstack,
     "Stack": _stack,
+    "GetItem": _get_item,
     "Pad": _pad,
     "Maximum": _extreme(layers.Maximum),
     "Minimum": _extreme(layers.Minimum),
