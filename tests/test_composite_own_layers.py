@@ -289,3 +289,26 @@ def test_of_open_sizes_the_costs_are_unknown_and_weights_carry_the_ranges(tmp_pa
     fixed.set_weights(model.get_weights())
     np.testing.assert_array_equal(fixed.predict(images), model.predict(images))
     assert fixed.export_tflite(tmp_path / "m.tflite", data=images).proof.holds
+
+
+@registered
+class Activates(Own):
+    """An operation, and a layer that is made anew in every call."""
+
+    def call(self, x):
+        return layers.ReLU()(ops.leaky_relu(self.dense(x)) + 1.0)
+
+
+def test_a_layer_that_is_called_again_is_taken_apart_each_time(tmp_path):
+    keras.utils.set_random_seed(0)
+    own, x = Activates(name="own"), keras.Input((TIME, SIZE))
+    model = keras.Model(x, layers.Dense(3)(own(own(x)) + own(2.0 * x)))
+    wrapped = speq_keras.wrap(model, 8, 8, distillation=None)
+    names = [operation.name for operation in wrapped.operations]
+    assert [name for name in names if name.startswith("own.dense")].count("own.dense") == 1
+    assert {"own.leaky_relu", "own.leaky_relu_1", "own.leaky_relu_2"} <= set(names)
+    wrapped.calibrate(data(32), verbose=0)
+    wanted = model.predict(data(32), verbose=0)
+    # 8 bits in some ten tensors in a row; another function is off by the whole range.
+    assert np.mean(np.abs(wrapped.predict(data(32), verbose=0) - wanted)) < 0.02 * np.ptp(wanted)
+    assert wrapped.export_tflite(tmp_path / "m.tflite", data=data(32)).proof.holds

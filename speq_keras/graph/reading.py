@@ -56,6 +56,7 @@ class _Reader:
         self.masked = graph.masked
         self.masks = {}  # {number of a tensor: the `Ref` of its mask}
         self.of_masks = []  # nodes that compute them
+        self.names_inside = {}  # {name of a layer: the `NameInLayer` of what is in it}
         self.carried = graph.carried
 
     def inline(self, model, inputs, name_of, training):
@@ -191,7 +192,7 @@ class _Reader:
         model, inputs = inside
         # The parts of an operation inside a layer are named like its neighbours.
         is_part = isinstance(name_of, NameInLayer) and not isinstance(operation, keras.layers.Layer)
-        name_of = name_of if is_part else NameInLayer(f"{name}.")
+        name_of = name_of if is_part else self.inside_of(name)
         length = len(self.graph.nodes), len(self.graph.tensors)
         try:
             return tree.flatten(self.inline(model, inputs, name_of, None))
@@ -199,6 +200,10 @@ class _Reader:
             del self.graph.nodes[length[0] :], self.graph.tensors[length[1] :]
             self.expand.refuse(name, f"its graph cannot be made again ({brief(error)})")
             return None
+
+    def inside_of(self, name):
+        """Returns the `NameInLayer` of a layer, one for all of its calls: parts are made anew."""
+        return self.names_inside.setdefault(name, NameInLayer(f"{name}."))
 
     def reads_mask(self, args, kwargs):
         """Whether a call reads a tensor that carries a mask."""
