@@ -345,6 +345,11 @@ OPERATIONS = {
         ("", lambda x: ops.normalize(x)),
         ("order", lambda x: ops.normalize(x, 1, order=1, epsilon=0.5)),
     ],
+    "RMSNorm": [
+        ("", lambda x: ops.rms_normalization(x)),
+        ("axes", lambda x: ops.rms_normalization(x, axis=(1, 2), epsilon=0.5)),
+        ("scale", lambda x: ops.rms_normalization(x, STEPS)),
+    ],
     "Logsumexp": [("", lambda x: ops.logsumexp(x, -1))],
     "Cumsum": [("", lambda x: ops.cumsum(x, 1)), ("flat", lambda x: ops.cumsum(x))],
     "Argmax": [

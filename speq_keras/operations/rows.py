@@ -177,6 +177,7 @@ _OPERATIONS = (
     ("Std", lambda x: ops.std(x), Kind.FLOAT, "axis keepdims", ""),
     ("Norm", lambda x: ops.norm(x), Kind.FLOAT, "ord axis keepdims", ""),
     ("Normalize", lambda x: ops.normalize(x), Kind.FLOAT, "axis order epsilon", ""),
+    ("RMSNorm", lambda x: ops.rms_normalization(x), Kind.FLOAT, "axis epsilon", ""),
     ("Logsumexp", lambda x: ops.logsumexp(x), Kind.FLOAT, "axis keepdims", ""),
     ("Cumsum", lambda x: ops.cumsum(x, 1), Kind.FLOAT, "axis", ""),
     ("Argmax", lambda x: ops.argmax(x, -1), Kind.FLOAT, "axis keepdims", ""),

@@ -56,8 +56,9 @@ def rms_normalization(builder, step):
     """Divides by the root of the mean square, and multiplies by the scale."""
     x, layer = Floats.input(builder, step), step.layer
     axes, shape = _axes_and_shape(layer, x.shape)
-    y = x * (x.made("square").mean(axes) + layer.epsilon).made("rsqrt")
-    return _scaled(y, layer.scale, None, shape).finish()
+    epsilon = keras.config.epsilon() if layer.epsilon is None else layer.epsilon
+    y = x * (x.made("square").mean(axes) + epsilon).made("rsqrt")
+    return _scaled(y, getattr(layer, "scale", None), None, shape).finish()
 
 
 def group_normalization(builder, step):

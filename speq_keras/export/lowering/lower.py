@@ -45,6 +45,7 @@ ROWS = {
     "Cast": float_only.cast,
     "LayerNormalization": float_only.layer_normalization,
     "RMSNormalization": float_only.rms_normalization,
+    "RMSNorm": float_only.rms_normalization,
     "GroupNormalization": float_only.group_normalization,
     "UnitNormalization": float_only.unit_normalization,
     "Normalize": float_only.normalize,
