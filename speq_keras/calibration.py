@@ -70,7 +70,8 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
             "batches of inputs."
         )
     for quantizer in quantizers:
-        values = from_first_process(np.concatenate(seen[id(quantizer)]))
+        # Inside a loop of one step some see nothing: no state was there before.
+        values = from_first_process(np.concatenate(seen[id(quantizer)] or [np.zeros(1, "float32")]))
         low, high = float(values.min()), float(values.max())
         if not max(-low, high) < _LARGEST:
             raise ValueError(

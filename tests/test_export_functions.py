@@ -187,3 +187,14 @@ def test_a_constant_along_other_axes_is_a_float_island(shape):
 
     why = "its constant must be one number, or one per channel"
     check_float_island(body, (6, 4, 4), "maximum", why)
+
+
+def test_a_column_that_keras_takes_for_a_bias_is_the_trained_network(tmp_path):
+    """Keras' sum with TensorFlow adds it along the channels where there are as many."""
+    inputs = keras.Input((6, 6))
+    column = np.linspace(0.3, 2.5, 6, dtype="float32").reshape(6, 1)
+    x = ops.add(layers.Dense(6)(inputs), column)
+    model = speq_keras.wrap(keras.Model(inputs, layers.Dense(2)(x)), 8, 8, distillation=None)
+    data = np.random.default_rng(0).normal(size=(8, 6, 6)).astype("float32")
+    model.calibrate(data, verbose=0)
+    assert model.export_tflite(tmp_path / "m.tflite", data=data).proof.holds

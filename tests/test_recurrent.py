@@ -412,3 +412,14 @@ def test_the_plan_counts_every_step():
     row = wrapped(layers.GRU(UNITS, name="memory")).plan().row("memory")
     assert row.macs == STEPS * (NUMBERS + UNITS) * 3 * UNITS
     assert row.parameters == (NUMBERS + UNITS + 2) * 3 * UNITS
+
+
+@pytest.mark.tensorflow
+def test_a_sequence_of_one_step_is_calibrated_and_exported(tmp_path):
+    """No product with a state is in it, so some quantizers see nothing."""
+    inputs = keras.Input((1, 3))
+    network = keras.Model(inputs, layers.Dense(2)(layers.LSTM(4)(inputs)))
+    model = speq_keras.wrap(network, 8, 8, distillation=None)
+    x = np.random.default_rng(0).normal(size=(8, 1, 3)).astype("float32")
+    model.calibrate(x, verbose=0)
+    assert model.export_tflite(tmp_path / "m.tflite", data=x).proof.holds

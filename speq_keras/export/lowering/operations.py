@@ -7,6 +7,7 @@ operation, which has nothing to round (`Builder.emit`, `Builder.rounded`).
 import copy
 import math
 
+import keras
 import numpy as np
 
 from speq_keras.export.folding.steps import CannotExport
@@ -14,7 +15,7 @@ from speq_keras.export.lowering import float_linear
 from speq_keras.export.lowering.encoding import encoding_of
 from speq_keras.export.tflite.network import Tensor
 from speq_keras.export.tflite.pooling import mean_sends_halves_up
-from speq_keras.graph import Ref
+from speq_keras.graph import Ref, map_refs
 
 
 def copied(builder, step):
@@ -56,12 +57,27 @@ def _operands(builder, step):
     operands = operands[0] if isinstance(operands[0], list | tuple) else operands
     if len(operands) != 2:
         raise CannotExport(f"kernels take 2 tensors at a time, and it reads {len(operands)}")
+    if step.kind == "add":
+        operands = [x if isinstance(x, Ref) else _added(step, x) for x in operands]
     waiting = iter(builder.tensor(value) for value in step.inputs)
     name, dtype = f"{step.name}/operand", step.output.dtype
     return [
         next(waiting) if isinstance(x, Ref) else builder.constant(name, np.atleast_1d(x), dtype)
         for x in operands
     ]
+
+
+def _added(step, constant):
+    """Returns what a sum with a constant adds to every place.
+
+    With TensorFlow, Keras takes a column for a bias of the channels where sizes match.
+    """
+    constant = np.asarray(constant)
+    if constant.ndim < 2 or constant.shape[-1] > 1 or step.output.dtype != "float32":
+        return constant
+    zeros = keras.ops.zeros((1, *step.inputs[0].shape[1:]))
+    args, kwargs = map_refs((step.nodes[0].args, step.nodes[0].kwargs), lambda _: zeros)
+    return keras.ops.convert_to_numpy(step.layer(*args, **kwargs))[0]
 
 
 def matmul(builder, step):
