@@ -90,7 +90,6 @@ own.both(keras.Sequential([keras.Input({tail}), layers.Dense({n}<, activation={a
 {x}, {same})
 keras.Sequential([keras.Input({tail}), layers.Dense({n}), \
 layers.BatchNormalization(), layers.ReLU()])
-layers.Lambda(lambda t: 2 * t - ops.sigmoid(t))
 [any wild]
 ops.sum({x}, axis=-1, keepdims=True)
 {x} * ops.cast({x} > 0, 'float32')

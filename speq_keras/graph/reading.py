@@ -111,9 +111,11 @@ class _Reader:
             return tree.flatten(self.inline(operation, inputs, NameInModel(f"{name}."), training))
         if training is not None and kwargs.get("training") is None and takes_training(operation):
             kwargs = {**kwargs, "training": training}
+        # A layer that stays one node finds the masks behind the tensors itself.
+        shown = dict(kwargs)
         if isinstance(operation, keras.layers.Layer):
-            kwargs = {**kwargs, **mask_arguments(operation, args, kwargs, self.mask_of)}
-        outputs = self.append_expanded(operation, name, args, kwargs, name_of)
+            shown |= mask_arguments(operation, args, kwargs, self.mask_of)
+        outputs = self.append_expanded(operation, name, args, shown, name_of)
         if outputs is not None:
             self.hand_on(operation, args, kwargs, outputs)
             return outputs

@@ -37,7 +37,6 @@ _KERAS_COMPOSITES = (
     layers.Attention,
     layers.AdditiveAttention,
     layers.Dot,
-    layers.Lambda,
     layers.TimeDistributed,
     layers.Bidirectional,
     layers.CenterCrop,
