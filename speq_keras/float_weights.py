@@ -19,7 +19,7 @@ def model_with_weights_of(wrapped):
     """Returns the float model that a `SPEQModel` was made of, with its weights."""
     model = _bare_model(wrapped)
     for mine, theirs in _pairs(wrapped, model):
-        theirs.assign(ops.reshape(mine.value, theirs.shape))
+        theirs.assign(ops.copy(ops.reshape(mine.value, theirs.shape)))
     expand = Expander(lambda name, layer: False, verifies=False)
     weights_changed(node.operation for node in read_graph(model, expand).nodes)
     return model
@@ -49,7 +49,7 @@ def load(wrapped, source):
                 f"{theirs.path} with shape {tuple(theirs.shape)} for shape {tuple(mine.shape)}."
             )
     for mine, theirs in _pairs(wrapped, model):
-        mine.assign(ops.reshape(theirs.value, mine.shape))
+        mine.assign(ops.copy(ops.reshape(theirs.value, mine.shape)))
     weights_changed(wrapped.layers)
 
 

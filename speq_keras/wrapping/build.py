@@ -116,7 +116,7 @@ def copy_weights(layers, origins, originals):
             sources = [sources[i] for i in origin.indices]
         for variable, source in zip(target.weights, sources, strict=True):
             # A bias may have other axes of size 1 behind its own.
-            variable.assign(ops.reshape(source.value, variable.shape))
+            variable.assign(ops.copy(ops.reshape(source.value, variable.shape)))
             if not source.trainable:  # of a layer inside one that stays whole, no config tells it
                 variable.trainable = False
         if target is not layer:
