@@ -71,6 +71,26 @@ def test_the_recurrent_benchmark_prints_both_tables(tmp_path):
     assert cost["file_bytes"] < 50_000
 
 
+def test_the_program_for_keras_hub_prints_a_row_with_a_proof_that_holds(tmp_path):
+    pytest.importorskip("keras_hub")
+    options = ("--only=VGG", f"--out_dir={tmp_path}")
+    status, text = run("benchmarks/hub_models.py", *options, cwd=tmp_path)
+    assert status == 0, text
+    row = json.loads((tmp_path / "hub_models.json").read_text())["VGG"]
+    assert row["result"] == "ok", row
+    assert "\n| VGG | 6,083 | " in text
+    assert row["island"] == 0
+    assert row["bytes"] < 4 * 6_083  # the float weights
+
+
+def test_the_program_for_keras_hub_says_which_networks_it_knows(tmp_path):
+    pytest.importorskip("keras_hub")
+    options = ("--only=NoSuchNet", f"--out_dir={tmp_path}")
+    status, text = run("benchmarks/hub_models.py", *options, cwd=tmp_path)
+    assert status != 0
+    assert "matches no network. Received: NoSuchNet." in text
+
+
 # A stand-in for TensorFlow Datasets, which has no CIFAR-10 on a machine without a network: the
 # program itself is the real one.
 CIFAR_ON_NOISE = """
