@@ -1,5 +1,6 @@
 """QuantizedLayer: a Keras layer that computes with quantized weights."""
 
+import contextlib
 import inspect
 import warnings
 
@@ -8,6 +9,14 @@ import numpy as np
 
 from speq_keras._checks import check_name, describe
 from speq_keras.quantizers import ActivationQuantizer, WeightQuantizer
+
+
+@contextlib.contextmanager
+def _silent_masks():
+    """Keeps Keras from warning of a mask that ends here: who needs it has it as an argument."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* was passed an input with a mask attached")
+        yield
 
 
 @keras.saving.register_keras_serializable(package="speq_keras")
@@ -114,9 +123,7 @@ class QuantizedLayer(keras.layers.Wrapper):
             values[id(variable)] = (variable, quantizer(variable.value))
         with keras.StatelessScope(values.values(), collect_losses=True) as scope:
             before = {key: scope.get_current_value(v) for key, (v, _) in values.items()}
-            with warnings.catch_warnings():
-                # Who needs the mask has it as an argument.
-                warnings.filterwarnings("ignore", ".* was passed an input with a mask attached")
+            with contextlib.nullcontext() if self.layer.supports_masking else _silent_masks():
                 outputs = self.layer(*args, **kwargs)
         for loss in scope.losses:
             # A new tensor: Keras tells losses apart by identity, and would count this one twice.

@@ -259,7 +259,9 @@ def pool_over_the_image(bits, low, size, scale, channels=1):
         input_names=["image"],
         output_names=["pool"],
     )
-    return lower(folded, io="int8")
+    network, problems = lower(folded, io="int8")
+    assert problems == []
+    return network
 
 
 @pytest.mark.parametrize(("bits", "low", "size"), IMAGES)

@@ -1,7 +1,7 @@
 """The integer networks of one trained model, for any storage."""
 
 from speq_keras.export.folding import fold_graph, stored_copy
-from speq_keras.export.lowering import lower_steps
+from speq_keras.export.lowering import lower
 
 
 class IntegerNetworks:
@@ -39,14 +39,16 @@ class IntegerNetworks:
             folded = stored_copy(self._fold(known), storage)
             if not softmax:
                 folded.drop_last_tables()
-            network, problems = lower_steps(folded, io=io)
-            if self.forgives_ranges:
-                problems = [problem for problem in problems if not problem.by_ranges]
+            network, problems = lower(folded, io=io)
+            problems = self._counting(problems)
             new = {id(problem.node): problem for problem in problems if problem.node is not None}
             if not new.keys() - known.keys():
                 problems = [known.get(id(problem.node), problem) for problem in problems]
-                return folded, network, [*folded.problems, *problems]
+                return folded, network, [*self._counting(folded.problems), *problems]
             known = {**new, **known}  # what was said first stays
+
+    def _counting(self, problems):
+        return [p for p in problems if not (self.forgives_ranges and p.by_ranges)]
 
     def _fold(self, known):
         key = frozenset(known)

@@ -114,7 +114,7 @@ def _dry_run(model, graph):
         )
         for storage in STORAGES:
             folded, network, found = networks.of(storage)
-            found = tuple(p for p in found if is_calibrated or not p.by_ranges)
+            found = tuple(found)
             if storage == DEFAULT_STORAGE:
                 problems, layers = found, _layers(graph, folded, found)
                 islands = tuple(folded.float_layers)

@@ -164,17 +164,10 @@ class _Reader:
         before = tree.map_structure(self.mask_of, first)
         if not (_makes_mask(operation) or refs_in(before)):
             return
-        refs = {}
-
-        def symbolic(index):
-            tensor = self.graph.keras_tensor(index)
-            tensor = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
-            refs[id(tensor)] = (tensor, Ref(index))
-            return tensor
-
-        made = mask_model(operation, *map_refs((first, before), symbolic))
+        inputs, ref_of = self.symbolic((first, before), _input_like)
+        made = mask_model(operation, *inputs)
         if isinstance(made, keras.Model):
-            sources = [refs[id(x)][1] for x in made.inputs]
+            sources = [ref_of(x) for x in made.inputs]
             name_of = NameInLayer(f"{self.graph.nodes[-1].name}_mask.")
             length = len(self.graph.nodes)
             (self.masks[outputs[0].index],) = tree.flatten(
@@ -184,7 +177,7 @@ class _Reader:
         elif made is UNKNOWN:
             self.carried.add(outputs[0].index)
         elif made is not None:
-            self.masks[outputs[0].index] = refs[id(made)][1]
+            self.masks[outputs[0].index] = ref_of(made)
 
     def append_expanded(self, operation, name, args, kwargs, name_of):
         """Appends the layers that a layer is made of, if it is; returns their outputs, or None."""
@@ -215,19 +208,31 @@ class _Reader:
         """Returns `(model, its inputs as Refs)` of what `expand` makes of a call, or None."""
         if self.expand is None:
             return None
-        refs = {}
-
-        def symbolic(index):
-            tensor = self.graph.keras_tensor(index)
-            refs[id(tensor)] = (tensor, Ref(index))
-            return tensor
-
-        args, kwargs = map_refs((args, kwargs), symbolic)
+        (args, kwargs), ref_of = self.symbolic((args, kwargs))
         result = self.expand(name, operation, args, kwargs)
         if result is None:
             return None
         model, tensors = result
-        return model, [refs[id(tensor)][1] for tensor in tensors]
+        return model, [ref_of(tensor) for tensor in tensors]
+
+    def symbolic(self, structure, make=lambda tensor: tensor):
+        """Puts symbolic tensors in place of the `Ref`s of a structure.
+
+        Args:
+            structure: Lists, tuples and dicts.
+            make: Function of a `KerasTensor` that returns what stands for it.
+
+        Returns:
+            `(structure, function of such a tensor that returns its `Ref`)`.
+        """
+        refs = {}  # the tensor is kept, so that its id stays its own
+
+        def symbol(index):
+            tensor = make(self.graph.keras_tensor(index))
+            refs[id(tensor)] = (tensor, Ref(index))
+            return tensor
+
+        return map_refs(structure, symbol), lambda tensor: refs[id(tensor)][1]
 
 
 def output_specs(graph, operation, args, kwargs):
@@ -249,6 +254,10 @@ def _einsum_shape(equation, read, made):
     return tuple(
         sizes.get(axis) if size is None else size for axis, size in zip(output, made, strict=True)
     )
+
+
+def _input_like(tensor):
+    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
 
 
 def _makes_mask(operation):

@@ -24,7 +24,7 @@ from speq_keras.export.folding.steps import (
     Value,
     Weights,
 )
-from speq_keras.export.folding.walk import fold_graph, store, stored_copy
+from speq_keras.export.folding.walk import fold_graph, stored_copy
 
 __all__ = [
     "FoldedNetwork",
@@ -34,6 +34,5 @@ __all__ = [
     "Value",
     "Weights",
     "fold_graph",
-    "store",
     "stored_copy",
 ]

@@ -392,8 +392,8 @@ def check_whole_numbers(operation, values, dtype):
     name = name_of(operation)
     if dtype == "int32" and any(reads_floats) and name not in _MAKES_WHOLE_NUMBERS:
         raise CannotExport("whole numbers are not made of floats")
-    is_masked = reads_floats == [True, False] and function_name(operation) == "softmax"
-    is_masked |= reads_floats == [True, False] and name == "GlobalAveragePooling1D"
+    knows_masks = name == "GlobalAveragePooling1D" or function_name(operation) == "softmax"
+    is_masked = knows_masks and reads_floats == [True, False]
     reads_whole = is_masked or name in ("Cast", "Where")
     if dtype == "float32" and not all(reads_floats) and not reads_whole:
         raise CannotExport("whole numbers have to be cast to floats first")

@@ -186,7 +186,7 @@ def reduction_options(operation, rank, what):
     if isinstance(operation, layers.Layer):  # a global pooling
         axes = tuple(range(1, rank - 1))
     else:
-        axes = tuple(sorted(_axes_of(operation.axis, rank)))
+        axes = tuple(sorted(axes_of(operation.axis, rank)))
     if 0 in axes:
         raise CannotExport(f"{what} over the batch has no kernel")
     return {"axes": axes, "keep_dims": bool(operation.keepdims)}
@@ -219,7 +219,7 @@ def _gather(places, reads=None):
     return "gather", {"places": {axis: tuple(x) for axis, x in places.items()}, "reads": reads}
 
 
-def _axes_of(axis, rank):
+def axes_of(axis, rank):
     """Returns the axes that an operation names, from 0 on; None is all of them."""
     if axis is None:
         return tuple(range(rank))
@@ -227,12 +227,12 @@ def _axes_of(axis, rank):
 
 
 def _flip(operation, node, shape):
-    axes = _axes_of(operation.axis, len(shape))
+    axes = axes_of(operation.axis, len(shape))
     return _gather({axis: range(shape[axis] or 0)[::-1] for axis in axes})
 
 
 def _roll(operation, node, shape):
-    axes = _axes_of(operation.axis, len(shape))
+    axes = axes_of(operation.axis, len(shape))
     shifts = np.broadcast_to(operation.shift, len(axes))
     places: dict = {}
     for axis, shift in zip(axes, shifts, strict=True):  # one axis may be named twice

@@ -12,6 +12,6 @@ float_functions, float_only, float_linear   what float islands alone compute
 lower       the table of kinds, and the walk over the steps
 """
 
-from speq_keras.export.lowering.lower import lower, lower_steps
+from speq_keras.export.lowering.lower import lower
 
-__all__ = ["lower", "lower_steps"]
+__all__ = ["lower"]

@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 
+from speq_keras.export.folding.copying import axes_of
 from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.lowering.expression import Floats, broadcast
@@ -91,10 +92,7 @@ def normalize(builder, step):
 
 def _axes(operation, x):
     """Returns the axes of a reduction, from 0 on."""
-    rank = len(x.shape)
-    axes = range(1, rank) if operation.axis is None and rank == 1 else operation.axis
-    axes = range(rank) if axes is None else np.atleast_1d(axes)
-    axes = tuple(sorted(int(axis) % rank for axis in axes))
+    axes = tuple(sorted(axes_of(operation.axis, len(x.shape))))
     if 0 in axes:
         raise CannotExport("it goes over the batch")
     return axes
@@ -116,12 +114,9 @@ def _log_sum_exp(x, axes, operation):
 
 
 # By Keras' name of the class: a function of `(x, axes, operation)`.
-_REDUCTIONS = {
-    "Mean": lambda x, axes, operation: x.mean(axes),
+REDUCTIONS = {
     "Sum": lambda x, axes, operation: x.sum(axes),
     "Prod": lambda x, axes, operation: x.reduced("reduce_prod", axes),
-    "Max": lambda x, axes, operation: x.reduced("reduce_max", axes),
-    "Min": lambda x, axes, operation: x.reduced("reduce_min", axes),
     "Any": lambda x, axes, operation: x.reduced("reduce_max", axes),
     "All": lambda x, axes, operation: x.reduced("reduce_min", axes),
     "Var": lambda x, axes, operation: x.variance(axes),
@@ -136,7 +131,7 @@ def reduction(name):
 
     def row(builder, step):
         x = Floats.input(builder, step)
-        y = _REDUCTIONS[name](x, _axes(step.layer, x), step.layer)
+        y = REDUCTIONS[name](x, _axes(step.layer, x), step.layer)
         return y.reshape(step.output.shape).finish()
 
     return row
@@ -156,17 +151,16 @@ def arg_max(builder, step):
 # ---- masks -----------------------------------------------------------------------------------
 
 
-def operands(builder, step, dtype=None):
+def operands(builder, step, dtype=None, given=None):
     """Returns all operands of a call as `Floats`; numbers and arrays are constants.
 
     Args:
         builder: The `Builder`.
         step: The step.
-        dtype: Of the constants; the type of the first tensor unless given.
+        dtype: Of the constants; the type of the last tensor unless given.
+        given: What takes the place of `given_operands`, or None.
     """
-    node = step.nodes[0]
-    given = [*node.args, *node.kwargs.values()]
-    given = list(given[0]) if given and isinstance(given[0], list | tuple) else given
+    given = given_operands(step) if given is None else given
     tensors = [Floats.input(builder, step, number) for number in range(len(step.inputs))]
     waiting = iter(tensors)
     return [
@@ -175,6 +169,13 @@ def operands(builder, step, dtype=None):
         else tensors[-1].constant(keras.ops.convert_to_numpy(x), dtype)
         for x in given
     ]
+
+
+def given_operands(step):
+    """Returns what the call of a step was given: a `Ref` for each tensor, and constants."""
+    node = step.nodes[0]
+    given = [*node.args, *node.kwargs.values()]
+    return list(given[0]) if given and isinstance(given[0], list | tuple) else given
 
 
 def comparison(kind):

@@ -57,11 +57,7 @@ def table(builder, step):
 
 def _softmax_of_other_axes(builder, step, x):
     """Moves axes, takes the softmax of the last one, and moves them back: codes are copied."""
-    rank = len(x.shape)
-    axes = softmax_axes(step.layer, rank)
-    order = (*(axis for axis in range(rank) if axis not in axes), *axes)
-    moved = tuple(x.shape[axis] for axis in order)
-    flat = (*moved[: -len(axes)], math.prod(moved[-len(axes) :]))
+    order, back, moved, flat = _as_last_axis(step.layer, x.shape)
     output = builder.tensor_for(step)
     made = builder.like(x, f"{step.name}/moved", moved)
     x = builder.add("transpose", [x.name], made, options={"permutation": order})
@@ -70,8 +66,21 @@ def _softmax_of_other_axes(builder, step, x):
     y = builder.add("softmax", [x.name], builder.like(output, f"{step.name}/softmax", flat))
     if flat != moved:
         y = builder.reshape(y, moved, step.name)
-    back = {"permutation": tuple(np.argsort(order).tolist())}
-    return builder.emit(step, "transpose", [y.name], back)
+    return builder.emit(step, "transpose", [y.name], {"permutation": back})
+
+
+def _as_last_axis(operation, shape):
+    """Returns how the axes of a softmax become the last one of a tensor.
+
+    Returns:
+        `(axes of a transposition, those of the one back, the shape between, the same with one axis
+        for all of the softmax)`.
+    """
+    axes = softmax_axes(operation, len(shape))
+    order = (*(axis for axis in range(len(shape)) if axis not in axes), *axes)
+    moved = tuple(shape[axis] for axis in order)
+    flat = (*moved[: -len(axes)], math.prod(moved[-len(axes) :]))
+    return order, tuple(np.argsort(order).tolist()), moved, flat
 
 
 def _values_of(step, values, channels):
@@ -123,10 +132,6 @@ def _masks_results():
 
 def along_last_axis(x, name, operation):
     """Returns softmax or its like of `Floats`; of other axes than the last one, in that place."""
-    rank = len(x.shape)
-    axes = softmax_axes(operation, rank)
-    order = (*(axis for axis in range(rank) if axis not in axes), *axes)
-    moved = x.transpose(order)
-    flat = (*moved.shape[: -len(axes)], math.prod(moved.shape[-len(axes) :]))
-    y = moved.reshape(flat).made(name).reshape(moved.shape)
-    return y.transpose(np.argsort(order).tolist())
+    order, back, moved, flat = _as_last_axis(operation, x.shape)
+    y = x.transpose(order).reshape(flat).made(name).reshape(moved)
+    return y.transpose(back)

@@ -1,6 +1,6 @@
 """From the folded network to the operations of a file: one row for every kind of step."""
 
-from speq_keras.export.folding.steps import NO_KERNEL, CannotExport, Problem, refusal
+from speq_keras.export.folding.steps import NO_KERNEL, CannotExport, Problem
 from speq_keras.export.lowering import (
     float_linear,
     float_only,
@@ -49,8 +49,7 @@ ROWS = {
     "GroupNormalization": float_only.group_normalization,
     "UnitNormalization": float_only.unit_normalization,
     "Normalize": float_only.normalize,
-    **{name: float_only.reduction(name) for name in "Sum Prod Var Std Norm Logsumexp".split()},
-    **{name: float_only.reduction(name) for name in ("Any", "All")},
+    **{name: float_only.reduction(name) for name in float_only.REDUCTIONS},
     "Argmax": float_only.arg_max,
     "Cumsum": float_linear.cumulative_sum,
     "Resizing": float_linear.resize,
@@ -77,22 +76,6 @@ def lower(folded, *, io="float32"):
     Args:
         folded: The network.
         io: "float32": QUANTIZE and DEQUANTIZE stand at the ends; "int8" or "uint8": they do not.
-
-    Returns:
-        An `IntegerNetwork`.
-
-    Raises:
-        ValueError: If a layer cannot be computed; names all of them, those of `folded` too.
-    """
-    network, problems = lower_steps(folded, io=io)
-    problems = [*folded.problems, *problems]
-    if problems:
-        raise ValueError(refusal(folded.name, problems))
-    return network
-
-
-def lower_steps(folded, *, io="float32"):
-    """As `lower`, with the problems as data.
 
     Returns:
         `(network, problems)`: the `IntegerNetwork`, and a `Problem` for every step that cannot be

@@ -13,6 +13,7 @@ import numpy as np
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.lowering import float_linear
 from speq_keras.export.lowering.encoding import encoding_of
+from speq_keras.export.lowering.float_only import given_operands, operands
 from speq_keras.export.tflite.network import Tensor
 from speq_keras.export.tflite.pooling import mean_sends_halves_up
 from speq_keras.graph import Ref, map_refs
@@ -51,20 +52,13 @@ def pair(kind):
 
 
 def _operands(builder, step):
-    """Returns both operands of an operation; numbers become constants."""
-    node = step.nodes[0]
-    operands = [*node.args, *node.kwargs.values()]
-    operands = operands[0] if isinstance(operands[0], list | tuple) else operands
-    if len(operands) != 2:
-        raise CannotExport(f"kernels take 2 tensors at a time, and it reads {len(operands)}")
+    """Returns the tensors of both operands of an operation on floats; numbers are constants."""
+    given = given_operands(step)
+    if len(given) != 2:
+        raise CannotExport(f"kernels take 2 tensors at a time, and it reads {len(given)}")
     if step.kind == "add":
-        operands = [x if isinstance(x, Ref) else _added(step, x) for x in operands]
-    waiting = iter(builder.tensor(value) for value in step.inputs)
-    name, dtype = f"{step.name}/operand", step.output.dtype
-    return [
-        next(waiting) if isinstance(x, Ref) else builder.constant(name, np.atleast_1d(x), dtype)
-        for x in operands
-    ]
+        given = [x if isinstance(x, Ref) else _added(step, x) for x in given]
+    return [x.tensor for x in operands(builder, step, step.output.dtype, given)]
 
 
 def _added(step, constant):
