@@ -12,17 +12,16 @@ every network is exported as a TFLite file too, on generated inputs, and a secon
 proof found.
 """
 
-import fnmatch
 import json
 import os
 import pathlib
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 
 import keras
+import network_rows
 import numpy as np
 from absl import app, flags
 
@@ -52,24 +51,10 @@ def main(_):
     if FLAGS.run_one:
         print(json.dumps(run_one(FLAGS.run_one)))
         return
-    names = [name for name in classifiers() if fnmatch.fnmatch(name, FLAGS.only)]
-    if not names:
-        raise SystemExit(
-            f"--only matches no network. Received: {FLAGS.only}. Known: {', '.join(classifiers())}."
-        )
-    out_dir = pathlib.Path(FLAGS.out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    path = out_dir / "applications.json"
-    rows = json.loads(path.read_text()) if path.exists() else {}
-    for number, name in enumerate(names, start=1):
-        if name in rows and is_done(rows[name]):
-            continue
-        print(f"{number} of {len(names)}: {name}", flush=True)
-        rows[name] = run_in_a_process(name)
-        temporary = path.with_name(f"{os.getpid()}_{path.name}")
-        temporary.write_text(json.dumps(rows, indent=1))
-        temporary.replace(path)
-    print(f"\n{markdown_table({name: rows[name] for name in names})}")
+    names = network_rows.chosen(classifiers(), FLAGS.only)
+    path = pathlib.Path(FLAGS.out_dir, "applications.json")
+    table = network_rows.collect(names, path, is_done=is_done, run=run_in_a_process)
+    print(f"\n{markdown_table(table)}")
 
 
 def is_done(row):
@@ -86,22 +71,11 @@ def classifiers():
 
 def run_in_a_process(name):
     """Runs this program for one network and returns its row, whatever happens there."""
-    arguments = ["w_bits", "a_bits", "side_px", "batch_size", "cpu_time", "train", "export"]
-    command = [sys.executable, __file__, f"--run_one={name}"]
-    command += [f"--{argument}={FLAGS[argument].value}" for argument in arguments]
-    start_s = time.perf_counter()
-    try:
-        process = subprocess.run(
-            command, capture_output=True, text=True, timeout=FLAGS.timeout_s, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"result": f"stopped after {FLAGS.timeout_s} s"}
-    if process.returncode == 0:
-        return json.loads(process.stdout.splitlines()[-1])
-    last_line = (process.stderr.strip().splitlines() or [""])[-1]
-    if process.returncode < 0:
-        last_line = f"killed by signal {-process.returncode}, out of memory?"
-    return {"result": last_line, "seconds": time.perf_counter() - start_s}
+    flags_of_all = ["w_bits", "a_bits", "side_px", "batch_size", "cpu_time", "train", "export"]
+    arguments = [f"--{flag}={FLAGS[flag].value}" for flag in flags_of_all]
+    return network_rows.run_in_a_process(
+        __file__, [f"--run_one={name}", *arguments], FLAGS.timeout_s
+    )
 
 
 def run_one(name):

@@ -9,17 +9,14 @@ Markdown table; rows are added to `hub_models.json` as they come, and a network 
 is not run again.
 """
 
-import fnmatch
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 import time
 
 import keras
 import keras_hub
+import network_rows
 import numpy as np
 from absl import app, flags
 
@@ -161,15 +158,20 @@ def mit():
     )
 
 
+def pyramid():
+    """Returns a ResNet of four stages, for tasks that read several of them."""
+    return resnet(
+        False,
+        stackwise_num_filters=[64] * 4,
+        stackwise_num_blocks=[1] * 4,
+        stackwise_num_strides=[1, 2, 2, 2],
+    )
+
+
 def retinanet():
     """Returns a RetinaNet object detector on a ResNet."""
     backbone = keras_hub.models.RetinaNetBackbone(
-        image_encoder=resnet(
-            False,
-            stackwise_num_filters=[64] * 4,
-            stackwise_num_blocks=[1] * 4,
-            stackwise_num_strides=[1, 2, 2, 2],
-        ),
+        image_encoder=pyramid(),
         min_level=3,
         max_level=5,
         use_p5=False,
@@ -183,12 +185,7 @@ def retinanet():
 def deeplab():
     """Returns a DeepLabV3+ image segmenter on a ResNet."""
     backbone = keras_hub.models.DeepLabV3Backbone(
-        image_encoder=resnet(
-            False,
-            stackwise_num_filters=[64] * 4,
-            stackwise_num_blocks=[1] * 4,
-            stackwise_num_strides=[1, 2, 2, 2],
-        ),
+        image_encoder=pyramid(),
         projection_filters=8,
         low_level_feature_key="P2",
         spatial_pyramid_pooling_key="P5",
@@ -245,33 +242,21 @@ def main(_):
     if FLAGS.run_one:
         print(json.dumps(run_one(FLAGS.run_one)))
         return
-    names = [name for name in (*BACKBONES, *TASKS) if fnmatch.fnmatch(name, FLAGS.only)]
-    if not names:
-        known = ", ".join((*BACKBONES, *TASKS))
-        raise SystemExit(f"--only matches no network. Received: {FLAGS.only}. Known: {known}.")
-    out_dir = pathlib.Path(FLAGS.out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    path = out_dir / "hub_models.json"
-    rows = json.loads(path.read_text()) if path.exists() else {}
-    for number, name in enumerate(names, start=1):
-        if name in rows and (rows[name]["result"] == OK or not FLAGS.retry):
-            continue
-        print(f"{number} of {len(names)}: {name}", flush=True)
-        rows[name] = run_in_a_process(name)
-        temporary = path.with_name(f"{os.getpid()}_{path.name}")
-        temporary.write_text(json.dumps(rows, indent=1))
-        temporary.replace(path)
-    print(f"\n{markdown_table({name: rows[name] for name in names})}")
+    names = network_rows.chosen((*BACKBONES, *TASKS), FLAGS.only)
+    path = pathlib.Path(FLAGS.out_dir, "hub_models.json")
+    table = network_rows.collect(names, path, is_done=is_done, run=run_in_a_process)
+    print(f"\n{markdown_table(table)}")
+
+
+def is_done(row):
+    """Whether a row of an earlier run stays."""
+    return row["result"] == OK or not FLAGS.retry
 
 
 def run_in_a_process(name):
     """Runs this program for one network and returns its row, whatever happens there."""
-    command = [sys.executable, __file__, f"--run_one={name}"]
-    command += [f"--{flag}={FLAGS[flag].value}" for flag in ("w_bits", "a_bits", "images")]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    if process.returncode == 0:
-        return json.loads(process.stdout.splitlines()[-1])
-    return {"result": (process.stderr.strip().splitlines() or ["no word"])[-1]}
+    arguments = [f"--{flag}={FLAGS[flag].value}" for flag in ("w_bits", "a_bits", "images")]
+    return network_rows.run_in_a_process(__file__, [f"--run_one={name}", *arguments])
 
 
 def run_one(name):
@@ -308,6 +293,7 @@ def take_the_way(float_model, row):
     if any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers):
         model.reestimate_batch_norm(images)
     model.calibrate(images, verbose=0)
+    row["result"] = "settle"
     model.settle()
     with tempfile.TemporaryDirectory() as folder:
         row["result"] = "save and load"
