@@ -174,16 +174,17 @@ class Builder:
             try:
                 return self.round(value, node, grid, quantizer)
             except CannotExport as error:
-                problem = Problem.at(node, error)
-                value = self.instead_of(problem, lambda: self.as_float(value))
+                value = self.instead_of(Problem.at(node, error), lambda: self.as_float(value))
         if isinstance(value, Padded):
             # Zero stays zero: rounding first leaves the padding to the reader.
             inner = self.quantize(node, value.source)
             return Padded(inner, value.paddings, value.node, value.shape)
-        if value.grid is None:
-            return self.rounded("quantize", node, [value], grid, quantizer)
         if value.grid == grid:
             return value
+        if value.grid is not None and id(node) in self.no_kernel:
+            value = self.instead_of(self.no_kernel[id(node)], lambda: self.as_float(value))
+        if value.grid is None:
+            return self.rounded("quantize", node, [value], grid, quantizer)
         if id(value) in self.constants:
             output = self.round_constant(self.constants[id(value)], node, grid, quantizer)
             if id(value) in self.weights:
