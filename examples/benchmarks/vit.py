@@ -43,7 +43,7 @@ def main(_):
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # many models are compiled, all wanted
     if FLAGS.features % FLAGS.heads:
         raise SystemExit(
-            f"--features is a multiple of --heads, here {FLAGS.heads}. Received: {FLAGS.features}."
+            f"--features takes a multiple of --heads={FLAGS.heads}. Received: {FLAGS.features}."
         )
     out_dir = pathlib.Path(FLAGS.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
