@@ -167,6 +167,30 @@ def test_a_refused_step_is_refused_under_the_name_of_the_layer():
     assert not [name for name in model.plan().file.layers if name.startswith("memory.")]
 
 
+@pytest.mark.parametrize(
+    ("kind", "role", "has_islands"),
+    [
+        ("GRU", "resets", True),  # its sums are too far from what is added to them
+        ("GRU", "input_sums", True),  # what reads it rounds it again
+        ("LSTM", "added", True),
+        ("SimpleRNN", "gate_sums", False),  # small codes on a wide grid are all zero
+    ],
+)
+def test_a_step_whose_ranges_no_kernel_takes_is_an_island(kind, role, has_islands, tmp_path):
+    model = wrapped(one_layer(lambda: getattr(layers, kind)(UNITS, name="memory")))
+    quantizer = model.get_layer("memory").activation_quantizers[role]
+    quantizer.alpha.assign(1e6 * quantizer.alpha)
+    model.settle()
+    report = model.export_tflite(tmp_path / "m.tflite", data=sequences())
+    assert report.proof.holds
+    notes = [note for note in report.notes if note.startswith("There is no integer kernel")]
+    assert bool(notes) == has_islands
+    assert all(f"'memory' ({kind}): its" in note for note in notes)
+    (found,) = outputs_of((tmp_path / "m.tflite").read_bytes(), sequences())
+    predicted = model.predict(sequences(), verbose=0)
+    np.testing.assert_allclose(found, predicted, atol=1e-5)
+
+
 def test_a_bias_that_all_steps_share_moves_once():
     model = wrapped(BODIES["GRU"])
     bias = model.get_layer("memory").layer.cell.bias

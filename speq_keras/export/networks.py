@@ -44,7 +44,8 @@ class IntegerNetworks:
             new = {id(problem.node): problem for problem in problems if problem.node is not None}
             if not new.keys() - known.keys():
                 problems = [known.get(id(problem.node), problem) for problem in problems]
-                return folded, network, [*self._counting(folded.problems), *problems]
+                problems = [*self._counting(folded.problems), *problems]
+                return folded, network, list(dict.fromkeys(problems))  # steps of one layer
             known = {**new, **known}  # what was said first stays
 
     def _counting(self, problems):

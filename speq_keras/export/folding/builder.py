@@ -174,16 +174,17 @@ class Builder:
             try:
                 return self.round(value, node, grid, quantizer)
             except CannotExport as error:
-                problem = Problem.at(node, error)
-                value = self.instead_of(problem, lambda: self.as_float(value))
+                value = self.instead_of(Problem.at(node, error), lambda: self.as_float(value))
         if isinstance(value, Padded):
             # Zero stays zero: rounding first leaves the padding to the reader.
             inner = self.quantize(node, value.source)
             return Padded(inner, value.paddings, value.node, value.shape)
-        if value.grid is None:
-            return self.rounded("quantize", node, [value], grid, quantizer)
         if value.grid == grid:
             return value
+        if value.grid is not None and id(node) in self.no_kernel:
+            value = self.instead_of(self.no_kernel[id(node)], lambda: self.as_float(value))
+        if value.grid is None:
+            return self.rounded("quantize", node, [value], grid, quantizer)
         if id(value) in self.constants:
             output = self.round_constant(self.constants[id(value)], node, grid, quantizer)
             if id(value) in self.weights:
@@ -234,11 +235,11 @@ class Builder:
         output = Value(self.names.unique(node.name), step.output.shape, grid, layer=node.name)
         return self.add(Step("constant", [], output, step.nodes, codes=codes, quantizer=quantizer))
 
-    def look_for_ties(self, kind, values, grid, quantizer):
+    def look_for_ties(self, kind, values, grid, quantizer, slope=None):
         """Remembers a better grid if many results would lie halfway between two codes of `grid`."""
         if quantizer is None or quantizer.name in self.grids or self.nudged is not None:
             return
-        better = ties.nudged(kind, [value.grid for value in values], grid)
+        better = ties.nudged(kind, [value.grid for value in values], grid, slope)
         if better is not None:
             self.nudged = (quantizer.name, better)
 
@@ -268,8 +269,7 @@ class Builder:
         if grid is None:
             step.affines = pending.affines
             return self.add(step)
-        if pending.kind in ("add", "subtract", "multiply"):
-            self.look_for_ties(pending.kind, pending.inputs, grid, quantizer)
+        self.look_for_ties(pending.kind, pending.inputs, grid, quantizer, ties.leaky_slope(pending))
         return self.add(step)
 
     def checked_weights(self, pending, grid):

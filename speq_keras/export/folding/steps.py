@@ -59,7 +59,10 @@ class CannotExport(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One refused layer: its name in the graph, its class, why, its node; see `CannotExport`."""
+    """One refused layer: its name in the graph, its class, why, its node; see `CannotExport`.
+
+    Of an unrolled layer, `node` is the step that is refused; name and class are the layer's.
+    """
 
     layer: str
     type: str
@@ -70,10 +73,10 @@ class Problem:
     @classmethod
     def at(cls, node, error):
         """Returns the `Problem` of a node that raised a `CannotExport`."""
-        node = error.node or node
-        node = node.origin or node
-        operation = unwrapped(node.operation)  # of other wrappers, users know the outer one
-        return cls(node.name, type(operation).__name__, str(error), error.by_ranges, node)
+        place = error.node or node
+        layer = place.origin or place
+        operation = unwrapped(layer.operation)  # of other wrappers, users know the outer one
+        return cls(layer.name, type(operation).__name__, str(error), error.by_ranges, place)
 
     def __str__(self):
         return f"'{self.layer}' ({self.type}): {self.reason}"

@@ -93,7 +93,7 @@ def lower(folded, *, io="float32"):
             builder.tensor_for(step)  # so that the others can be checked
     for value in folded.outputs:
         builder.output(value)
-    return builder.network, list(dict.fromkeys(problems))
+    return builder.network, problems
 
 
 def _row(kind):

@@ -59,7 +59,8 @@ def sub(values, inputs, output, *, activation="none"):
 def _sum(values, inputs, output, activation, sign):
     ratios = [np.float32(tensor.scale) / np.float32(output.scale) for tensor in inputs]
     _, exponent = np.frexp(max(ratios))
-    shift = 20 - (int(exponent) - 1)
+    # Below ratios of 2^-11, any sum of codes is less than half a step: fewer bits will do.
+    shift = min(20 - (int(exponent) - 1), 31)
     # Two numbers of 8 + 21 bits and the half of 2^30 or less: int32 holds them.
     total = np.int32(1 << (shift - 1))
     for value, tensor, ratio, factor in zip(values, inputs, ratios, (1, sign), strict=True):
