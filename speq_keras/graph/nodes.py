@@ -84,6 +84,15 @@ class Graph:
                 readers[index].append(node)
         return readers
 
+    def drop_unread(self):
+        """Takes out nodes whose outputs nobody reads; tensors keep their numbers."""
+        read, kept = set(self.output_indices), []
+        for node in reversed(self.nodes):
+            if not read.isdisjoint(node.outputs):
+                kept.append(node)
+                read.update(node.inputs)
+        self.nodes = kept[::-1]
+
     @property
     def input_indices(self):
         """The numbers of the model's inputs, in order."""

@@ -11,6 +11,7 @@ Some layers hide a tensor that integer kernels have to round, and are taken apar
     x · s, x / s, x + s, x − s    ->  Rescaling                 (folds into the layer before it)
     Conv2D(activation=LeakyReLU())->  Conv2D, LeakyReLU
     split, unstack                ->  slices
+    transpose(x, (2, 0, 1, 3))[0] ->  slices, transpose         (the batch stays the first axis)
     stack                         ->  expand_dims, Concatenate
     ops.maximum(x, y)             ->  Maximum
     ops.pad(x, ..., 0.5)          ->  pad with zeros between x − 0.5 and + 0.5
@@ -130,6 +131,7 @@ class _Rewriter:
             refs.update(zip(node.outputs, outputs, strict=True))
         self.new.inputs = map_refs(self.old.inputs, refs.__getitem__)
         self.new.outputs = map_refs(self.old.outputs, refs.__getitem__)
+        self.new.drop_unread()
         return Canonical(self.new, self.origins, self.originals)
 
     def rewrite(self, node, args, kwargs, again):

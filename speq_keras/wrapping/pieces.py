@@ -60,20 +60,91 @@ def _stack(rewriter, operation, name, args, kwargs):
 def _get_item(rewriter, operation, name, args, kwargs):
     """x[:, None, 0] as x[:, 0], and an expand_dims for every axis that is added."""
     key = args[1] if len(args) == 2 else None
-    if not isinstance(key, list | tuple) or None not in key[1:] or key[0] is None:
+    key = (key,) if isinstance(key, int) else key
+    if not isinstance(key, list | tuple) or not key or key[0] is None:
         return None
     if not all(part is None or isinstance(part, int | slice) for part in key):
         return None
+    if None not in key:
+        return _cut(rewriter, name, args[0], key) if _moved(rewriter, args[0]) else None
     rest = tuple(part for part in key if part is not None)
     refs = [args[0]]
     if any(part != slice(None) for part in rest):
-        get = make_operation("GetItem", name=rewriter.names.unique(name))
-        refs = rewriter.call(get, get.name, [args[0], rest], {})
+        refs = _cut(rewriter, name, args[0], rest)
     for axis, part in enumerate([part for part in key if not isinstance(part, int)]):
         if part is None:
-            expand = make_operation("ExpandDims", axis=axis, name=rewriter.names.unique(name))
-            refs = rewriter.call(expand, expand.name, refs, {})
+            refs = _appended(rewriter, "ExpandDims", name, refs[0], axis=axis)
     return refs
+
+
+def _squeeze(rewriter, operation, name, args, kwargs):
+    """Of a first axis that was moved there: in its old place."""
+    moved = _moved(rewriter, args[0]) if args and isinstance(args[0], Ref) else None
+    if moved is None or operation.axis not in (0, (0,), [0]):
+        return None
+    source, (first, *others) = moved
+    (ref,) = _appended(rewriter, "Squeeze", name, source, axis=first)
+    return _without(rewriter, name, ref, first, others)
+
+
+def _transpose(rewriter, operation, name, args, kwargs):
+    """Of what a transposition before it has moved: both in one."""
+    moved = _moved(rewriter, args[0]) if args and isinstance(args[0], Ref) else None
+    if moved is None:
+        return None
+    source, before = moved
+    axes = [before[axis] for axis in _axes_of(operation, len(before))]
+    return _ordered(rewriter, name, source, axes)
+
+
+def _cut(rewriter, name, ref, key):
+    """Appends x[key]; where a transposition moved the batch away from the first axis, before it."""
+    moved = _moved(rewriter, ref)
+    if moved is None:
+        return _appended(rewriter, "GetItem", name, ref, key=tuple(key))
+    source, (first, *others) = moved
+    cut, *rest = key
+    (ref,) = _cut(rewriter, name, source, (*[slice(None)] * first, cut))
+    if isinstance(cut, int):
+        refs = _without(rewriter, name, ref, first, others)
+    else:
+        refs = _appended(rewriter, "Transpose", name, ref, axes=[first, *others])
+        rest = [slice(None), *rest] if rest else []
+    return _cut(rewriter, name, refs[0], rest) if rest else refs
+
+
+def _moved(rewriter, ref):
+    """Returns `(source, axes)` of the transposition that put another axis before the batch."""
+    tensor = rewriter.new.tensors[ref.index]
+    node = tensor.producer
+    if node is None or name_of(node.operation) not in _MOVES:
+        return None
+    axes = _axes_of(node.operation, len(tensor.shape))
+    return (node.args[0], axes) if axes[0] != 0 else None
+
+
+def _axes_of(operation, rank):
+    """Returns the axes of the transposition that one of `_MOVES` is."""
+    numbered = np.empty((*range(rank),))  # axes with a size of their own, without any element
+    return list(_MOVES[name_of(operation)](numbered, operation).shape)
+
+
+def _without(rewriter, name, ref, first, others):
+    """Appends the transposition that is left where its first axis is gone."""
+    return _ordered(rewriter, name, ref, [axis - (axis > first) for axis in others])
+
+
+def _ordered(rewriter, name, ref, axes):
+    if axes == sorted(axes):
+        return [ref]
+    return _appended(rewriter, "Transpose", name, ref, axes=axes)
+
+
+def _appended(rewriter, kind, name, ref, key=None, **options):
+    """Appends an operation, by Keras' name, on a tensor; returns its outputs."""
+    operation = make_operation(kind, **options, name=rewriter.names.unique(name))
+    args = [ref] if key is None else [ref, key]
+    return rewriter.call(operation, operation.name, args, {})
 
 
 def _extreme(layer_class):
@@ -161,17 +232,23 @@ def _shape_of(rewriter, args):
 def _slices(rewriter, name, ref, axis, keys):
     outputs = []
     for key in keys:
-        get = make_operation("GetItem", name=rewriter.names.unique(name))
-        key = (*[slice(None)] * axis, key)
-        outputs += rewriter.call(get, get.name, [ref, key], {})
+        outputs += _cut(rewriter, name, ref, (*[slice(None)] * axis, key))
     return outputs
 
 
+# What puts axes into another order: a function of an array and the operation, by Keras' name.
+_MOVES = {
+    "Transpose": lambda x, operation: np.transpose(x, operation.axes),
+    "Swapaxes": lambda x, operation: np.swapaxes(x, operation.axis1, operation.axis2),
+    "Moveaxis": lambda x, operation: np.moveaxis(x, operation.source, operation.destination),
+}
 PIECES = {
     "Split": _split,
     "Unstack": _unstack,
     "Stack": _stack,
     "GetItem": _get_item,
+    "Squeeze": _squeeze,
+    **dict.fromkeys(_MOVES, _transpose),
     "Pad": _pad,
     "Maximum": _extreme(layers.Maximum),
     "Minimum": _extreme(layers.Minimum),
