@@ -9,6 +9,8 @@ import numpy as np
 from keras import ops, tree
 
 from speq_keras._checks import brief
+from speq_keras.graph import read_graph
+from speq_keras.merged_batches import examples_in_one
 
 # In place of the size of a batch while a layer is taken apart: no other size is a multiple of it.
 STAND_IN = 1009
@@ -52,12 +54,12 @@ def difference(layer, model, args, kwargs, inputs):
         fill = functools.partial(tree.map_structure, lambda leaf: values.get(id(leaf), leaf))
         return _run(layer, weights, fill(list(args)), {**fill(dict(kwargs)), **more})
 
-    for batch_size in _batch_sizes(inputs):
+    for number, batch_size in enumerate(_batch_sizes(inputs, model)):
         try:
             arrays, wanted = _fitting(run_layer, inputs, batch_size, rng)
         except Exception as error:  # code of other people, on data that it may not know
             return f"its call fails on random data ({brief(error)})"
-        for training in (None, True) if asks and batch_size != 1 else (None,):
+        for training in (None, True) if asks and number == 0 else (None,):
             try:
                 wanted = run_layer(arrays, training=True) if training else wanted
                 found = _run(model, weights, [arrays], {"training": training})
@@ -81,10 +83,12 @@ def _fitting(run_layer, inputs, batch_size, rng):
                 raise
 
 
-def _batch_sizes(inputs):
+def _batch_sizes(inputs, model):
     sizes = {x.shape[0] for x in inputs if len(x.shape)}
-    is_open = not sizes or not sizes.isdisjoint((None, STAND_IN))
-    return _BATCH_SIZES if is_open else (next(iter(sizes)),)
+    if sizes and sizes.isdisjoint((None, STAND_IN)):
+        return (next(iter(sizes)),)
+    multiple = examples_in_one(read_graph(model))  # windows of an image that it puts together
+    return tuple(size * multiple for size in _BATCH_SIZES)
 
 
 def _random_values(layer, model, rng):

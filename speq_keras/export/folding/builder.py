@@ -1,10 +1,6 @@
 """The network while it is made: appends steps, rounds, turns codes into floats."""
 
-import fractions
-import math
-
 import numpy as np
-from keras import layers
 
 from speq_keras.export.folding import ties
 from speq_keras.export.folding.grids import grid_of
@@ -22,6 +18,7 @@ from speq_keras.export.folding.steps import (
 )
 from speq_keras.export.folding.weights import folded_weights
 from speq_keras.graph import Names
+from speq_keras.merged_batches import batches_in
 from speq_keras.operations import Kind, function_name, kind_of, name_of
 
 # The codes of whole numbers of 8 bits.
@@ -57,7 +54,7 @@ class Builder:
         self.constants = {}  # id(value): the step that makes it
         self.weights = {}  # id(value): (value, the codes of a weight in the shape that Keras knows)
         self.floats = {}  # id(value): (value, the same in float)
-        self.times = _batches_in(graph)
+        self.times = batches_in(graph)
         self.nudged = None  # (name of a quantizer, a grid at which its results do not tie)
 
     # ---- steps ---------------------------------------------------------------------------------
@@ -358,23 +355,6 @@ class Builder:
         for node in value.nodes:
             values = [self.in_float(node, values)]
         return values[0]
-
-
-def _batches_in(graph):
-    """Returns {number of a tensor: how many times the batch its first axis is}, where not once.
-
-    `ops.reshape` may make examples of steps or pixels, and the other way round.
-    """
-    times = {}
-    for node in graph.nodes:
-        known = max((times.get(index, 1) for index in node.inputs), default=1)
-        if name_of(node.operation) == "Reshape" and not isinstance(node.operation, layers.Layer):
-            read, made = (graph.tensors[i].shape for i in (node.inputs[0], node.outputs[0]))
-            if None not in (*read[1:], *made[1:]) and made[:1] == (None,):
-                known = fractions.Fraction(math.prod(read[1:]), math.prod(made[1:])) * known
-        if known != 1:
-            times.update(dict.fromkeys(node.outputs, known))
-    return times
 
 
 def check_whole_numbers(operation, values, dtype):
