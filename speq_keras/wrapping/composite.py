@@ -21,7 +21,7 @@ from keras import layers, ops, tree
 
 from speq_keras._checks import brief
 from speq_keras.configs import registered_config
-from speq_keras.graph import Graph, read_graph
+from speq_keras.graph import read_graph
 from speq_keras.layers import Constant, QuantizedLayer
 from speq_keras.operations import ARITHMETIC, Kind, kind_of, name_of, row_of
 from speq_keras.own_weights import Weight
@@ -248,16 +248,27 @@ def _check_weights(layer, model):
     own = [v.name for v in layer.weights if id(v) not in found and not is_fixed(v)]
     if own:
         raise CannotExpand(_has_weights(own))
-    graph = read_graph(model) if any(type(o) is Weight for o in model.operations) else Graph("")
+    if any(type(o) is Weight for o in model.operations):
+        _check_readers(read_graph(model))
+
+
+def _check_readers(graph):
+    """Raises CannotExpand where an operation reads weights of which no kernel does."""
+    weights = {}  # number of a tensor that is made of weights alone: the names of those
     for node in graph.nodes:
-        sources = [graph.tensors[index].producer for index in node.inputs]
-        names = [x.name for x in sources if x is not None and type(x.operation) is Weight]
+        names = [name for index in node.inputs for name in weights.get(index, ())]
+        is_weight = type(node.operation) is Weight
+        is_alone = bool(names) and all(index in weights for index in node.inputs)
+        if is_weight or is_alone:
+            weights.update(dict.fromkeys(node.outputs, [node.name] if is_weight else names))
         copies = kind_of(node.operation) in (Kind.CARRY, Kind.CONCAT)
         reads = name_of(node.operation) in _READS_WEIGHTS or is_convolution(node.operation)
         # What is taken apart itself (`ops.einsum`) may be a product.
-        if names and not (copies or reads or type(node.operation) in part_functions()):
+        is_known = copies or type(node.operation) in part_functions() or (reads and not is_alone)
+        if names and not is_weight and not is_known:
             name = type(node.operation).__name__
-            raise CannotExpand(f"{_has_weights(names)}, and no kernel of {name} reads weights")
+            reason = "weights alone" if reads else "weights"
+            raise CannotExpand(f"{_has_weights(names)}, and no kernel of {name} reads {reason}")
 
 
 def _has_weights(names):
