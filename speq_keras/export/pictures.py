@@ -39,7 +39,11 @@ def _facts(report):
     proof, partitions = report.proof, report.partitions
     inside = sum(partitions.delegated.values())
     boxes = [
-        ("file", f"{report.bytes / 1000:,.1f} kB", f"storage {report.storage}, {report.io} in and out"),
+        (
+            "file",
+            f"{report.bytes / 1000:,.1f} kB",
+            f"storage {report.storage}, {report.io} in and out",
+        ),
         (
             "codes as the trained network rounds them",
             f"{proof.rounded - proof.outside:,} of {proof.rounded:,}",
