@@ -34,9 +34,10 @@ _NONNEGATIVE_FUNCTIONS = RELU_FUNCTIONS | {
     "squareplus",
 }
 _NONNEGATIVE_OPERATIONS = ("Absolute", "Exp", "Rsqrt", "SparsePlus", "Sqrt", "Square", "Squareplus")
-# Functions whose integer kernel demands a certain grid: (low, high) of the 8-bit range.
+# Functions whose 8-bit range is known, or demanded by their integer kernel: (low, high).
 _FIXED_RANGES = {
     "sigmoid": (0.0, 255 / 256),
+    "hard_sigmoid": (0.0, 255 / 256),
     "softmax": (0.0, 255 / 256),
     "tanh": (-1.0, 127 / 128),
 }
@@ -50,6 +51,8 @@ _FUNCTIONS = {
     "HardSigmoid": "hard_sigmoid",
     "LogSoftmax": "log_softmax",
     "HardSilu": "hard_silu",
+    "LeakyReLU": "leaky_relu",
+    "LeakyRelu": "leaky_relu",
     "Tanh": "tanh",
     "Silu": "silu",
     "Selu": "selu",

@@ -54,6 +54,8 @@ _SEPARABLE = {
     layers.SeparableConv1D: (layers.DepthwiseConv1D, layers.Conv1D),
     layers.SeparableConv2D: (layers.DepthwiseConv2D, layers.Conv2D),
 }
+# Functions x · gate(x): {function: gate}.
+_GATES = {"silu": "sigmoid", "hard_silu": "hard_sigmoid"}
 _MERGES = {name: getattr(layers, name) for name in "Add Multiply Average Maximum Minimum".split()}
 
 
@@ -80,7 +82,8 @@ def canonicalize(graph, is_float, splits_swish, fuses_batch_norm=False):
     Args:
         graph: A `Graph` with the float model's own layers; they are not changed.
         is_float: Function of a node: True for layers that stay as they are, in float.
-        splits_swish: Whether swish is taken apart; not worth it where activations stay float.
+        splits_swish: Whether swish and hard swish are taken apart; not worth it where activations
+            stay float.
         fuses_batch_norm: Whether copies of BatchNormalization are those of `fused_batch_norm`.
 
     Returns:
@@ -162,9 +165,10 @@ class _Rewriter:
             changes = {"activation": "linear", "activity_regularizer": None}
             outputs = self.call_copy(operation, name, args, kwargs, **changes)
             return self.activation(operation, name, outputs)
-        if function_name(operation) == "silu" and self.splits_here():
+        gate = _GATES.get(function_name(operation)) if self.splits_here() else None
+        if gate is not None:
             (x,) = refs_in((args, kwargs))
-            return self.swish(self.names.unique(name) if again else name, x, operation)
+            return self.gated(gate, self.names.unique(name) if again else name, x, operation)
         if function_name(operation) is not None and again:
             # A function has no weights to share; with one call per layer its input is unambiguous.
             fresh = self.names.unique(name)
@@ -260,8 +264,8 @@ class _Rewriter:
             return self.activation_layer(operation, name, inner_name, outputs, {})
         label = getattr(operation.activation, "__name__", "activation")
         name = self.names.unique(f"{name}_{label if label.isidentifier() else 'activation'}")
-        if function == "silu" and self.splits_here():
-            return self.swish(name, outputs[0], operation)
+        if function in _GATES and self.splits_here():
+            return self.gated(_GATES[function], name, outputs[0], operation)
         layer = layers.Activation(
             operation.activation,
             activity_regularizer=operation.activity_regularizer,
@@ -287,14 +291,14 @@ class _Rewriter:
         )
         return self.call(regularized, regularized.name, outputs, {})
 
-    def swish(self, name, x, operation):
-        """Appends x · sigmoid(x), with the regularizer of `operation`; returns its outputs."""
+    def gated(self, function, name, x, operation):
+        """Appends x · function(x), with the regularizer of `operation`; returns its outputs."""
         dtype = getattr(operation, "dtype_policy", self.old.tensors[self.node.outputs[0]].dtype)
-        sigmoid_name = self.names.unique(f"{name}_sigmoid")
-        sigmoid = layers.Activation("sigmoid", dtype=dtype, name=sigmoid_name)
+        gate_name = self.names.unique(f"{name}_{function}")
+        layer = layers.Activation(function, dtype=dtype, name=gate_name)
         regularizer = getattr(operation, "activity_regularizer", None)
         multiply = layers.Multiply(activity_regularizer=regularizer, dtype=dtype, name=name)
-        (gate,) = self.call(sigmoid, sigmoid.name, [x], {})
+        (gate,) = self.call(layer, layer.name, [x], {})
         return self.call(multiply, name, [[x, gate]], {})
 
     def rescaling(self, scale_and_offset, name, refs, again, dtype):

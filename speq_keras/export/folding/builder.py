@@ -235,11 +235,11 @@ class Builder:
         output = Value(self.names.unique(node.name), step.output.shape, grid, layer=node.name)
         return self.add(Step("constant", [], output, step.nodes, codes=codes, quantizer=quantizer))
 
-    def look_for_ties(self, kind, values, grid, quantizer):
+    def look_for_ties(self, kind, values, grid, quantizer, slope=None):
         """Remembers a better grid if many results would lie halfway between two codes of `grid`."""
         if quantizer is None or quantizer.name in self.grids or self.nudged is not None:
             return
-        better = ties.nudged(kind, [value.grid for value in values], grid)
+        better = ties.nudged(kind, [value.grid for value in values], grid, slope)
         if better is not None:
             self.nudged = (quantizer.name, better)
 
@@ -269,8 +269,7 @@ class Builder:
         if grid is None:
             step.affines = pending.affines
             return self.add(step)
-        if pending.kind in ("add", "subtract", "multiply"):
-            self.look_for_ties(pending.kind, pending.inputs, grid, quantizer)
+        self.look_for_ties(pending.kind, pending.inputs, grid, quantizer, ties.leaky_slope(pending))
         return self.add(step)
 
     def checked_weights(self, pending, grid):

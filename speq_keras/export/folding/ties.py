@@ -9,19 +9,30 @@ import dataclasses
 
 import numpy as np
 
+from speq_keras.operations import function_name
+
 NUDGE = np.float32(1 + 2.0**-11)
 # Nearer to a half than this is called a tie; in unrelated ratios one result in 2048 is.
 _NEAR = 2.0**-12
 _MOST = 2.0**-8
 
 
-def ties(kind, inputs, output):
+def leaky_slope(pending):
+    """Returns the slope below zero of a leaky ReLU that is to be rounded; of all else None."""
+    operation = pending.nodes[0].operation if pending.kind == "table" else None
+    if operation is None or function_name(operation) != "leaky_relu":
+        return None
+    return float(getattr(operation, "negative_slope", 0.2))
+
+
+def ties(kind, inputs, output, slope=None):
     """Returns the share of code combinations whose exact result is halfway between two codes.
 
     Args:
-        kind: "add", "subtract", "multiply" or "requantize".
+        kind: "add", "subtract", "multiply" or "requantize"; "table" with a `slope`.
         inputs: `Grid`s of the inputs.
         output: `Grid` of the result.
+        slope: Of a leaky ReLU below zero.
 
     Example:
         >>> from speq_keras.export.folding import Grid
@@ -31,7 +42,9 @@ def ties(kind, inputs, output):
     """
     codes = [np.arange(grid.low, grid.high + 1, dtype="float64") for grid in inputs]
     values = [c * np.float64(grid.scale) for c, grid in zip(codes, inputs, strict=True)]
-    if kind == "requantize":
+    if slope is not None:
+        results = np.where(values[0] < 0, slope * values[0], values[0])
+    elif kind == "requantize":
         results = values[0]
     elif kind == "multiply":
         results = np.multiply.outer(*values)
@@ -41,9 +54,13 @@ def ties(kind, inputs, output):
     return np.mean(np.abs(steps - np.floor(steps) - 0.5) < _NEAR)
 
 
-def nudged(kind, inputs, output):
+def nudged(kind, inputs, output, slope=None):
     """Returns a slightly larger output `Grid` where many results tie, else None."""
-    if ties(kind, inputs, output) <= _MOST:
+    if slope is None and kind not in ("add", "subtract", "multiply", "requantize"):
         return None
     grid = dataclasses.replace(output, scale=np.float32(output.scale * NUDGE))
-    return grid if ties(kind, inputs, grid) <= _MOST else None
+    if kind == "requantize" and inputs[0] == grid:
+        return grid  # the same as before its input was nudged
+    if ties(kind, inputs, output, slope) <= _MOST:
+        return None
+    return grid if ties(kind, inputs, grid, slope) <= _MOST else None

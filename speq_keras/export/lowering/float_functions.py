@@ -173,7 +173,4 @@ FUNCTIONS = {
     "erf": _erf,
 }
 # Layers and operations whose function `function_name` does not tell: by Keras' name of the class.
-_BY_CLASS = {
-    **dict.fromkeys(("LeakyReLU", "LeakyRelu"), "leaky_relu"),
-    "ELU": "elu",
-}
+_BY_CLASS = {"ELU": "elu"}

@@ -10,6 +10,7 @@ from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import CannotExport
 from speq_keras.export.lowering.expression import Floats
 from speq_keras.export.lowering.float_functions import activated, function_of, softmax_axes
+from speq_keras.export.lowering.functions_without_table import emit_without_table
 from speq_keras.export.tflite.network import Tensor
 from speq_keras.graph import Ref, map_refs
 from speq_keras.operations import name_of
@@ -41,7 +42,10 @@ def table(builder, step):
     )
     if step.activation != "none":
         values = np.clip(values, 0, 6 if step.activation == "relu6" else None)
-    stored = step.output.grid.round(values).reshape(-1) + output.zero_point
+    rounded = step.output.grid.round(values).reshape(-1)
+    if step.activation == "none" and emit_without_table(builder, step, x, rounded):
+        return None
+    stored = rounded + output.zero_point
     data = builder.constant_of(
         step,
         Tensor(

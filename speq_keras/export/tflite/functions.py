@@ -31,6 +31,17 @@ def tanh(values, inputs, output):
     return _look_up(values, _table(inputs[0], output, np.tanh))
 
 
+def elu(values, inputs, output):
+    """Where x ≥ 0 x, else e^x − 1, to even, by a table."""
+    return _look_up(values, _table(inputs[0], output, _elu))
+
+
+def gelu(values, inputs, output, *, approximate=False):
+    """Product x·Φ(x), or with `approximate` its tanh form, by a table: a builtin kernel."""
+    function = _gelu_of_tanh if approximate else _gelu
+    return _look_up(values, _table(inputs[0], output, function))
+
+
 def softmax(values, inputs, output):
     """Softmax over the last axis by a table of float32 exponentials: a builtin kernel.
 
@@ -94,14 +105,22 @@ def error_function(x):
     return np.sign(x) * (1 - tail * np.exp(-x * x))
 
 
+def _elu(x):
+    return np.where(x < 0, np.expm1(np.minimum(x, 0)), x)
+
+
+def _gelu(x):
+    return 0.5 * x * (1 + error_function(x / math.sqrt(2)))
+
+
+def _gelu_of_tanh(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
 def float_gelu(values, inputs, output, *, approximate=False):
     """Product x·Φ(x), or with `approximate` its tanh form."""
-    x = values[0].astype(np.float64)
-    if approximate:
-        gate = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
-    else:
-        gate = error_function(x / math.sqrt(2))
-    return (0.5 * x * (1 + gate)).astype(np.float32)
+    function = _gelu_of_tanh if approximate else _gelu
+    return function(values[0].astype(np.float64)).astype(np.float32)
 
 
 def float_leaky_relu(values, inputs, output, *, alpha):
@@ -195,6 +214,10 @@ OPS = {
         emit=always("LOG_SOFTMAX", "LogSoftmaxOptions"), integer=None, floating=float_log_softmax
     ),
     "lookup": Op(emit=_emit_lookup, integer=lookup, floating=None),
+    "elu": Op(emit=always("ELU"), integer=elu, floating=unary(_elu)),
+    "gelu": Op(
+        emit=_emit_gelu, integer=gelu, floating=float_gelu, since={1: (2, 9, 0), 2: (2, 9, 0)}
+    ),
     # In float islands only: codes have ReLU as a clipping, and the others in a table.
     "relu": Op(emit=always("RELU"), integer=None, floating=unary(lambda x: np.maximum(x, 0))),
     "relu6": Op(emit=always("RELU6"), integer=None, floating=unary(lambda x: np.clip(x, 0, 6))),
@@ -203,15 +226,7 @@ OPS = {
         integer=None,
         floating=unary(lambda x: x * np.clip(x + 3, 0, 6) / 6),
     ),
-    "gelu": Op(
-        emit=_emit_gelu, integer=None, floating=float_gelu, since={1: (2, 9, 0), 2: (2, 9, 0)}
-    ),
     "leaky_relu": Op(emit=_emit_leaky_relu, integer=None, floating=float_leaky_relu),
-    "elu": Op(
-        emit=always("ELU"),
-        integer=None,
-        floating=unary(lambda x: np.where(x < 0, np.expm1(np.minimum(x, 0)), x)),
-    ),
     "prelu": Op(
         emit=always("PRELU"),
         integer=None,
