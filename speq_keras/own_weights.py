@@ -92,7 +92,14 @@ class Weight(_OneWeight):
 
     def compute_output_spec(self, inputs):
         """Returns the shape of the weight, and the dtype that the layer computes in."""
-        return keras.KerasTensor(self.shape, dtype=self.compute_dtype)
+        return _WeightTensor(self.shape, dtype=self.compute_dtype)
+
+
+class _WeightTensor(keras.KerasTensor):
+    """A symbolic tensor that takes the keys of a variable: Keras' own has no `x[:3]`."""
+
+    def __getitem__(self, key):
+        return super().__getitem__(key if isinstance(key, int | tuple) else (key,))
 
 
 @keras.saving.register_keras_serializable(package="speq_keras")

@@ -71,6 +71,25 @@ def test_the_recurrent_benchmark_prints_both_tables(tmp_path):
     assert cost["file_bytes"] < 50_000
 
 
+def test_the_vision_transformer_benchmark_prints_both_tables(tmp_path):
+    short = ("--seeds=0", "--w_bits=8", "--blocks=1", "--pretrain_epochs=1", "--epochs=1")
+    options = (*short, "--noisy_copies=2", f"--out_dir={tmp_path}")
+    status, text = run("benchmarks/vit.py", *options, cwd=tmp_path)
+    assert status == 0, text
+    ((row,),) = json.loads((tmp_path / "vit.json").read_text())["runs"]
+    assert text.count("\n| ViT W8/A8 | ") == 2
+    assert row["islands"] == ["attention_norm_1", "mlp_norm_1", "norm"]
+    assert row["same"] >= 99.8  # two of 1,080
+    assert row["file"] == pytest.approx(row["settled"], abs=0.2)
+
+
+def test_the_vision_transformer_benchmark_says_which_features_its_heads_can_share(tmp_path):
+    status, text = run("benchmarks/vit.py", "--heads=5", f"--out_dir={tmp_path}", cwd=tmp_path)
+    assert status != 0
+    assert "--features takes a multiple of --heads=5. Received: 32." in text
+    assert "Traceback" not in text
+
+
 def test_the_program_for_keras_hub_prints_a_row_with_a_proof_that_holds(tmp_path):
     pytest.importorskip("keras_hub")
     options = ("--only=VGG", f"--out_dir={tmp_path}")

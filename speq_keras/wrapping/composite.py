@@ -1,11 +1,11 @@
 """Layers made of layers as graphs of those layers: attention, transformer and residual blocks.
 
 A composite layer is taken apart by calling its `call` on symbolic tensors. Variables that it holds
-itself are tensors, too, while it runs: each is made by a `Weight`. The result stands for the layer
-only if every weight of the layer belongs to a layer of that graph, if it is the same graph in
-training, and if both compute the same of random data (`composite_check`). Otherwise the layer stays
-one node, and `Expander.reasons` says why. So does a layer after `Embedding(mask_zero=True)` or
-`Masking`: a mask has to be given as an argument to be seen.
+itself are tensors, too, while it runs (`symbolic_weights`): each is made by a `Weight`. The result
+stands for the layer only if every weight of the layer belongs to a layer of that graph, if it is
+the same graph in training, and if both compute the same of random data (`composite_check`).
+Otherwise the layer stays one node, and `Expander.reasons` says why. So does a layer after
+`Embedding(mask_zero=True)` or `Masking`: a mask has to be given as an argument to be seen.
 
 Operations that are others in a row are taken apart, too (`parts`): `ops.dot_product_attention`,
 which Keras' attention layers call where they have no dropout, into two products and the softmax
@@ -26,9 +26,11 @@ from speq_keras.layers import Constant, QuantizedLayer
 from speq_keras.operations import ARITHMETIC, Kind, kind_of, name_of, row_of
 from speq_keras.own_weights import Weight
 from speq_keras.quantizers import Quantizer
+from speq_keras.wrapping import open_batch
 from speq_keras.wrapping.composite_check import STAND_IN, difference
 from speq_keras.wrapping.own_weights import is_convolution
 from speq_keras.wrapping.parts import CannotExpand, part_functions
+from speq_keras.wrapping.symbolic_weights import is_fixed, on_weights, variables_in
 
 # Of Keras' own layers, only these are taken apart.
 _KERAS_COMPOSITES = (
@@ -131,9 +133,9 @@ def expand(operation, args, kwargs, difference=None, weights=None):
     part = part_functions().get(type(operation))
     call = operation.call if part is None else functools.partial(part, operation)
     args, kwargs, tensors = _fresh(args, kwargs)
-    own = _variables_in(operation) if is_layer else {}
-    if own:
-        call = _on_its_weights(operation, {} if weights is None else weights)
+    own = variables_in(operation) if is_layer else {}
+    if is_layer and part is None:
+        call = on_weights(operation, {} if weights is None else weights)
     try:
         with _random_states_kept(operation):
             args, kwargs, model = _graph_of(call, args, kwargs, tensors)
@@ -147,36 +149,6 @@ def expand(operation, args, kwargs, difference=None, weights=None):
         if why:
             raise CannotExpand(why)
     return model, tensors
-
-
-def _variables_in(layer):
-    """Returns {attribute: variable} of the weights that a layer holds itself, not in layers."""
-    weights = {id(variable) for variable in layer.weights}
-    return {
-        name: value
-        for name, value in vars(layer).items()
-        if id(value) in weights and value.dtype == layer.variable_dtype
-    }
-
-
-def _on_its_weights(layer, known):
-    """Returns a function like the layer's `call` that reads tensors in place of variables."""
-
-    @functools.wraps(layer.call)
-    def call(*args, **kwargs):
-        """Calls the layer while its attributes are what their `Weight`s make."""
-        variables = _variables_in(layer)
-        x = next(x for x in tree.flatten((args, kwargs)) if _is_symbolic(x))
-        for variable in variables.values():
-            known.setdefault(id(variable), (variable, Weight.of(variable, layer)))
-        # The attribute itself: Keras tells variables from other attributes when they are set.
-        vars(layer).update({n: known[id(v)][1](x) for n, v in variables.items()})
-        try:
-            return layer.call(*args, **kwargs)
-        finally:
-            vars(layer).update(variables)
-
-    return call
 
 
 @contextlib.contextmanager
@@ -199,15 +171,14 @@ def _graph_of(call, args, kwargs, tensors):
     """
     try:
         model = _traced(call, args, kwargs)
-        reads_batch = any(None in shape for _, shape in _reshapes(model))
+        reads_batch = open_batch.is_read(model)
     except CannotExpand:
         reads_batch = True  # a None may have been in the way
         if not any(x.shape[:1] == (None,) for x in tensors):
             raise
     if reads_batch:
         args, kwargs, _ = _fresh(args, kwargs, STAND_IN)
-        model = _traced(call, args, kwargs)
-        _leave_batch_open(model)
+        model = open_batch.left_open(_traced(call, args, kwargs))
     return args, kwargs, model
 
 
@@ -269,37 +240,12 @@ def _is_symbolic(leaf):
     return isinstance(leaf, keras.KerasTensor)
 
 
-def _reshapes(model):
-    """Returns [(operation, new shape)] of the calls of `ops.reshape` in a graph."""
-    operations = [o for o in model.operations if not isinstance(o, layers.Layer)]
-    found = [operation for operation in operations if name_of(operation) == "Reshape"]
-    return [(o, o.newshape) for o in found if isinstance(o.newshape, list | tuple)]
-
-
-def _leave_batch_open(model):
-    """Makes -1 of the size of the batch that went into `ops.reshape` by `ops.shape(x)[0]`.
-
-    A shape has room for one -1, so another one in it becomes the size that it stands for.
-    """
-    for reshape, shape in _reshapes(model):
-        if not shape or shape[0] is None or shape[0] <= 0 or shape[0] % STAND_IN:
-            continue
-        made = reshape.output.shape[1:]
-        rest = [size if old == -1 else old for old, size in zip(shape[1:], made, strict=True)]
-        if None not in rest:
-            reshape.newshape = (-1, *rest)
-            # Copies are made of the config, where Keras has written down the shape that was given.
-            reshape.get_config = functools.partial(
-                dict, newshape=reshape.newshape, name=reshape.name
-            )
-
-
 def _check_weights(layer, model):
     """Raises CannotExpand where the graph has less than the layer."""
     if layer.activity_regularizer is not None:
         raise CannotExpand("it has an activity regularizer")
     found = {id(variable) for variable in model.weights}
-    own = [variable.name for variable in layer.weights if id(variable) not in found]
+    own = [v.name for v in layer.weights if id(v) not in found and not is_fixed(v)]
     if own:
         raise CannotExpand(_has_weights(own))
     graph = read_graph(model) if any(type(o) is Weight for o in model.operations) else Graph("")
