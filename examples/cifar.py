@@ -31,6 +31,7 @@ import cifar_networks
 import devices
 import speq_keras
 import training_run
+from curve_axis import show_differences
 from program_flags import (
     ACTIVATION_QUANTIZERS,
     DISTILLATIONS,
@@ -489,7 +490,8 @@ def curves(results):
         "distance": "distance between the outputs at target width and 8 bits",
         "agreement": "agreement between them",
     }
-    for axes, (name, title) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+    drawn = dict(zip(panels, figure.subplots(2, 2).flat, strict=True))
+    for (name, title), axes in zip(panels.items(), drawn.values(), strict=True):
         for number, (stage, group) in enumerate(group_by_stage(results).items()):
             lines = [[row[name] for row in result["epochs"] if name in row] for result in group]
             if lines[0]:
@@ -501,6 +503,7 @@ def curves(results):
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
+    show_differences([drawn["val_accuracy"], drawn["teacher_accuracy"]], least=0.02)
     return figure
 
 

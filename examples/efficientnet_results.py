@@ -3,6 +3,8 @@
 from absl import flags
 from matplotlib.figure import Figure
 
+from curve_axis import show_differences
+
 FLAGS = flags.FLAGS
 # Top-1 accuracy on ImageNet in %, W3/A3 (Boo et al., 2021, Table 6).
 PAPER = {"float": 76.7, "retrain": 68.4, "speq": 69.5}
@@ -79,14 +81,17 @@ def curves(rows):
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     columns = -(-len(panels) // 2)
     figure = Figure(figsize=(4.3 * columns, 7), layout="constrained")
-    for axes, name in zip(figure.subplots(2, columns).flat, panels, strict=False):
+    drawn = dict(zip(panels, figure.subplots(2, columns).flat, strict=False))
+    for name, axes in drawn.items():
         for number, stage in enumerate(stages):
             points = [
                 (row["step"], row[name]) for row in rows if row["stage"] == stage and name in row
             ]
-            if points:
+            if any(value for _, value in points):
                 axes.plot(*zip(*points, strict=True), f"C{number}.-", label=stage)
         axes.set(title=PANELS[name], xlabel="step of the stage")
         axes.grid(alpha=0.3)
         axes.legend()
+    # One axis for all accuracies: what is trained, what is tested, and at which widths.
+    show_differences([axes for name, axes in drawn.items() if "accuracy" in name], least=0.02)
     return figure

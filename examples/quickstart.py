@@ -25,6 +25,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import speq_keras
+from curve_axis import show_differences
 from program_flags import own_flags
 from training_run import write_file
 
@@ -39,6 +40,7 @@ flags.DEFINE_integer("batch_size", 64, "Images per training step.", 1)
 flags.DEFINE_string("out_dir", "out/quickstart", "Folder for the files this program writes.")
 
 FLOAT, RETRAIN, PLAIN, SPEQ = "float", "retrain", "retrain, continued", "SPEQ"
+COLOURS = {FLOAT: "C7", RETRAIN: "C2", PLAIN: "C0", SPEQ: "C1"}
 
 
 def main(_):
@@ -184,8 +186,9 @@ def spread(values, digits=2):
 def curves(runs):
     """Returns a figure: test accuracy of every stage over its steps, mean over the seeds."""
     figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
     for axes, (title, names) in zip(
-        figure.subplots(1, 2, sharey=True),
+        panels,
         (("From float", (FLOAT, RETRAIN)), ("From the retrained network", (PLAIN, SPEQ))),
         strict=True,
     ):
@@ -193,10 +196,12 @@ def curves(runs):
             stages = [stage for run in runs for stage in run["stages"] if stage["name"] == name]
             mean = 100 * np.mean([stage["history"]["val_accuracy"] for stage in stages], axis=0)
             steps = np.arange(1, len(mean) + 1) * stages[0]["steps"] / len(mean)
-            axes.plot(steps, mean, label=name)
-        axes.set(title=title, xlabel="step", ylabel="test accuracy, %")
+            axes.plot(steps, mean, COLOURS[name], label=name)
+        axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="lower right")
+    panels[0].set_ylabel("test accuracy, %")
+    show_differences(panels, least=2)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from speq_keras.data import evaluation_of
 from speq_keras.files import check_path, write_safely
 from speq_keras.graph import read_graph
 from speq_keras.layers import QuantizedLayer
+from speq_keras.progress import check_verbose, counted
 from speq_keras.reporting import layer_rows
 from speq_keras.text_tables import table
 
@@ -128,6 +130,7 @@ def search_bits(
     widths=(2, 3, 4, 8),
     batch_size=32,
     steps=None,
+    verbose="auto",
 ):
     """Chooses the width of every layer's weights: the least loss within a budget.
 
@@ -152,6 +155,8 @@ def search_bits(
         widths: Widths to try in bits, 2 to 8, at least two.
         batch_size: Examples per batch, for arrays.
         steps: Batches per measurement; None takes all, and data without end needs it.
+        verbose: "auto" shows a progress bar if it takes longer than two seconds; 1 and 2 as in
+            `fit`; 0 shows nothing.
 
     Returns:
         A `BitSearch`: prints as a table; `configs`, `chosen`, `cost`, `plot(path)`.
@@ -180,7 +185,7 @@ def search_bits(
     rather than derived from the Hessian.
     """
     budget_name, budget = _check_budget(size_bytes, bit_ops)
-    widths = _check_widths(widths)
+    widths, verbose = _check_widths(widths), check_verbose(verbose)
     _check_model(model)
     arguments = evaluation_of(model, data, batch_size=batch_size, steps=steps)
     units = _units(model)
@@ -196,7 +201,7 @@ def search_bits(
             )
         if model.target_quantizers:
             model.set_bits(activations=None)
-        loss, changes = _changes(model, units, widths, arguments)
+        loss, changes = _changes(model, units, widths, arguments, verbose)
     finally:
         for quantizer, bits in bits_before:
             quantizer.bits = bits
@@ -326,20 +331,20 @@ def _costs(model, units, widths, budget_name):
     return costs, total - sum(row[0] for row in costs.values())
 
 
-def _changes(model, units, widths, arguments):
+def _changes(model, units, widths, arguments, verbose):
     """Returns (loss with all layers at the widest width, {layer: change of it per width})."""
     *narrow, widest = widths
     for layers in units.values():
         _set_width(layers, widest)
-    loss = _loss(model, arguments)
-    changes = {}
-    for name, layers in units.items():
-        row = []
-        for bits in narrow:
-            _set_width(layers, bits)
-            row.append(_loss(model, arguments) - loss)
-        _set_width(layers, widest)
-        changes[name] = [*row, 0.0]
+    measured = [("", widest), *itertools.product(units, narrow)]
+    losses = []
+    for name, bits in counted(measured, len(measured), unit="measurement", verbose=verbose):
+        _set_width(units.get(name, ()), bits)
+        losses.append(_loss(model, arguments))
+        _set_width(units.get(name, ()), widest)
+    loss, *others = losses
+    rows = np.reshape(others, (len(units), len(narrow))) - loss
+    changes = {name: [*map(float, row), 0.0] for name, row in zip(units, rows, strict=True)}
     return loss, changes
 
 

@@ -17,7 +17,7 @@ _VALUES_PER_BATCH = 65536
 _LARGEST = 1e18  # of an activation: variances and gradients square it
 
 
-def calibrate(model, batches, *, quantizers, training=False, progress=None):
+def calibrate(model, batches, *, quantizers, training=False):
     """Sets the range of each quantizer to the least squared rounding error.
 
     The batches run through the float network: weights and activations are not rounded, so each
@@ -31,7 +31,6 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
         batches: Iterable of model inputs, finite ones.
         quantizers: The activation quantizers to set.
         training: Whether BatchNormalization uses the batch's statistics. No state is changed.
-        progress: Called with the number of batches done.
 
     Raises:
         ValueError: If there is no batch, or an activation is not finite.
@@ -57,8 +56,6 @@ def calibrate(model, batches, *, quantizers, training=False, progress=None):
             with keras.StatelessScope([*local_values(model.variables), *widths]):
                 forward(batch, training=training)
             count += 1
-            if progress is not None:
-                progress(count)
     finally:
         for quantizer in observed:
             quantizer.observer = None

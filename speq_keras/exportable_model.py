@@ -2,11 +2,13 @@
 
 import warnings
 
+from speq_keras.progress import check_verbose, phases
+
 
 class ExportableModel:
     """Settling and export of a quantized model; goes before the Keras model among the bases."""
 
-    def settle(self, *, storage="int8"):
+    def settle(self, *, storage="int8", verbose="auto"):
         """Lets the model take over what its file has to round: then `predict` is the file.
 
         The normal way is: calibrate, fit, settle, evaluate, export. Biases (β, means, offsets,
@@ -17,6 +19,8 @@ class ExportableModel:
         Args:
             storage: The one that will be exported; see `export_tflite`. Narrow weights have coarser
                 sums, so that a model is settled for one storage at a time.
+            verbose: "auto" tells on stderr what it does if it takes longer than two seconds; 1 and
+                2 tell it from the start, 0 never.
 
         Returns:
             A `Settlement`: what moved, and sentences on what could not be settled, such as layers
@@ -37,7 +41,8 @@ class ExportableModel:
         """
         from speq_keras.export.settle import settle  # who trains does not need the exporter
 
-        settlement = settle(self, storage=storage)
+        with phases("settle", check_verbose(verbose)) as begin:
+            settlement = settle(self, storage=storage, begin=begin)
         # What is called next is compiled anew: constants of the graph have changed.
         self.train_function = self.test_function = self.predict_function = None
         return settlement
@@ -74,8 +79,10 @@ class ExportableModel:
             'int8'
         """
         if format == "litert":
-            kwargs.pop("verbose", None)
-            return self.export_tflite(filepath, **kwargs)
+            verbose = kwargs.pop("verbose", None)
+            if isinstance(verbose, bool | None):
+                verbose = "auto" if verbose is None else int(verbose)
+            return self.export_tflite(filepath, verbose=verbose, **kwargs)
         warnings.warn(
             f"format={format!r} exports the fake-quantized graph: float arithmetic on quantized "
             "values, not integers.",
@@ -96,6 +103,7 @@ class ExportableModel:
         self_test=None,
         runtimes=(),
         strict=True,
+        verbose="auto",
     ):
         """Writes the trained integers as a TFLite file, runs it, and proves that it is the network.
 
@@ -128,6 +136,8 @@ class ExportableModel:
                 codes differ; the report says how many. The proof runs the file in LiteRT's
                 interpreter ("default") and in its `CompiledModel` ("compiled").
             strict: Whether a file that does not compute the trained network is an error.
+            verbose: "auto" tells on stderr what it does if it takes longer than two seconds; 1 and
+                2 tell it from the start, 0 never.
 
         Returns:
             An `ExportReport`: prints as a table, `to_dict()` gives plain values.
@@ -151,16 +161,18 @@ class ExportableModel:
         # Who trains needs neither the writer nor the runtime.
         from speq_keras.export.export import export_tflite
 
-        return export_tflite(
-            self,
-            path,
-            storage=storage,
-            io=io,
-            batch_size=batch_size,
-            softmax=softmax,
-            data=data,
-            steps=steps,
-            self_test=self_test,
-            runtimes=runtimes,
-            strict=strict,
-        )
+        with phases("export_tflite", check_verbose(verbose)) as begin:
+            return export_tflite(
+                self,
+                path,
+                storage=storage,
+                io=io,
+                batch_size=batch_size,
+                softmax=softmax,
+                data=data,
+                steps=steps,
+                self_test=self_test,
+                runtimes=runtimes,
+                strict=strict,
+                begin=begin,
+            )

@@ -1,6 +1,7 @@
 """A report as a self-contained web page: one file, no scripts, nothing loaded from anywhere."""
 
 import html
+import re
 
 from speq_keras.files import check_path
 from speq_keras.ops import MAX_BITS
@@ -10,26 +11,38 @@ from speq_keras.processes import path_to_write
 LAYER_WORDS = 4
 RANGE_WORDS = 3
 
+_WORD_ENDS = re.compile(r"(?<=[_/.])(?=\w)|(?<=[a-z])(?=[A-Z])")
+
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --bar: #4a90d955; --float: #d9804a55; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem;
        padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 dl { display: flex; flex-wrap: wrap; gap: 1rem; }
 dl div { border: 1px solid var(--line); border-radius: .4rem; padding: .6rem 1rem; }
 dt { opacity: .75; font-size: .85rem; } dd { margin: 0; font-size: 1.25rem; }
 dd small { display: block; font-size: .8rem; opacity: .75; }
-.wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { text-align: left; position: sticky; top: 0; background: Canvas; }
+th { text-align: left; position: sticky; top: 0; z-index: 1; background: Canvas; }
 th.number, td.number { text-align: right; min-width: 4rem; }
-td.text { white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem; }
-td.text:first-child { min-width: 9rem; }
+td.text { white-space: normal; overflow-wrap: break-word; min-width: 5.5rem; max-width: 22rem; }
 td[style] { background: linear-gradient(90deg, var(--fill, var(--bar)) var(--share), #0000 0)
             no-repeat .2rem 50% / calc(100% - .4rem) 70%; }
 td.float { --fill: var(--float); }
 tbody tr:hover { background: #8881; }
+/* On a phone the boxes stand in two columns, and a table scrolls under its first column. */
+@media (max-width: 60rem) {
+  body { margin: 1rem auto; font-size: 14px; }
+  dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .5rem; }
+  dl div { padding: .4rem .6rem; } dd { overflow-wrap: anywhere; font-size: 1.1rem; }
+  .wide { overflow-x: auto; }
+  th, td { padding: .25rem .4rem; }
+  td:first-child, th:first-child { position: sticky; left: 0; z-index: 1; background: Canvas;
+                                   border-right: 1px solid var(--line); }
+  td.text:first-child { min-width: 0; max-width: 8.5rem; }
+}
 """
 
 
@@ -194,7 +207,18 @@ def table(cells, bars, *, words=3):
 
 
 def _cell(text, kind, share):
+    shown = _breakable(text) if kind == "text" else html.escape(text)
     if share is None:
-        return f'<td class="{kind}">{html.escape(text)}</td>'
+        return f'<td class="{kind}">{shown}</td>'
     name = f"{kind} float" if text.startswith("float") else kind
-    return f'<td class="{name}" style="--share: {100 * share:.1f}%">{html.escape(text)}</td>'
+    return f'<td class="{name}" style="--share: {100 * share:.1f}%">{shown}</td>'
+
+
+def _breakable(text):
+    """Returns HTML whose long names break between their words: after _, / and ., before capitals.
+
+    Example:
+        >>> _breakable("conv2_bn/GlobalAveragePooling2D")
+        'conv2_<wbr>bn/<wbr>Global<wbr>Average<wbr>Pooling2D'
+    """
+    return "<wbr>".join(map(html.escape, _WORD_ENDS.split(text)))

@@ -4,17 +4,17 @@ import dataclasses
 import itertools
 import types
 
-import keras
 import numpy as np
 from keras import ops
 
 from speq_keras import batch_norm, calibration, float_weights, reporting
-from speq_keras._checks import check_bits, check_bool, check_choice, check_count, describe
+from speq_keras._checks import check_bits, check_bool, check_count, describe
 from speq_keras.data import input_batches
 from speq_keras.exportable_model import ExportableModel
 from speq_keras.frozen import FreezingModel
 from speq_keras.graph import deep_graphs
 from speq_keras.layers import activation_quantizers, weight_quantizers
+from speq_keras.progress import check_verbose, counted
 from speq_keras.settings import SettingsText
 
 _UNCHANGED = "unchanged"
@@ -228,7 +228,8 @@ class QuantizedModel(ExportableModel, FreezingModel):
                 yet, and for one with much dropout, which makes activations larger in training than
                 in inference: the ranges are then those that training needs. No state changes either
                 way.
-            verbose: 0 shows no progress bar.
+            verbose: "auto" shows a progress bar if it takes longer than two seconds; 1 and 2 as in
+                `fit`; 0 shows nothing.
 
         Raises:
             TypeError: If `data` is no data, or an argument has the wrong type.
@@ -244,22 +245,16 @@ class QuantizedModel(ExportableModel, FreezingModel):
             True
         """
         training = check_bool("training", training)
-        check_choice("verbose", verbose, ("auto", 0, 1, 2))
+        check_verbose(verbose)
         check_count("batch_size", batch_size)
         batches = input_batches(self, data, batch_size=batch_size, steps=steps)
         self._calibrate(batches, self.activation_quantizers, training, verbose, steps)
 
     def _calibrate(self, batches, quantizers, training, verbose, steps):
-        progress = None
-        if verbose:
-            progress = keras.utils.Progbar(steps, unit_name="batch").update
-        calibration.calibrate(
-            self, batches, quantizers=quantizers, training=training, progress=progress
-        )
-        if progress is not None and steps is None:
-            print()
+        batches = counted(batches, steps, unit="batch", verbose=verbose)
+        calibration.calibrate(self, batches, quantizers=quantizers, training=training)
 
-    def reestimate_batch_norm(self, data, *, batch_size=32, steps=None):
+    def reestimate_batch_norm(self, data, *, batch_size=32, steps=None, verbose="auto"):
         """Computes the moving statistics of BatchNormalization again, at the current widths.
 
         Calibrate before, not after: calibration measures the network without rounding, and to that
@@ -269,6 +264,7 @@ class QuantizedModel(ExportableModel, FreezingModel):
             data: As in `calibrate`.
             batch_size: As in `calibrate`.
             steps: As in `calibrate`.
+            verbose: As in `calibrate`.
 
         Returns:
             The number of layers that were set.
@@ -286,8 +282,10 @@ class QuantizedModel(ExportableModel, FreezingModel):
             >>> model.reestimate_batch_norm(x)
             1
         """
+        check_verbose(verbose)
         check_count("batch_size", batch_size)
         batches = input_batches(self, data, batch_size=batch_size, steps=steps)
+        batches = counted(batches, steps, unit="batch", verbose=verbose)
         return batch_norm.reestimate(self, batches)
 
     # ---- plan, report --------------------------------------------------------------------------

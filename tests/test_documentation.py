@@ -13,6 +13,7 @@ PAGES = [
     "README.md",
     *(f"examples/{name}.md" for name in ("README", "results", "limits", "migration", "freezing")),
     *(f"examples/{name}.md" for name in ("microcontroller", "contributing", "browser/README")),
+    *(f"examples/{name}.md" for name in ("recipes", "supported", "api")),
 ]
 
 
@@ -33,12 +34,16 @@ def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch):
     assert names["classes"].shape == (64,)
 
 
-def test_the_python_code_of_the_migration_page_runs():
+def test_the_python_code_of_the_migration_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     page = (ROOT / "examples" / "migration.md").read_text(encoding="utf-8")
     names = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(compile(block, "migration.md", "exec"), names)
     assert names["model"].plan().row("wide").w_bits == 8
+    assert names["smaller"].proof.holds
+    assert [row.type for row in names["smaller"].weights] == ["int8", "int4", "int8"]
+    assert (tmp_path / "keras.tflite").is_file()
 
 
 def test_the_python_code_of_the_page_on_freezing_runs():
@@ -48,6 +53,49 @@ def test_the_python_code_of_the_page_on_freezing_runs():
         exec(compile(block, "freezing.md", "exec"), names)
     assert names["model"].part("base").trainable
     assert names["model"].get_layer("base.conv").trainable
+
+
+# ---- recipes -----------------------------------------------------------------------------------
+
+RECIPES = dict(
+    re.findall(
+        r"^## (.*?)\n.*?```python\n(.*?)```",
+        (ROOT / "examples" / "recipes.md").read_text(encoding="utf-8"),
+        re.DOTALL | re.MULTILINE,
+    )
+)
+
+
+def test_there_is_a_recipe_for_each_task():
+    assert len(RECIPES) == 6
+    assert all("export_tflite" in code for code in RECIPES.values())
+
+
+# The detector's boxes are not distilled, which it says.
+@pytest.mark.filterwarnings("ignore:Outputs .'box'. have no logits:UserWarning")
+@pytest.mark.parametrize("task", RECIPES)
+def test_a_recipe_runs_and_its_file_is_what_it_trained(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keras.utils.set_random_seed(0)
+    names = {"__name__": "recipe"}
+    exec(compile(RECIPES[task], "recipes.md", "exec"), names)
+    report = names["report"]
+    assert report.proof.holds
+    assert (tmp_path / report.path).is_file()
+    if report.accuracy is not None:
+        assert report.accuracy.file > 0.8
+        assert not report.accuracy.differs
+
+
+# ---- links ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_links_of_a_page_lead_somewhere(page):
+    path = ROOT / page
+    links = re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8"))
+    inside = [link for link in links if "://" not in link]
+    assert [link for link in inside if not (path.parent / link).exists()] == []
 
 
 # ---- the page on microcontrollers -------------------------------------------------------------

@@ -364,7 +364,7 @@ OPERATIONS = {
     ],
     "Equal": [("", lambda x: ops.where(ops.equal(x, 99), 2 * x, x))],
     "NotEqual": [("", lambda x: ops.where(ops.not_equal(x, 99), 2 * x, x))],
-    "Less": [("", lambda x: ops.where(x > 0, x, 0.2 * x))],
+    "Less": [("", lambda x: ops.where(x < 0, 0.2 * x, x))],
     "LessEqual": [("", lambda x: ops.where(x <= 0, x, 0.2 * x))],
     "Greater": [("", lambda x: x * ops.cast(x > 0, "float32"))],
     "GreaterEqual": [("", lambda x: ops.where(x >= 0, x, 0.2 * x))],

@@ -73,6 +73,7 @@ STAIRCASE = [
     "text_tables",
     "files",
     "processes",
+    "progress",
     "saving",
     "ops",
     "html",

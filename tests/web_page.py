@@ -6,7 +6,7 @@ import html.parser
 class Page(html.parser.HTMLParser):
     """Reads a page: its tables as text, the widths of its bars, the tags that are left open."""
 
-    VOID = ("meta",)
+    VOID = ("meta", "wbr")
 
     def __init__(self, text):
         super().__init__()

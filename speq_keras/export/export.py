@@ -38,34 +38,42 @@ BATCH_SIZE = 64  # of what the training graph predicts
 
 
 def export_tflite(
-    model, path, *, storage, io, batch_size, softmax, data, steps, self_test, runtimes, strict
+    model,
+    path,
+    *,
+    storage,
+    io,
+    batch_size,
+    softmax,
+    data,
+    steps,
+    self_test,
+    runtimes,
+    strict,
+    begin,
 ):
     """Writes a model as an integer TFLite file.
 
-    What the arguments mean, and their defaults, stands at `SPEQModel.export_tflite` alone.
+    What the arguments mean, and their defaults, stands at `SPEQModel.export_tflite` alone; `begin`
+    is told what it does.
     """
     start = time.monotonic()
     path, self_test = _checked_paths(path, self_test)
-    check_choice("storage", storage, STORAGES)
-    check_choice("io", io, IO_TYPES)
-    check_batch_size(None, batch_size)
+    _check_options(storage, io, batch_size, runtimes)
     softmax, strict = check_bool("softmax", softmax), check_bool("strict", strict)
-    _check_runtimes(runtimes)
     check_model(model)
     examples, labelled = _examples(data, model, steps)
+    begin("network of integers")
     integer_model = fold(model, storage=storage, io=io, softmax=softmax)
     network = integer_model.network
     content = write(network, batch_size=batch_size)
+    begin("proof")
     proof, examples, outputs = prove(
         model, integer_model, content, examples, batch_size=batch_size, softmax=softmax
     )
-    if strict and not proof.holds:
-        raise RuntimeError(
-            f"The exported file does not compute the trained network: {proof.first_failure()}. "
-            f"{describe(path=str(path))} Nothing was written. This is a defect of the export or "
-            "of the runtime: please report it; `strict=False` writes the file all the same."
-        )
+    _require(proof, path, strict)
     inputs = as_network_inputs(integer_model.folded, network, examples)
+    begin("accuracy, other runtimes" if labelled or runtimes else "report")
     report = ExportReport(
         path=str(path),
         storage=storage,
@@ -82,9 +90,18 @@ def export_tflite(
         micro=micro_needs(content, measure=io != "float32" or "micro" in runtimes),
         seconds=time.monotonic() - start,
     )
-    if is_first_process():
-        _write_files(path, self_test, content, inputs)
+    _write_files(path, self_test, content, inputs)
     return report
+
+
+def _require(proof, path, strict):
+    """Raises where a file has to be the trained network and is not."""
+    if strict and not proof.holds:
+        raise RuntimeError(
+            f"The exported file does not compute the trained network: {proof.first_failure()}. "
+            f"{describe(path=str(path))} Nothing was written. This is a defect of the export or "
+            "of the runtime: please report it; `strict=False` writes the file all the same."
+        )
 
 
 def _checked_paths(path, self_test):
@@ -97,7 +114,9 @@ def _checked_paths(path, self_test):
 
 
 def _write_files(path, self_test, content, inputs):
-    """Moves all files into place, the network's own as the last one."""
+    """Moves all files into place, the network's own as the last one; in the first process."""
+    if not is_first_process():
+        return
     if self_test is not None:
         for name, made in self_test_files(path, self_test, content, inputs):
             write_safely(name, made)
@@ -112,7 +131,10 @@ def _on_arm(network, inputs):
     return deviation("ARM and browsers", here, there)
 
 
-def _check_runtimes(runtimes):
+def _check_options(storage, io, batch_size, runtimes):
+    check_choice("storage", storage, STORAGES)
+    check_choice("io", io, IO_TYPES)
+    check_batch_size(None, batch_size)
     if not isinstance(runtimes, list | tuple | set):
         raise TypeError(
             f"`runtimes` must be a list of names. {describe(runtimes=runtimes)} "

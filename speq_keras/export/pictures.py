@@ -22,8 +22,9 @@ def export_page(report):
         *(paragraph(line) for line in report.remarks()),
         heading("Tensors"),
         paragraph(
-            "Bars: bits of 8, codes in use of all codes of the grid, and the largest deviation "
-            "from what the trained network rounds, in steps, of what a right code can have at most."
+            "Bars show the bits out of 8, the codes in use out of all codes of the grid, and the "
+            "largest deviation from what the trained network rounds, in steps, as a part of what a "
+            "correct code may have."
         ),
         table(code_cells(proof.tensors), _code_bars(report), words=(0, 1)),
     ]
@@ -38,7 +39,11 @@ def _facts(report):
     proof, partitions = report.proof, report.partitions
     inside = sum(partitions.delegated.values())
     boxes = [
-        ("file", f"{report.bytes / 1000:,.1f} kB", f"storage {report.storage}, {report.io} ends"),
+        (
+            "file",
+            f"{report.bytes / 1000:,.1f} kB",
+            f"storage {report.storage}, {report.io} in and out",
+        ),
         (
             "codes as the trained network rounds them",
             f"{proof.rounded - proof.outside:,} of {proof.rounded:,}",

@@ -50,13 +50,16 @@ class Settlement:
         return "\n".join([*lines, *(f"  left: {sentence}" for sentence in self.left)])
 
 
-def settle(model, *, storage):
-    """Settles a model in place; see `SPEQModel.settle`."""
+def settle(model, *, storage, begin):
+    """Settles a model in place, and tells `begin` what it does; see `SPEQModel.settle`."""
     check_choice("storage", storage, STORAGES)
     quantizers = {quantizer.name: quantizer for quantizer in model.activation_quantizers}
     scales = Scales(quantizers)
+    begin("scales")
     left = _settle_scales(model, storage, scales)
+    begin("biases")
     biases = _settle_biases(model, storage)
+    begin("what is left")
     # Once more, for what is left.
     integer_model = fold(model, storage=storage)
     left += (
