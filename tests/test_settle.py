@@ -8,6 +8,7 @@ import pytest
 from keras import layers, ops
 
 import speq_keras
+from speq_keras.export.settle_scales import Relation, Scales
 from speq_keras.export.tflite.runtimes import run_file
 from speq_keras.graph import read_graph
 
@@ -209,6 +210,86 @@ def test_no_sum_of_two_codes_lies_near_a_half():
         assert np.min(np.abs(steps - np.floor(steps) - 0.5)) > 2 * 255 * 2.0**-21
 
 
+def beside(function):
+    """Returns a body: a function of two tensors, on the grid of the first, and that tensor."""
+
+    def body(x):
+        a, b = (layers.Conv2D(4, 3, padding="same")(x) for _ in range(2))
+        return layers.Flatten()(layers.Concatenate()([a, function(a, b)]))
+
+    return body
+
+
+# One grid for what is computed and a factor of it: what is left of the ratio has to do.
+ON_ITS_OWN_GRID = {
+    "a third": lambda a, b: a * (1 / 3),
+    "a sum": lambda a, b: a + b,
+    "a difference": lambda a, b: b - a,
+    "a product": lambda a, b: a * b,
+    "a square": lambda a, b: a * a,
+    "twice": lambda a, b: a + a,
+    "a scaled sum": lambda a, b: a * 0.7 + b,
+}
+
+
+@pytest.mark.parametrize("name", ON_ITS_OWN_GRID)
+def test_a_result_on_the_grid_of_what_it_is_made_of_is_settled(name, tmp_path):
+    model, x = built(beside(ON_ITS_OWN_GRID[name]), 8)
+    settlement = model.settle()
+    share, report = equal_share(model, x, tmp_path)
+    assert not settlement.left
+    assert report.proof.settled
+    assert share >= 0.99  # as above
+
+
+def test_a_square_moves_its_scale_by_a_root():
+    """x·x has the ratio s² / t, which has to be p / q with a small odd q afterwards."""
+    quantizers = {"x": Scale(0.0273), "y": Scale(0.0917)}
+    relation = Relation("square", [(("x", "x"), 1.0)], "y", is_sum=False, largest=128)
+    scales = Scales(quantizers)
+    scales.decided.add("y")
+    assert scales.settle(relation)
+    assert quantizers["y"].scale == np.float32(0.0917)
+    ratio = float(quantizers["x"].scale) ** 2 / float(quantizers["y"].scale)
+    odd = np.arange(1, 2**16, 2)
+    # Within what two float32 factors may be off by.
+    assert np.min(np.abs(odd * ratio - np.rint(odd * ratio)) / np.maximum(odd * ratio, 1)) < 2e-7
+
+
+@pytest.mark.parametrize(
+    ("inputs", "settled"),
+    [
+        ([(("x",), 0.5)], False),  # halves, whatever the scale is
+        ([(("x",), 1 / 3)], True),
+        ([(("x", "half"), 1.0)], False),
+        ([(("x", "y"), 1.0)], True),
+        ([(("x",), 0.5), (("y",), 1.0)], False),
+        ([(("x",), 1.0), (("y",), 1.0)], True),
+    ],
+)
+def test_what_a_common_scale_cannot_settle_is_not_called_settled(inputs, settled):
+    quantizers = {"x": Scale(0.0273), "y": Scale(0.0917), "half": Scale(1 / 256, is_free=False)}
+    scales = Scales(quantizers)
+    relation = Relation("one", inputs, "x", is_sum=False, largest=128)
+    assert scales.settle(relation) == settled
+    assert quantizers["x"].scale == np.float32(0.0273)
+    assert settled or quantizers["y"].scale == np.float32(0.0917)
+
+
+class Scale:
+    """What settling needs of a quantizer."""
+
+    def __init__(self, scale, is_free=True):
+        self.scale, self.is_free = np.float32(scale), is_free
+
+    def grid(self):
+        return self.scale, -128, 127
+
+    def multiply_scale(self, factor):
+        self.scale = np.float32(self.scale * factor) if self.is_free else self.scale
+        return self.is_free
+
+
 @pytest.mark.parametrize("unit", [1.0, 1 / 255, 2 / 255])
 def test_pixels_that_were_resized_are_not_halfway_between_two_codes(unit, tmp_path):
     keras.utils.set_random_seed(4)
@@ -281,7 +362,15 @@ def resized(x):
 
 @pytest.mark.parametrize(
     ("body", "word"),
-    [(shared, "twice"), (island, "in float"), (same_average, "pool"), (resized, "resize")],
+    [
+        (shared, "twice"),
+        (island, "in float"),
+        (same_average, "pool"),
+        (resized, "resize"),
+        (beside(lambda a, b: a * 0.5), "halfway"),
+        (beside(lambda a, b: a * -0.5), "halfway"),
+        (beside(lambda a, b: ops.silu(a)), "halfway"),
+    ],
 )
 def test_what_cannot_be_settled_is_named(body, word):
     left = left_of(body)

@@ -79,7 +79,7 @@ def _settle_scales(model, storage, scales):
             scales.settle_input(name)
     left = [
         f"{relation.name}: its results may lie halfway between two codes, since the scales that "
-        "meet there are prescribed, or used elsewhere too"
+        "meet there are prescribed, the same, or used elsewhere too"
         for relation in relations_of(folded, _owners(folded), scales.prescribed)
         if not scales.settle(relation)
     ]

@@ -117,15 +117,15 @@ class Scales:
         self.moved = {}
 
     def settle(self, relation):
-        """Moves scales so that `relation` has no halves; returns whether that was possible."""
+        """Moves scales so that `relation` has no halves; returns whether it has none now."""
         factors = {name for names, _ in relation.inputs for name in names}
         if not (factors | {relation.output}) <= set(self.now):
             return False
-        free = [name for name in factors if name not in self.decided]
-        output_is_free = relation.output not in self.decided
-        done = self._is_settled(relation) or self._move(relation, free, output_is_free)
+        free = factors - self.decided
+        if not self._is_settled(relation):
+            self._move(relation, free, relation.output not in self.decided)
         self.decided |= factors | {relation.output}
-        return done
+        return self._is_settled(relation)
 
     def settle_input(self, name):
         """Moves the scale of a network's input away from fractions, which inputs are halves of.
@@ -163,44 +163,54 @@ class Scales:
         return bool(np.any(np.all(np.abs(numerators / whole - 1) < _IS_RATIO, axis=1)))
 
     def _move(self, relation, free, output_is_free):
-        """Chooses the denominator for which the free scales move least, and moves them."""
+        """Chooses the denominator for which the free scales move least, and moves them.
+
+        A result may be on the grid of a factor, as where a Concatenate joins both: of that scale
+        one power cancels, and what is left of the ratio is all that can move.
+        """
         ratios = self._ratios(relation)
-        owners = [[name for name in names if name in free] for names, _ in relation.inputs]
+        owners = [
+            [name for name in names if name in free and name != relation.output]
+            for names, _ in relation.inputs
+        ]
         # What a term cannot do by a scale of its own, the result's scale has to do for it.
-        stuck = [i for i, names in enumerate(owners) if not names]
-        shared = len({name for names in owners for name in names}) < len(owners) - len(stuck)
+        powers = [names.count(relation.output) - 1 for names, _ in relation.inputs]
+        stuck = [i for i, names in enumerate(owners) if not names and powers[i]]
+        shared = len({name for names in owners for name in names}) < sum(map(bool, owners))
         if shared or len(stuck) > output_is_free:
-            return self._move_together(relation, ratios, free, output_is_free)
+            self._move_together(relation, ratios, free, output_is_free)
+            return
         numerators = np.outer(relation.denominators(ratios), ratios)
         wanted = np.maximum(np.rint(numerators), 1) / numerators
-        output = 1 / wanted[:, stuck[0]] if stuck else np.ones(len(wanted))
-        moves = wanted * output[:, None]
+        output = wanted[:, stuck[0]] ** (1 / powers[stuck[0]]) if stuck else np.ones(len(wanted))
+        moves = wanted / output[:, None] ** powers
         largest = np.max(np.abs(np.column_stack([moves, output]) - 1), axis=1)
+        # Where a term depends on no scale that can move, the others settle for its denominators.
+        fixed = [i for i, names in enumerate(owners) if not names and not powers[i]]
+        largest[np.any(np.abs(wanted[:, fixed] - 1) > _IS_RATIO, axis=1)] = np.inf
         best = int(np.argmin(largest))
         if largest[best] > _LARGEST_MOVE:
-            return False
+            return
         self._apply(relation.output, float(output[best]))
         for names, move in zip(owners, moves[best], strict=True):
             if names:
-                self._apply(names[0], float(move))
-        return True
+                self._apply(names[0], float(move ** (1 / names.count(names[0]))))
 
     def _move_together(self, relation, ratios, free, output_is_free):
         """As `_move`, where all terms have the same ratio, as in x + x: one scale moves."""
         names = {names for names, _ in relation.inputs}
         if len(names) > 1 or not (output_is_free or free):
-            return False
+            return
         numerators = relation.denominators(ratios) * ratios[0]
         wanted = np.maximum(np.rint(numerators), 1) / numerators
         best = int(np.argmin(np.abs(wanted - 1)))
         if abs(wanted[best] - 1) > _LARGEST_MOVE:
-            return False
+            return
         if output_is_free:
             self._apply(relation.output, float(1 / wanted[best]))
         else:
-            power = names.pop().count(free[0])
-            self._apply(free[0], float(wanted[best] ** (1 / power)))
-        return True
+            (name, *_), (factors,) = sorted(free), names
+            self._apply(name, float(wanted[best] ** (1 / factors.count(name))))
 
     def _apply(self, name, factor):
         if factor == 1.0:
