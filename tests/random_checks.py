@@ -143,15 +143,32 @@ def _settle(model, network, x, before):
     """Settles a model, which moves it by no more than roundings do; returns what is left."""
     if not hasattr(model, "settle"):
         return ("there is no settling yet",)
-    runs = noisy_outputs(model, x, network.seed)
     settlement = model.settle(storage=network.export["storage"])
     # What the file rounds a bias by is taken over: many steps, where its sums are coarse.
-    steps = 1 + 2 * max(settlement.biases.values(), default=0)
+    runs = noisy_outputs(model, x, network.seed, shift=bias_shifts(model, settlement.biases))
     after = _outputs(model.predict_on_batch(_as_given(x)))
     for place, (one, other) in enumerate(zip(before, after, strict=True)):
-        noise = [run[place] for run in runs]
-        compare_output(f"settled {place}", one, other, noise, steps=steps)
+        compare_output(f"settled {place}", other, one, [run[place] for run in runs])
     return settlement.left
+
+
+def bias_shifts(model, biases):
+    """Returns {name of a quantizer: the largest of the moved biases whose result it rounds}."""
+    from speq_keras.graph import read_graph
+
+    shifts, behind, found = {}, {}, set()
+    for node in read_graph(model).nodes:
+        names = set().union(*(behind.get(index, set()) for index in node.inputs))
+        if isinstance(node.operation, speq_keras.quantizers.ActivationQuantizer):
+            shift = max((biases[name] for name in names), default=0.0)
+            shifts[node.operation.name] = max(shift, shifts.get(node.operation.name, 0.0))
+            found, names = found | names, set()
+        elif node.operation.name in biases:
+            names = names | {node.operation.name}
+        behind.update((index, names) for index in node.outputs)
+    # A layer that is unrolled or broken up for the file has its quantizers inside.
+    other = max((biases[name] for name in set(biases) - found), default=0.0)
+    return {q.name: max(shifts.get(q.name, 0.0), other) for q in model.activation_quantizers}
 
 
 def _as_given(x):
@@ -265,14 +282,17 @@ ALLOWED_SETTLED = 0.02
 def noisy_outputs(model, x, seed, steps=NOISE_STEPS, shift=0.0):
     """Returns the trained graph's outputs with noise at every quantizer, a list for every run.
 
-    `steps` are for every value on its own, `shift` for all values of a channel alike.
+    `steps` are for every value on its own, `shift` for all values of a channel alike: a number, or
+    {name of a quantizer: one}.
     """
     rng = np.random.default_rng(seed)
+    shifts = shift if isinstance(shift, dict) else {}
 
     def noisy(quantizer, inputs):
         scale = float(quantizer.grid()[0])
         noise = rng.uniform(-steps, steps, tuple(inputs.shape))
-        noise = (noise + rng.uniform(-shift, shift, inputs.shape[-1:])) * scale
+        channels = shifts[quantizer.name] if shifts else shift
+        noise = (noise + rng.uniform(-channels, channels, inputs.shape[-1:])) * scale
         return quantizer.quantized(inputs + ops.cast(noise, inputs.dtype))
 
     for quantizer in model.activation_quantizers:
@@ -307,11 +327,10 @@ def _check_file(model, network, x, path, *, is_settled):
     return "; ".join(details)
 
 
-def compare_output(place, wanted, file, noise, rounded=0.0, steps=1):
+def compare_output(place, wanted, file, noise, rounded=0.0):
     """Compares one output; what roundings explain is measured on the trained graph itself.
 
-    `rounded` is the distance of codes to which the file alone rounds the output; `steps` of a grid
-    of 8 bits are allowed on top.
+    `rounded` is the distance of codes to which the file alone rounds the output.
     """
     if file.shape != wanted.shape:
         raise _Found("wrong", f"output {place} has shape {file.shape}, not {wanted.shape}")
@@ -319,7 +338,7 @@ def compare_output(place, wanted, file, noise, rounded=0.0, steps=1):
     off = _rms(file - wanted) / spread
     explained = max(_rms(run - wanted) for run in noise) / spread
     # Slack: one step of a grid of 8 bits whose end is the largest output.
-    slack = steps * max(_size(wanted) / 255, rounded) / spread
+    slack = max(_size(wanted) / 255, rounded) / spread
     allowed = ALLOWED_TIMES * explained + slack
     text = (
         f"output {place} is off by {off:.4f} std (noise explains {explained:.4f}, "

@@ -30,7 +30,8 @@ class Settlement:
 
     Attributes:
         storage: The storage whose biases the model has now.
-        biases: {layer: how far its bias, β, mean or offset moved at most, in steps of its output}.
+        biases: {layer: how far its bias, β, mean or offset moved at most, in steps of its output;
+            of a layer with several calls, in the finest ones}.
         scales: {quantizer: its scale now, as a part of what it was}.
         left: Sentences on what could not be settled: there `predict` and the file may differ.
     """
@@ -101,15 +102,17 @@ def _owners(folded):
 
 
 def _settle_biases(model, storage):
+    """Returns {layer: how far its bias moved, in steps}: of the call that has the finest ones."""
     integer_model = fold(model, storage=storage)
-    moved = {}
+    moved, finest = {}, {}
     for step in _steps_with_bias(integer_model.folded):
-        move = move_of(step)
+        move, scale = move_of(step), float(step.output.grid.scale)
         name = step.nodes[0].operation.name if step.nodes else ""
+        finest[name] = min(scale, finest.get(name, scale))
         if move is not None and name not in moved and apply_move(step, move):
-            moved[name] = move.largest
+            moved[name] = move.largest * scale
     take_over_biases(integer_model.graph)
-    return moved
+    return {name: distance / finest[name] for name, distance in moved.items()}
 
 
 def _steps_with_bias(folded):
