@@ -281,6 +281,8 @@ CASES = {
     "resize_bilinear": partial(resize, kind="resize_bilinear"),
     "logistic": partial(function, kind="logistic", step=1 / 256, offset=-128),
     "tanh": partial(function, kind="tanh", step=1 / 128, offset=0),
+    "elu": partial(function, kind="elu", step=0.043, offset=-90),
+    "gelu": partial(function, kind="gelu", step=0.037, offset=-110),
     "softmax": softmax,
     "quantize": quantize,
     "quantize codes": requantize,
@@ -312,6 +314,7 @@ CASES = {
 }
 # What XNNPACK leaves to a builtin kernel, always or for some options.
 BUILTIN = {
+    "gelu",
     "maximum",
     "minimum",
     "mirror_pad reflect",

@@ -17,9 +17,7 @@ WAYS = {
         ops.squeeze(part, 0) for part in ops.split(ops.transpose(x, (2, 0, 3, 1, 4)), 3, axis=0)
     ],
     "moveaxis": lambda x: [ops.swapaxes(ops.moveaxis(x, 2, 0)[n], 1, 2) for n in range(3)],
-    "swapaxes": lambda x: [
-        ops.transpose(ops.swapaxes(x, 0, 2)[n], (1, 2, 0, 3)) for n in range(3)
-    ],
+    "swapaxes": lambda x: [ops.transpose(ops.swapaxes(x, 0, 2)[n], (1, 2, 0, 3)) for n in range(3)],
     "further parts": lambda x: [
         ops.transpose(x, (2, 0, 3, 1, 4))[n, :, :, : TIME - 1] for n in range(3)
     ],

@@ -47,6 +47,43 @@ class DilatedConv1D(Own):
 
 
 @registered
+class DepthwiseConv(Own):
+    def build(self, shape):
+        self.weight("kernel", 3, 3, shape[-1], 2)
+
+    def call(self, x):
+        return ops.depthwise_conv(x, self.kernel, strides=2, padding="same")
+
+
+@registered
+class SeparableConv(Own):
+    def build(self, shape):
+        self.weight("kernel", 3, 3, shape[-1], 2)
+        self.weight("pointwise", 1, 1, 2 * shape[-1], UNITS)
+
+    def call(self, x):
+        return ops.separable_conv(x, self.kernel, self.pointwise, padding="same")
+
+
+@registered
+class Tensordot(Own):
+    def build(self, shape):
+        self.weight("kernel", shape[-1], UNITS)
+
+    def call(self, x):
+        return ops.tensordot(x, self.kernel, axes=1)
+
+
+@registered
+class TensordotOfAxes(Own):
+    def build(self, shape):
+        self.weight("kernel", shape[-1], UNITS)
+
+    def call(self, x):
+        return ops.tensordot(x, self.kernel, axes=([3], [0]))
+
+
+@registered
 class TwoStrides(Own):
     """One kernel that is read in two ways stays a tensor, of which there is no kernel."""
 
@@ -104,7 +141,9 @@ class Gate(layers.Layer):
         return x * ops.sigmoid(ops.mean(x, axis=(1, 2)))[:, None, None, :]
 
 
-CASES = (Conv, ConvWithStrides, DilatedConv1D, Einsum, Dot, LayerNorm, DropPath, Gate)
+CONVOLUTIONS = (Conv, ConvWithStrides, DilatedConv1D, DepthwiseConv, SeparableConv)
+PRODUCTS = (Einsum, Dot, Tensordot, TensordotOfAxes)
+CASES = (*CONVOLUTIONS, *PRODUCTS, LayerNorm, DropPath, Gate)
 
 
 def data(count=16):

@@ -30,7 +30,7 @@ import speq_keras
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of the next import
 import cifar_networks
 
-NETWORKS = ("resnet8", "resnet20", "MobileNetV2", "EfficientNetB0")
+NETWORKS = ("resnet8", "resnet20", "MobileNetV2", "EfficientNetB0", "MobileNetV3Large", "DarkNet")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("networks", list(NETWORKS), f"Some of {', '.join(NETWORKS)}.")
@@ -42,7 +42,7 @@ flags.DEFINE_enum(
     speq_keras.quantizers.ACTIVATION_QUANTIZERS,
     "How activations are quantized.",
 )
-flags.DEFINE_integer("side_px", 224, "Height and width of the images of the two large networks.")
+flags.DEFINE_integer("side_px", 224, "Height and width of the images of the large networks.")
 flags.DEFINE_integer("rounds", 30, "How often each file gets its turn.", 20)
 flags.DEFINE_integer("runs", 2, "Runs in one turn; the shortest counts.", 1)
 flags.DEFINE_string("out_dir", "out/benchmarks/tflite", "Folder for the files.")
@@ -120,11 +120,26 @@ def build(name):
     """Returns a float network with random weights, without a softmax where it can be left out."""
     if name in cifar_networks.NAMES:
         return cifar_networks.build(name)
+    if name == "DarkNet":
+        return darknet(FLAGS.side_px)
     return getattr(keras.applications, name)(
         weights=None,
         input_shape=(FLAGS.side_px, FLAGS.side_px, 3),
         classifier_activation=None,
     )
+
+
+def darknet(side_px, filters=(16, 32, 64, 128, 256)):
+    """Returns a network like the first half of YOLO's: convolutions and leaky ReLUs."""
+    layers = keras.layers
+    x = inputs = keras.Input((side_px, side_px, 3))
+    x = layers.Rescaling(1 / 255)(x)
+    for stage, count in enumerate(filters):
+        for strides in (2, 1) if stage else (1,):
+            x = layers.Conv2D(count, 3, strides, padding="same", use_bias=False)(x)
+            x = layers.BatchNormalization()(x)
+            x = layers.LeakyReLU(negative_slope=0.1)(x)
+    return keras.Model(inputs, layers.Dense(1000)(layers.GlobalAveragePooling2D()(x)))
 
 
 def settle_batch_norm(network, images):

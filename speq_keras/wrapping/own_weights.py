@@ -4,24 +4,31 @@ import dataclasses
 import functools
 from typing import Any
 
+import keras
 from keras import layers, ops
 
 from speq_keras.graph import Ref
 from speq_keras.operations import ARITHMETIC, name_of, operation_classes
 from speq_keras.own_weights import ChannelOperation, Weight
 
-_CONVOLUTIONS = {1: layers.Conv1D, 2: layers.Conv2D}
 _OPTIONS = ("strides", "padding", "dilation_rate")
+# Layers of one and two dimensions, by what the operation is called here.
+_CONVOLUTIONS = {
+    "conv": (layers.Conv1D, layers.Conv2D),
+    "depthwise_conv": (layers.DepthwiseConv1D, layers.DepthwiseConv2D),
+}
 
 
 @functools.cache
-def _convolution():
-    return operation_classes([lambda x: ops.conv(x, x)])[0]
+def _convolution_classes():
+    # In Keras 3.15, what `ops.conv_transpose` makes of symbolic tensors cannot be run.
+    calls = (lambda x: ops.conv(x, x), lambda x: ops.depthwise_conv(x, x))
+    return dict(zip(operation_classes(calls), _CONVOLUTIONS, strict=True))
 
 
 def is_convolution(operation):
-    """Whether this is what `ops.conv` makes."""
-    return type(operation) is _convolution()
+    """Whether this is what `ops.conv` or `ops.depthwise_conv` makes."""
+    return type(operation) in _convolution_classes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Reader:
 
     Attributes:
         weight: The node of the `Weight`.
-        operation: "matmul", "conv", or as of `ChannelOperation`.
+        operation: "matmul", one of `_CONVOLUTIONS`, or as of `ChannelOperation`.
         weight_first: Whether the weight is the first operand.
         tensor: The `Ref` of the other operand.
         options: Of a convolution: ((name, value), ...).
@@ -46,19 +53,9 @@ class Reader:
         """Returns a layer that computes the same, built, with a weight of its own."""
         weight = self.weight.operation
         common = {"dtype": weight.dtype_policy, "trainable": weight.trainable, "name": name}
-        if self.operation in ("matmul", "conv"):
-            common |= {
-                "use_bias": False,
-                "kernel_regularizer": weight.weight_regularizer,
-                "kernel_constraint": weight.weight_constraint,
-            }
-            *size, inputs, units = weight.shape
-            if self.operation == "matmul":
-                layer = layers.Dense(units, **common)
-            else:
-                make = _CONVOLUTIONS[len(size)]
-                layer = make(units, size, **dict(self.options), **common)
-            layer.build((None, *[None] * len(size), inputs))
+        if self.operation == "matmul" or self.operation in _CONVOLUTIONS:
+            layer, inputs = self._product(common)
+            layer.build((None, *[None] * (len(weight.shape) - 2), inputs))
             return layer
         return ChannelOperation(
             weight.shape,
@@ -68,6 +65,24 @@ class Reader:
             weight_constraint=weight.weight_constraint,
             **common,
         )
+
+    def _product(self, common):
+        """Returns a layer that multiplies by the weight, and the number of channels it reads."""
+        weight = self.weight.operation
+        *size, inputs, units = weight.shape
+        kernel = "depthwise" if self.operation == "depthwise_conv" else "kernel"
+        common = common | dict(self.options)
+        common |= {
+            "use_bias": False,
+            f"{kernel}_regularizer": weight.weight_regularizer,
+            f"{kernel}_constraint": weight.weight_constraint,
+        }
+        if self.operation == "matmul":
+            return layers.Dense(units, **common), inputs
+        make = _CONVOLUTIONS[self.operation][len(size) - 1]
+        if self.operation == "depthwise_conv":
+            return make(size, depth_multiplier=units, **common), inputs
+        return make(units, size, **common), inputs
 
 
 def find_readers(graph, is_float):
@@ -127,13 +142,15 @@ def _reader(graph, weight, node):
 
 
 def _conv_reader(weight, operation, ref, tensor):
-    """Returns the `Reader` of `ops.conv`, or None where no layer computes the same."""
+    """Returns the `Reader` of a convolution, or None where no layer computes the same."""
+    name = _convolution_classes()[type(operation)]
     *size, inputs, _ = weight.operation.shape
-    is_known = operation.data_format == "channels_last" and operation.padding in ("valid", "same")
-    if not is_known or len(size) not in _CONVOLUTIONS or tensor.shape[-1] != inputs:
+    is_last = (operation.data_format or keras.config.image_data_format()) == "channels_last"
+    is_known = is_last and operation.padding in ("valid", "same")
+    if not is_known or len(size) not in (1, 2) or tensor.shape[-1] != inputs:
         return None  # in groups, or of three dimensions
     options = []
-    for name in _OPTIONS:
-        value = getattr(operation, name)
-        options.append((name, tuple(value) if isinstance(value, list | tuple) else value))
-    return Reader(weight, "conv", False, ref, tuple(options))
+    for option in _OPTIONS:
+        value = getattr(operation, option)
+        options.append((option, tuple(value) if isinstance(value, list | tuple) else value))
+    return Reader(weight, name, False, ref, tuple(options))

@@ -114,6 +114,23 @@ def _dot(operation, x, y):
     return ops.matmul(x, y)
 
 
+def _tensordot(operation, x, y):
+    axes = operation.axes
+    axes = axes if isinstance(axes, list | tuple) else (range(-axes, 0), range(axes))
+    (last, first) = ([axes] if isinstance(axes, int) else list(axes) for axes in axes)
+    if len(y.shape) != 2 or first != [0] or last not in ([-1], [len(x.shape) - 1]):
+        raise CannotExpand("it is no product of two matrices")
+    return ops.matmul(x, y)
+
+
+def _separable_conv(operation, x, depthwise, pointwise):
+    layout = operation.data_format
+    y = ops.depthwise_conv(
+        x, depthwise, operation.strides, operation.padding, layout, operation.dilation_rate
+    )
+    return ops.conv(y, pointwise, 1, "valid", layout)
+
+
 # ---- activations and normalizations ----------------------------------------------------------
 
 
@@ -194,6 +211,8 @@ _OPERATIONS = {
     lambda x: ops.dot_product_attention(x, x, x): _attention,
     lambda x: ops.einsum("abcd,abed->abce", x, x): _einsum,
     lambda x: ops.dot(x, x[0, 0]): _dot,
+    lambda x: ops.tensordot(x, x[0, 0], axes=1): _tensordot,
+    lambda x: ops.separable_conv(x, x, x): _separable_conv,
     lambda x: ops.glu(x): _glu,
     lambda x: ops.layer_normalization(x): _layer_norm,
     lambda x: ops.rms_normalization(x): _rms_norm,

@@ -51,7 +51,8 @@ def ties(kind, inputs, output, slope=None):
     else:
         results = np.add.outer(values[0], values[1] if kind == "add" else -values[1])
     steps = results / np.float64(output.scale)
-    return np.mean(np.abs(steps - np.floor(steps) - 0.5) < _NEAR)
+    near = _NEAR if slope is None else _NEAR / 4  # as far as a kernel's sum may be off
+    return np.mean(np.abs(steps - np.floor(steps) - 0.5) < near)
 
 
 def nudged(kind, inputs, output, slope=None):
@@ -61,6 +62,7 @@ def nudged(kind, inputs, output, slope=None):
     grid = dataclasses.replace(output, scale=np.float32(output.scale * NUDGE))
     if kind == "requantize" and inputs[0] == grid:
         return grid  # the same as before its input was nudged
-    if ties(kind, inputs, output, slope) <= _MOST:
+    most = _MOST if slope is None else 0.0  # of a leaky ReLU all codes have to be its own
+    if ties(kind, inputs, output, slope) <= most:
         return None
-    return grid if ties(kind, inputs, grid, slope) <= _MOST else None
+    return grid if ties(kind, inputs, grid, slope) <= most else None

@@ -1,0 +1,108 @@
+"""Functions that kernels or sums compute, where that gives the codes of a table."""
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from keras import layers, ops
+
+import speq_keras
+from speq_keras.export.tflite.runtimes import partitions
+
+SIDE, CHANNELS, CLASSES = 6, 8, 3
+# The function, and the operators of its file beside those of the other layers.
+FUNCTIONS = {
+    "hard sigmoid": (layers.Activation("hard_sigmoid"), {"MUL", "ADD"}),
+    "hard swish": (layers.Activation("hard_swish"), {"MUL", "ADD"}),
+    "ops.hard_silu": (ops.hard_silu, {"MUL", "ADD"}),
+    "leaky 0.3": (layers.LeakyReLU(negative_slope=0.3), {"MUL", "ADD"}),
+    "leaky 0.1": (layers.LeakyReLU(negative_slope=0.1), {"MUL", "ADD"}),
+    "leaky 0.01": (layers.LeakyReLU(negative_slope=0.01), {"MUL", "ADD"}),
+    "sloping ReLU": (layers.ReLU(negative_slope=0.2), {"MUL", "ADD"}),
+    "ops.leaky_relu": (ops.leaky_relu, {"MUL", "ADD"}),
+    "ELU": (layers.ELU(), {"ELU"}),
+    "GELU": (layers.Activation("gelu"), {"GELU"}),
+    "GELU of tanh": (lambda x: ops.gelu(x, approximate=True), {"GELU"}),
+    # No kernel has these.
+    "ELU of 0.5": (layers.ELU(alpha=0.5), {"CAST", "ADD", "GATHER"}),
+    "slope above 1": (layers.LeakyReLU(negative_slope=1.5), {"CAST", "ADD", "GATHER"}),
+    "mish": (layers.Activation("mish"), {"CAST", "ADD", "GATHER"}),
+}
+OTHERS = {"QUANTIZE", "CONV_2D", "RESHAPE", "FULLY_CONNECTED", "DEQUANTIZE"}
+
+
+def data(count=24):
+    return np.random.default_rng(count).normal(size=(count, SIDE, SIDE, 3)).astype("float32") * 2
+
+
+def prepared(function, a_bits=8):
+    keras.utils.set_random_seed(1)
+    x = keras.Input((SIDE, SIDE, 3))
+    y = function(layers.Conv2D(CHANNELS, 3, name="first")(x))
+    y = layers.Flatten()(layers.Conv2D(4, 2, name="second")(y))
+    network = keras.Model(x, layers.Dense(CLASSES, name="last")(y))
+    model = speq_keras.wrap(network, 8, a_bits, distillation=None)
+    model.calibrate(data(), verbose=0)
+    model.settle()
+    return model
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_file_has_the_operators_that_are_known_and_is_the_network(name, tmp_path):
+    function, operators = FUNCTIONS[name]
+    model = prepared(function)
+    report = model.export_tflite(tmp_path / "m.tflite", data=data())
+    assert report.proof.holds
+    found = partitions((tmp_path / "m.tflite").read_bytes())
+    assert {*found.delegated, *found.others} - OTHERS == operators
+    is_delegated = not operators & {"GELU", "GATHER"}
+    assert (found.partitions == 1 and found.num_others == 0) == is_delegated
+    # The trained graph itself computes the same; sums of floats are its own.
+    folded = speq_keras.fold(model).predict(data(40))
+    near = np.isclose(folded, model.predict(data(40), verbose=0), atol=1e-4)
+    assert np.mean(near) > 0.98
+
+
+@pytest.mark.parametrize("name", ["hard swish", "leaky 0.1", "ELU", "GELU", "hard sigmoid"])
+def test_narrow_outputs_are_exact_too(name, tmp_path):
+    model = prepared(FUNCTIONS[name][0], a_bits=3)
+    report = model.export_tflite(tmp_path / "m.tflite", data=data())
+    assert report.proof.holds
+    found = partitions((tmp_path / "m.tflite").read_bytes())
+    assert "GATHER" not in {*found.delegated, *found.others}
+
+
+def test_a_microcontroller_has_no_gelu(tmp_path):
+    """Its files read and write whole numbers."""
+    model = prepared(layers.Activation("gelu"))
+    report = model.export_tflite(tmp_path / "m.tflite", data=data(), io="int8")
+    assert "GATHER" in report.micro.operators
+    assert "GELU" not in report.micro.operators
+
+
+def test_a_hard_swish_is_a_product_with_its_gate():
+    keras.utils.set_random_seed(0)
+    x = keras.Input((SIDE, SIDE, 3))
+    network = keras.Model(x, layers.Conv2D(4, 1, activation="hard_swish", name="conv")(x))
+    model = speq_keras.wrap(network, 8, 8, distillation=None)
+    names = {layer.name: type(layer).__name__ for layer in model.layers}
+    assert names["conv_hard_silu_hard_sigmoid"] == "Activation"
+    assert names["conv_hard_silu"] == "Multiply"
+    grid = model.get_layer("conv_hard_silu_hard_sigmoid_quantizer").grid()
+    assert (float(grid[0]), grid[1], grid[2]) == (1 / 256, 0, 255)
+
+
+def test_a_gate_beside_larger_numbers_is_exact(tmp_path):
+    """A Concatenate has one grid for both, which does not end at 1."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((SIDE, SIDE, 3))
+    y = layers.Conv2D(CHANNELS, 3, name="first")(x)
+    y = layers.Concatenate()([layers.Activation("hard_sigmoid")(y), y * 3.0])
+    network = keras.Model(x, layers.Dense(CLASSES, name="last")(layers.Flatten()(y)))
+    model = speq_keras.wrap(network, 8, 8, distillation=None)
+    model.calibrate(data(), verbose=0)
+    model.settle()
+    assert model.export_tflite(tmp_path / "m.tflite", data=data()).proof.holds
+    folded = speq_keras.fold(model).predict(data(40))
+    near = np.isclose(folded, model.predict(data(40), verbose=0), atol=1e-4)
+    assert np.mean(near) > 0.98
