@@ -378,6 +378,28 @@ def test_what_cannot_be_settled_is_named(body, word):
     assert word in left[0]
 
 
+def test_a_bias_of_two_calls_is_said_to_move_in_the_finest_steps():
+    model, _ = built(shared, 3)
+    layer = model.get_layer("twice").layer
+    before = ops.convert_to_numpy(layer.bias)
+    settlement = model.settle()
+    moved = np.max(np.abs(ops.convert_to_numpy(layer.bias) - before))
+    graph = read_graph(model)
+    makers = {index: node for node in graph.nodes for index in node.outputs}
+    scales = []
+    for node in graph.nodes:
+        if hasattr(node.operation, "grid"):
+            maker = makers.get(node.inputs[0])
+            while maker is not None and isinstance(maker.operation, layers.ReLU):
+                maker = makers.get(maker.inputs[0])
+            if maker is not None and maker.operation.name == "twice":
+                scales.append(node.operation.grid()[0])
+    assert len(scales) == 2
+    assert moved > 0
+    # Float32 rounds the bias after it moved.
+    np.testing.assert_allclose(settlement.biases["twice"], moved / min(scales), rtol=1e-3)
+
+
 def test_scales_that_are_all_prescribed_are_named():
     left = left_of(residual, activation_quantizer="dorefa")
     assert left
