@@ -86,6 +86,7 @@ STAIRCASE = [
     "damping",
     "fused_batch_norm",
     "operations",
+    "merged_batches",
     "graph",
     "recurrent",
     "wrapping",

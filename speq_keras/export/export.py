@@ -11,6 +11,7 @@ from speq_keras.data import class_numbers, inputs_of, packed, read
 from speq_keras.export.fold import IO_TYPES, check_model, fold
 from speq_keras.export.folding.steps import plain_dtype
 from speq_keras.export.inputs import as_network_inputs
+from speq_keras.export.lowering import use_tables_for_micro
 from speq_keras.export.micro import micro_needs
 from speq_keras.export.report import Accuracy, Agreement, ExportReport, WeightRow
 from speq_keras.export.self_test import runner_path, self_test_files
@@ -66,6 +67,8 @@ def export_tflite(
     begin("network of integers")
     integer_model = fold(model, storage=storage, io=io, softmax=softmax)
     network = integer_model.network
+    if io != "float32" or "micro" in runtimes:
+        use_tables_for_micro(network)
     content = write(network, batch_size=batch_size)
     begin("proof")
     proof, examples, outputs = prove(

@@ -7,11 +7,13 @@ build       the network while it is made: tensors, nodes, its ends
 operations  one small function for every kind of step without weights
 linear      convolutions, dense layers, slopes per channel
 functions   functions of one value, by kernel or by table
+functions_without_table     those that a kernel or a sum computes exactly
 expression  float operations, written as arithmetic
 float_functions, float_only, float_linear   what float islands alone compute
 lower       the table of kinds, and the walk over the steps
 """
 
+from speq_keras.export.lowering.functions_without_table import use_tables_for_micro
 from speq_keras.export.lowering.lower import lower
 
-__all__ = ["lower"]
+__all__ = ["lower", "use_tables_for_micro"]

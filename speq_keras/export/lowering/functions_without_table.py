@@ -24,7 +24,8 @@ _KERNELS = {
     "gelu": ("gelu", {"approximate": False}),
     "gelu_approximate": ("gelu", {"approximate": True}),
 }
-# TensorFlow Lite Micro, which reads and writes whole numbers, has no kernel for them.
+_ALL_CODES = np.arange(-128, 128).astype("int8")
+# TensorFlow Lite Micro has no kernel for them.
 _NOT_IN_MICRO = ("gelu",)
 
 
@@ -44,8 +45,6 @@ def emit_without_table(builder, step, x, wanted):
     if name in _KERNELS:
         kind, options = _KERNELS[name]
         operands = [x]
-        if kind in _NOT_IN_MICRO and builder.io != "float32":
-            return False
     else:
         kind, options = "add", {}
         operands = _terms(step, name, x)
@@ -55,6 +54,29 @@ def emit_without_table(builder, step, x, wanted):
         operands = [_added(builder, step, x, term) for term in operands]
     builder.rounded(step, kind, [tensor.name for tensor in operands], options, has_scale=False)
     return True
+
+
+def use_tables_for_micro(network):
+    """Makes tables of the functions of codes for which TensorFlow Lite Micro has no kernel.
+
+    Args:
+        network: The `IntegerNetwork`, changed in place.
+    """
+    for node in network.nodes:
+        (x,) = [network.tensors[name] for name in node.inputs[:1]]
+        if node.kind not in _NOT_IN_MICRO or x.scale is None:
+            continue
+        output = network.tensors[node.output]
+        codes = OPS[node.kind].integer([_ALL_CODES], [x], output, **node.options)
+        table = Tensor(
+            name=f"{node.output}/table",
+            shape=codes.shape,
+            scale=output.scale,
+            zero_point=output.zero_point,
+            data=codes,
+        )
+        network.add_tensor(table)
+        node.kind, node.inputs, node.options = "lookup", [x.name, table.name], {}
 
 
 def _terms(step, name, x):
@@ -90,10 +112,7 @@ def _computes(kind, operands, grid, wanted, options):
         ratios = limits.ratios_of(node, {x.name: x for x in (*operands, output)})
         if min(ratios) < limits.low or max(ratios) >= limits.high:
             return False
-    codes = np.arange(-128, 128)
-    values = [
-        np.clip(codes, x.low, x.high).astype("int8") if x.data is None else x.data for x in operands
-    ]
+    values = [np.clip(_ALL_CODES, x.low, x.high) if x.data is None else x.data for x in operands]
     made = OPS[kind].integer(values, operands, output, **options)
     made = np.minimum(made.astype(int) - output.zero_point, grid.high)
     return np.array_equal(made, wanted)
