@@ -15,7 +15,7 @@ import tensorflow as tf
 import cifar_data
 from cifar_stream import pad_crop_flip
 
-# `digits_validation` tests on a fifth of the training images of `digits`: settings are chosen there.
+# The second tests on a fifth of the training images of the first: settings are chosen there.
 DIGITS = ("digits", "digits_validation")
 FOLDER_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 TEST_FOLDERS = ("val", "validation", "test")
@@ -108,8 +108,8 @@ def load(
     """Returns `Images`.
 
     Args:
-        name: "digits", "digits_validation", "cifar10", "cifar100", or a data set of TensorFlow Datasets with images and
-            labels.
+        name: "digits", "digits_validation", "cifar10", "cifar100", or a data set of TensorFlow
+            Datasets with images and labels.
         image_size: Height and width of the prepared images, in pixels.
         data_dir: Folder of TensorFlow Datasets; for CIFAR also an .npz file.
         image_folder: Folder with `train/` and `val/`, each with a folder per class; goes before
