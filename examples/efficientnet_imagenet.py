@@ -263,7 +263,7 @@ class Experiment:
         self.checkpoint_dir = checkpoint_dir
         self.results = []
         self.export = self.export_error = None
-        self.steps_before = 0
+        self.steps_before = self.packed_bytes = 0
         self.part = {"part": FLAGS.process_id, "parts": FLAGS.num_processes}
         self.pieces_per_epoch, steps = training_run.whole_pieces(
             max(1, data.train_count // FLAGS.batch_size), FLAGS.checkpoint_steps
@@ -308,8 +308,10 @@ class Experiment:
             training=True,  # what quantized training sees: moving statistics are behind
             verbose=0,
         )
+        plan = retrained.plan()  # takes seconds; training changes no size
+        self.packed_bytes = plan.totals["bytes"]
         if is_first_process():
-            self.show_plan(retrained.plan())
+            self.show_plan(plan)
         self.train(retrained, "retrain", "retrain")
         before = self.steps_before
         for stage in stages()[stages().index("retrain") + 1 :]:
@@ -453,7 +455,7 @@ class Experiment:
         return found
 
     def add_result(self, stage, model, logs, *, seconds, steps):
-        totals = model.plan().totals if isinstance(model, speq_keras.SPEQModel) else None
+        is_quantized = isinstance(model, speq_keras.SPEQModel)
         self.results.append(
             {
                 "stage": stage,
@@ -461,7 +463,7 @@ class Experiment:
                 "test_loss": logs["loss"],
                 "steps": steps,
                 "seconds": seconds,
-                "bytes": totals["bytes"] if totals else 4 * model.count_params(),
+                "bytes": self.packed_bytes if is_quantized else 4 * model.count_params(),
             }
         )
         if is_first_process():
