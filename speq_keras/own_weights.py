@@ -98,6 +98,11 @@ class Weight(_OneWeight):
 class _WeightTensor(keras.KerasTensor):
     """A symbolic tensor that takes the keys of a variable: Keras' own has no `x[:3]`."""
 
+    @property
+    def __jax_array__(self):
+        # Keras' own raises an error; without it, an array of JAX leaves its sums to this class.
+        raise AttributeError("__jax_array__")
+
     def __getitem__(self, key):
         return super().__getitem__(key if isinstance(key, int | tuple) else (key,))
 
