@@ -21,6 +21,8 @@ temperature are ours.
 import json
 import time
 
+import quiet_start  # noqa: F401 - before Keras
+
 import keras
 import numpy as np
 from absl import app, flags

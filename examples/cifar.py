@@ -21,6 +21,8 @@ nothing: no training stops early and no checkpoint is picked by its accuracy.
 
 import json
 
+import quiet_start  # noqa: F401 - before Keras
+
 import keras
 import numpy as np
 from absl import app, flags

@@ -59,6 +59,12 @@ def table(experiment):
             f"{e['proof']['rounded']:,} roundings of the trained network compared with the file's "
             f"codes, {e['proof']['outside']} differ."
         )
+    names = [r["stage"] for r in experiment.results]
+    if "speq" in names and "control" not in names:
+        lines.append(
+            "SPEQ went on from `retrain`: how it compares with as many steps of plain training, "
+            "--stages=pretrain,retrain,control,speq shows."
+        )
     if is_papers:
         lines += ["", f"The paper's other methods, {PAPER_TEACHERS}."]
     return "\n".join(lines)

@@ -15,6 +15,8 @@ import tensorflow as tf
 import cifar_data
 from cifar_stream import pad_crop_flip
 
+# The second tests on a fifth of the training images of the first: settings are chosen there.
+DIGITS = ("digits", "digits_validation")
 FOLDER_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 TEST_FOLDERS = ("val", "validation", "test")
 # Rows and columns that the evaluation crop leaves out at 224 pixels, as the networks of this family
@@ -101,12 +103,13 @@ def load(
     train_examples=None,
     test_examples=None,
     train_splits=("train",),
+    augment=True,
 ):
     """Returns `Images`.
 
     Args:
-        name: "digits", "cifar10", "cifar100", or a data set of TensorFlow Datasets with images and
-            labels.
+        name: "digits", "digits_validation", "cifar10", "cifar100", or a data set of TensorFlow
+            Datasets with images and labels.
         image_size: Height and width of the prepared images, in pixels.
         data_dir: Folder of TensorFlow Datasets; for CIFAR also an .npz file.
         image_folder: Folder with `train/` and `val/`, each with a folder per class; goes before
@@ -115,16 +118,35 @@ def load(
         train_examples: Use the first so many; all if None.
         test_examples: Likewise.
         train_splits: What TFDS calls the parts to train on.
+        augment: Whether training images are shifted or cropped, and mirrored; else they are
+            prepared as test images are.
 
     Raises:
         FileNotFoundError: If there are no such images.
         ValueError: If they are not laid out as they have to be.
     """
+    if not augment:
+        images = load(
+            name,
+            image_size=image_size,
+            data_dir=data_dir,
+            image_folder=image_folder,
+            download=download,
+            train_examples=train_examples,
+            test_examples=test_examples,
+            train_splits=train_splits,
+        )
+        return dataclasses.replace(
+            images, to_training_image=lambda image, seed: images.to_test_image(image)
+        )
     limits = {"train_examples": train_examples, "test_examples": test_examples}
     if image_folder:
         return from_folder(image_folder, image_size, **limits)
-    if name == "digits":
-        return from_arrays(*digits(), image_size=image_size, mirror=False, **limits)
+    if name in DIGITS:
+        arrays = digits(test_share=0.3)
+        if name == "digits_validation":
+            arrays = divide(*arrays[:2], test_share=0.2)
+        return from_arrays(*arrays, image_size=image_size, mirror=False, **limits)
     if name in ("cifar10", "cifar100"):
         arrays = cifar_data.load(
             data_dir,
@@ -170,16 +192,21 @@ def few_per_class(images, count, *, seed):
 # Sources.
 
 
-def digits():
-    """Returns train and test images (uint8, three equal channels) and labels: half of each."""
+def digits(*, test_share=0.5):
+    """Returns train and test images (uint8, three equal channels) and labels."""
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
     images = (images * (255 / 16)).round().astype("uint8").reshape(-1, 8, 8, 1)
-    images = np.repeat(images, 3, axis=-1)
+    return divide(np.repeat(images, 3, axis=-1), labels, test_share=test_share)
+
+
+def divide(images, labels, *, test_share):
+    """Returns train images, their labels, test images and their labels: always the same parts."""
+    from sklearn.model_selection import train_test_split
+
     x_train, x_test, y_train, y_test = train_test_split(
-        images, labels, test_size=0.5, random_state=0, stratify=labels
+        images, labels, test_size=test_share, random_state=0, stratify=labels
     )
     return x_train, y_train, x_test, y_test
 

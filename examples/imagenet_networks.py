@@ -81,6 +81,13 @@ def set_batch_norm_momentum(network, momentum):
             layer.momentum = momentum
 
 
+def set_dropout_rate(network, rate):
+    """Sets how much dropout and stochastic depth leave out; 0: nothing."""
+    for layer in network.layers:
+        if isinstance(layer, layers.Dropout):
+            layer.rate = rate
+
+
 def resnet18(*, image_size, classes):
     """Returns ResNet-18; see `resnet`."""
     return resnet((2, 2, 2, 2), image_size=image_size, classes=classes, name="resnet18")

@@ -16,6 +16,8 @@ import logging
 import pathlib
 import time
 
+import quiet_start  # noqa: F401 - before Keras
+
 import keras
 import numpy as np
 from absl import app, flags

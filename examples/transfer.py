@@ -24,6 +24,8 @@ the new layer has 8 bits, as every last layer here.
 import json
 import pathlib
 
+import quiet_start  # noqa: F401 - before Keras
+
 import keras
 import numpy as np
 from absl import app, flags

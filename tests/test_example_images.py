@@ -1,5 +1,7 @@
 """`examples/image_data.py`: order, parts and preparation of images, on files made here."""
 
+import collections
+
 import keras
 import numpy as np
 import pytest
@@ -240,3 +242,32 @@ def test_missing_and_foreign_weights_files_are_named(tmp_path):
     other.save_weights(tmp_path / "other.weights.h5")
     with pytest.raises(ValueError, match="does not hold the weights of resnet18 with 3 classes"):
         imagenet_networks.load_weights(build, tmp_path / "other.weights.h5")
+
+
+def test_without_augmentation_training_images_are_the_test_images_of_the_same_digits():
+    import image_data
+
+    plain = image_data.load("digits", image_size=32, augment=False)
+    expected = {int(position): image for position, image, _ in plain.train(0, 3).take(8)}
+    ((pixels, _),) = plain.training_batches(0, batch_size=8, seed=3).take(1).as_numpy_iterator()
+    for position, image in expected.items():
+        np.testing.assert_array_equal(pixels[position], plain.to_test_image(image))
+    shifted = image_data.load("digits", image_size=32)
+    ((others, _),) = shifted.training_batches(0, batch_size=8, seed=3).take(1).as_numpy_iterator()
+    assert (pixels != others).any()
+
+
+def test_settings_are_chosen_on_digits_that_nobody_tests_on():
+    import image_data
+
+    def multiset(dataset, position):
+        return collections.Counter(row[position].numpy().tobytes() for row in dataset)
+
+    final, chosen_on = (
+        image_data.load(name, image_size=32) for name in ("digits", "digits_validation")
+    )
+    assert (final.train_count, final.test_count) == (1257, 540)
+    assert (chosen_on.train_count, chosen_on.test_count) == (1005, 252)
+    whole = multiset(final.train(0, 0).take(1257), 1)
+    parts = multiset(chosen_on.train(0, 0).take(1005), 1) + multiset(chosen_on.test(), 0)
+    assert parts == whole

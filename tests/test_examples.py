@@ -246,6 +246,10 @@ def test_the_flagship_trains_on_a_folder_of_images_and_writes_its_results(tmp_pa
     assert [stage["stage"] for stage in results["stages"]] == ["pretrain"]
     assert results["stages"][0]["steps"] == 2
     assert [row["step"] for row in results["log"]] == [1, 2]
+    # The settings of the digits are those of the digits alone.
+    for name in ("augment", "dropout"):
+        assert results["flags"][name] is None
+    assert results["flags"]["retrain_optimizer"] == "sgd"
     assert (out / "curves.png").is_file()
     assert list((out / "tensorboard" / "pretrain").iterdir())
 
@@ -266,6 +270,10 @@ def test_the_flagship_retrains_with_3_bits_and_exports_what_it_trained(tmp_path)
     results = json.loads((out / "results.json").read_text())
     assert [stage["steps"] for stage in results["stages"]] == [2, 2]
     assert results["export"]["proof"]["mismatches"] == 0
+    assert results["export"]["file_as_settled"] == 1.0
+    assert results["flags"]["image_size"] == 48  # a setting of the digits
+    assert "block7a_project_conv" in (out / "plan.txt").read_text()
+    assert "block7a_project_conv" not in text
     assert (out / "efficientnet.tflite").stat().st_size == results["export"]["bytes"]
 
 
