@@ -4,8 +4,8 @@ import dataclasses
 import itertools
 import types
 
+import keras
 import numpy as np
-from keras import ops
 
 from speq_keras import batch_norm, calibration, float_weights, reporting
 from speq_keras._checks import check_bits, check_bool, check_count, describe
@@ -325,7 +325,7 @@ class QuantizedModel(ExportableModel, FreezingModel):
     def save_own_variables(self, store):
         super().save_own_variables(store)
         for number, state in enumerate(self._random_states()):
-            store[f"{_RANDOM_STATE}{number}"] = ops.convert_to_numpy(state)
+            store[f"{_RANDOM_STATE}{number}"] = keras.ops.convert_to_numpy(state)
 
     def load_own_variables(self, store):
         names = set(store.keys())

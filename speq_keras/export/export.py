@@ -62,13 +62,12 @@ def export_tflite(
     path, self_test = _checked_paths(path, self_test)
     _check_options(storage, io, batch_size, runtimes)
     softmax, strict = check_bool("softmax", softmax), check_bool("strict", strict)
+    for_micro = io != "float32" or "micro" in runtimes
     check_model(model)
     examples, labelled = _examples(data, model, steps)
     begin("network of integers")
-    integer_model = fold(model, storage=storage, io=io, softmax=softmax)
+    integer_model = _folded(model, storage, io, softmax, for_micro)
     network = integer_model.network
-    if io != "float32" or "micro" in runtimes:
-        use_tables_for_micro(network)
     content = write(network, batch_size=batch_size)
     begin("proof")
     proof, examples, outputs = prove(
@@ -90,7 +89,7 @@ def export_tflite(
         on_arm=_on_arm(network, inputs),
         weights=tuple(_weight_rows(integer_model.folded, network)),
         notes=tuple(network.notes),
-        micro=micro_needs(content, measure=io != "float32" or "micro" in runtimes),
+        micro=micro_needs(content, measure=for_micro),
         seconds=time.monotonic() - start,
     )
     _write_files(path, self_test, content, inputs)
@@ -105,6 +104,14 @@ def _require(proof, path, strict):
             f"{describe(path=str(path))} Nothing was written. This is a defect of the export or "
             "of the runtime: please report it; `strict=False` writes the file all the same."
         )
+
+
+def _folded(model, storage, io, softmax, for_micro):
+    """Returns the `FoldedModel`; for TensorFlow Lite Micro with the kernels that it has."""
+    integer_model = fold(model, storage=storage, io=io, softmax=softmax)
+    if for_micro:
+        use_tables_for_micro(integer_model.network)
+    return integer_model
 
 
 def _checked_paths(path, self_test):
