@@ -10,6 +10,7 @@ which are float32, are off by less than 1e-12 steps.
 
 import dataclasses
 import functools
+import math
 
 import flatbuffers
 import numpy as np
@@ -487,6 +488,8 @@ _COMPUTE = {
     "RESIZE_NEAREST_NEIGHBOR": _resize_nearest,
     "LOGISTIC": _function(lambda x: 1 / (1 + np.exp(-x))),
     "TANH": _function(np.tanh),
+    "ELU": _function(lambda x: np.where(x < 0, np.expm1(np.minimum(x, 0)), x)),
+    "GELU": _function(lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2),
     # Its kernel works in fixed point.
     "SOFTMAX": _function(_softmax, allowed=0.01),
     "CAST": lambda op, arrays, tensors, output: (arrays[0].astype("float64"), 0.0),

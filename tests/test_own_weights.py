@@ -114,19 +114,6 @@ class Counts(Holds):
         return x * 1.0
 
 
-@registered
-class Looks(Holds):
-    """Its weights are whole numbers."""
-
-    def build(self, shape):
-        self.order = self.add_weight(
-            name="order", shape=(SIZE,), dtype="int32", trainable=False, initializer="ones"
-        )
-
-    def call(self, x):
-        return x * ops.cast(self.order, x.dtype)
-
-
 APART = (LayerScale, Affine, Projection, Position, Turned, Twice, Nested)
 # What each computes, in NumPy, of the layer's weights in the order in which they were made.
 FORMULAS = {
@@ -151,7 +138,6 @@ PARTS = {
 WHOLE = {
     Exponent: "it has weights of its own (gamma), and no kernel of Exp reads weights",
     Counts: "it has weights of its own (calls), and its call fails on symbolic tensors",
-    Looks: "it has weights of its own (order)",
 }
 
 

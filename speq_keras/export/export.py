@@ -66,8 +66,7 @@ def export_tflite(
     check_model(model)
     examples, labelled = _examples(data, model, steps)
     begin("network of integers")
-    integer_model = _folded(model, storage, io, softmax, for_micro)
-    network = integer_model.network
+    integer_model, network = _folded(model, storage, io, softmax, for_micro)
     content = write(network, batch_size=batch_size)
     begin("proof")
     proof, examples, outputs = prove(
@@ -107,11 +106,11 @@ def _require(proof, path, strict):
 
 
 def _folded(model, storage, io, softmax, for_micro):
-    """Returns the `FoldedModel`; for TensorFlow Lite Micro with the kernels that it has."""
+    """Returns the `FoldedModel` and its network, which for Micro has only the kernels of that."""
     integer_model = fold(model, storage=storage, io=io, softmax=softmax)
     if for_micro:
         use_tables_for_micro(integer_model.network)
-    return integer_model
+    return integer_model, integer_model.network
 
 
 def _checked_paths(path, self_test):
