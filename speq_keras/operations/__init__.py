@@ -48,6 +48,7 @@ from speq_keras.operations.kinds import (
     fused_layer,
     is_never_negative,
     kind_of,
+    negative_slope,
 )
 from speq_keras.operations.rows import (
     LOWEST,
@@ -83,6 +84,7 @@ __all__ = [
     "make_operation",
     "name_of",
     "name_of_function",
+    "negative_slope",
     "operation_classes",
     "row_of",
 ]

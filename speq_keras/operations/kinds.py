@@ -73,6 +73,18 @@ def function_name(operation):
     return _FUNCTIONS.get(name)
 
 
+def negative_slope(operation):
+    """Returns the slope of a leaky ReLU below zero, or None of what is none.
+
+    Example:
+        >>> negative_slope(layers.LeakyReLU(0.5)), negative_slope(layers.ReLU())
+        (0.5, None)
+    """
+    if function_name(operation) != "leaky_relu":
+        return None
+    return float(getattr(operation, "negative_slope", 0.2))  # an Activation has Keras' default
+
+
 def _relu_of(operation):
     if operation.threshold or (operation.negative_slope and operation.max_value is not None):
         return "bent_relu"

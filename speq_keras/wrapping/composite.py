@@ -30,7 +30,12 @@ from speq_keras.wrapping import open_batch
 from speq_keras.wrapping.composite_check import STAND_IN, difference
 from speq_keras.wrapping.own_weights import is_convolution
 from speq_keras.wrapping.parts import CannotExpand, part_functions
-from speq_keras.wrapping.symbolic_weights import is_fixed, on_weights, variables_in
+from speq_keras.wrapping.symbolic_weights import (
+    is_fixed,
+    is_symbolic,
+    on_weights,
+    variables_in,
+)
 
 # Of Keras' own layers, only these are taken apart.
 _KERAS_COMPOSITES = (
@@ -210,7 +215,7 @@ def _fresh(args, kwargs, batch_size=None):
 
 def _traced(call, args, kwargs):
     """Returns the graph that `call` makes, in inference."""
-    inputs = list({id(x): x for x in tree.flatten((args, kwargs)) if _is_symbolic(x)}.values())
+    inputs = list({id(x): x for x in tree.flatten((args, kwargs)) if is_symbolic(x)}.values())
     try:
         asks = "training" in inspect.signature(call).parameters and kwargs.get("training") is None
         if asks:  # a default of False would be written into the graph
@@ -231,13 +236,9 @@ def _traced(call, args, kwargs):
 def _outputs(call, inputs, args, kwargs):
     """Returns what a call returns, with arrays that depend on no input as tensors of the graph."""
     return tree.map_structure(
-        lambda y: y if _is_symbolic(y) else Constant(ops.convert_to_numpy(y))(inputs[0]),
+        lambda y: y if is_symbolic(y) else Constant(ops.convert_to_numpy(y))(inputs[0]),
         call(*args, **kwargs),
     )
-
-
-def _is_symbolic(leaf):
-    return isinstance(leaf, keras.KerasTensor)
 
 
 def _check_weights(layer, model):

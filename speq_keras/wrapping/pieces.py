@@ -94,7 +94,7 @@ def _transpose(rewriter, operation, name, args, kwargs):
         return None
     source, before = moved
     axes = [before[axis] for axis in _axes_of(operation, len(before))]
-    return _ordered(rewriter, name, source, axes)
+    return rewriter.transposed(source, axes, name)
 
 
 def _cut(rewriter, name, ref, key):
@@ -131,13 +131,7 @@ def _axes_of(operation, rank):
 
 def _without(rewriter, name, ref, first, others):
     """Appends the transposition that is left where its first axis is gone."""
-    return _ordered(rewriter, name, ref, [axis - (axis > first) for axis in others])
-
-
-def _ordered(rewriter, name, ref, axes):
-    if axes == sorted(axes):
-        return [ref]
-    return _appended(rewriter, "Transpose", name, ref, axes=axes)
+    return rewriter.transposed(ref, [axis - (axis > first) for axis in others], name)
 
 
 def _appended(rewriter, kind, name, ref, key=None, **options):

@@ -39,7 +39,7 @@ def on_weights(layer, known):
     @functools.wraps(layer.call)
     def call(*args, **kwargs):
         """Calls the layer while its attributes are what their `Weight`s make."""
-        x = next(x for x in tree.flatten((args, kwargs)) if _is_symbolic(x))
+        x = next(x for x in tree.flatten((args, kwargs)) if is_symbolic(x))
 
         def weight(variable, owner):
             known.setdefault(id(variable), (variable, Weight.of(variable, owner)))
@@ -77,7 +77,7 @@ class _RowsOfArrays:
     def __call__(self, inputs, **kwargs):
         """Looks rows up."""
         layer = self._layer
-        if _is_symbolic(inputs):
+        if is_symbolic(inputs):
             return layer(inputs, **kwargs)
         numbers = ops.convert_to_numpy(inputs)
         if not layer.built:
@@ -86,5 +86,6 @@ class _RowsOfArrays:
         return ops.reshape(rows, (*numbers.shape, layer.output_dim))
 
 
-def _is_symbolic(leaf):
+def is_symbolic(leaf):
+    """Whether an argument of a call is a tensor of the graph."""
     return isinstance(leaf, keras.KerasTensor)

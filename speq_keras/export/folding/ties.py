@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from speq_keras.operations import function_name
+from speq_keras.operations import negative_slope
 
 NUDGE = np.float32(1 + 2.0**-11)
 # Nearer to a half than this is called a tie; in unrelated ratios one result in 2048 is.
@@ -20,9 +20,7 @@ _MOST = 2.0**-8
 def leaky_slope(pending):
     """Returns the slope below zero of a leaky ReLU that is to be rounded; of all else None."""
     operation = pending.nodes[0].operation if pending.kind == "table" else None
-    if operation is None or function_name(operation) != "leaky_relu":
-        return None
-    return float(getattr(operation, "negative_slope", 0.2))
+    return None if operation is None else negative_slope(operation)
 
 
 def ties(kind, inputs, output, slope=None):

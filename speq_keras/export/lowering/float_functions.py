@@ -4,7 +4,7 @@ import re
 
 from speq_keras.export.folding.options import unsupported
 from speq_keras.export.folding.steps import CannotExport
-from speq_keras.operations import OTHER, function_name, name_of
+from speq_keras.operations import OTHER, function_name, name_of, negative_slope
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 # Of erf: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26; error below 2e-7.
@@ -66,7 +66,7 @@ def _kernel(kind, **options):
 
 
 def _leaky_relu(x, operation):
-    return x.made("leaky_relu", alpha=float(getattr(operation, "negative_slope", 0.2)))
+    return x.made("leaky_relu", alpha=negative_slope(operation))
 
 
 def _bent_relu(x, operation):

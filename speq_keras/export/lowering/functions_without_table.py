@@ -17,6 +17,7 @@ import numpy as np
 from speq_keras.export.lowering.float_functions import function_of
 from speq_keras.export.tflite.network import Node, Tensor
 from speq_keras.export.tflite.operations import OPS
+from speq_keras.operations import negative_slope
 
 # The kernel of a function, and its options.
 _KERNELS = {
@@ -87,8 +88,8 @@ def _terms(step, name, x):
             _scaled(x, f"{step.name}/sixth", 1 / 6),
             Tensor(name=f"{step.name}/half", shape=(1,), scale=np.float32(0.5 / 127), data=half),
         ]
-    slope = float(getattr(step.layer, "negative_slope", 0.2)) if name == "leaky_relu" else 0.0
-    if not 0.0 < slope < 1.0:
+    slope = negative_slope(step.layer)
+    if slope is None or not 0.0 < slope < 1.0:
         return []
     above = _scaled(x, f"{step.name}/above", 1 - slope)
     above.low = above.zero_point
