@@ -13,8 +13,9 @@ class ExportableModel:
 
         The normal way is: calibrate, fit, settle, evaluate, export. Biases (β, means, offsets,
         where they are what is added) move by up to half a unit of the integer sums, scales by less
-        than 1/500 of themselves to where no result lies halfway between two codes. A second call
-        moves nothing. Training afterwards unsettles the model.
+        than 1/500 of themselves to where no result lies halfway between two codes, and slopes of
+        leaky ReLUs by less than 1/50 of themselves to where one operation of the file has them
+        exactly. A second call moves nothing. Training afterwards unsettles the model.
 
         Args:
             storage: The one that will be exported; see `export_tflite`. Narrow weights have coarser

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers, ops
+from keras import activations, layers, ops
 
 import speq_keras
 from speq_keras.export.tflite.runtimes import partitions
@@ -19,8 +19,9 @@ FUNCTIONS = {
     "leaky 0.01": (layers.LeakyReLU(negative_slope=0.01), {"MUL", "ADD"}),
     "sloping ReLU": (layers.ReLU(negative_slope=0.2), {"LEAKY_RELU"}),
     "slope above 1": (layers.LeakyReLU(negative_slope=1.5), {"LEAKY_RELU"}),
-    # Of an operation the slope cannot be moved.
-    "ops.leaky_relu": (ops.leaky_relu, {"MUL", "ADD"}),
+    "ops.leaky_relu": (ops.leaky_relu, {"LEAKY_RELU"}),
+    "leaky by name": (layers.Activation("leaky_relu"), {"LEAKY_RELU"}),
+    "relu with a slope": (lambda x: activations.relu(x, negative_slope=0.3), {"LEAKY_RELU"}),
     "ELU": (layers.ELU(), {"ELU"}),
     "GELU": (layers.Activation("gelu"), {"GELU"}),
     "GELU of tanh": (lambda x: ops.gelu(x, approximate=True), {"GELU"}),
@@ -114,6 +115,25 @@ def test_a_microcontroller_rounds_a_leaky_relu_once(options, operators, tmp_path
         pytest.importorskip("tflite_micro")
     model = prepared(layers.LeakyReLU(negative_slope=0.1))
     assert operators_of(model, tmp_path / "m.tflite", **options) == operators
+
+
+def test_leaky_relus_are_layers_whose_slope_can_move():
+    keras.utils.set_random_seed(0)
+    x = keras.Input((SIDE, SIDE, 3))
+    y = layers.Conv2D(4, 1, activation="leaky_relu", activity_regularizer="l2", name="conv")(x)
+    y = layers.Conv2D(4, 1, name="other")(layers.Activation("leaky_relu", name="by_name")(y))
+    network = keras.Model(x, layers.Conv2D(4, 1)(ops.leaky_relu(y, 0.4)))
+    model = speq_keras.wrap(network, 8, 8, distillation=None)
+    found = [layer for layer in model.layers if type(layer) is layers.LeakyReLU]
+    assert [layer.negative_slope for layer in found] == [0.2, 0.2, 0.4]
+    assert [layer.name for layer in found[:2]] == ["conv_leaky_relu", "by_name"]
+    assert model.get_layer("conv_leaky_relu").activity_regularizer is not None
+    assert model.get_layer("conv").layer.activity_regularizer is None
+    # Skipped, or in a network whose activations stay float, they are what they were.
+    skipped = speq_keras.wrap(network, 8, 8, distillation=None, skip=["by_name"])
+    assert type(skipped.get_layer("by_name")) is layers.Activation
+    weights = speq_keras.wrap(network, 8, None, distillation=None)
+    assert type(weights.get_layer("by_name")) is layers.Activation
 
 
 def test_a_hard_swish_is_a_product_with_its_gate():
