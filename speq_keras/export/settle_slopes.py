@@ -37,7 +37,7 @@ class LeakyReLU:
         input, output: Names of the quantizers of what it reads and makes.
     """
 
-    layer: object
+    layer: layers.Layer
     input: str
     output: str
 
