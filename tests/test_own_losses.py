@@ -358,7 +358,7 @@ def test_a_loss_that_is_not_known_stands_in_nobodys_way_but_trainings(unknown):
     assert isinstance(unknown.distillation, UnknownLoss)
     unknown.calibrate(x, verbose=0)
     compiled(unknown, jit_compile=False).evaluate(x, y, verbose=0)
-    with pytest.raises(RuntimeError, match="must be known where it is trained. Rec.*loss='cosine'"):
+    with pytest.raises(RuntimeError, match="must be known when it is trained. Rec.*loss='cosine'"):
         unknown.training_plan()
     unknown.distillation = "kl"
     unknown.fit(x, y, verbose=0)
