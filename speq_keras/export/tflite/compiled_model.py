@@ -49,7 +49,9 @@ def missing_interpreter():
     """Returns why no process can be started here, or None."""
     if sys.executable and os.access(sys.executable, os.X_OK):
         return None
-    return "LiteRT's CompiledModel runs in a separate Python process, and sys.executable cannot be run."
+    return (
+        "LiteRT's CompiledModel runs in its own Python process, and sys.executable cannot be run."
+    )
 
 
 def _ask(message):
