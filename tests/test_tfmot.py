@@ -365,7 +365,7 @@ def error_cases():
     return {
         "unknown layer": (lambda: q_model(lstm), RuntimeError, r"\(LSTM\). Pass one to"),
         "unknown function": (lambda: q_model(elu), ValueError, "Received: 'elu' in layer"),
-        "nested": (lambda: q_model(nested), ValueError, "must have no model inside"),
+        "nested": (lambda: q_model(nested), ValueError, "must not contain a model"),
         "no annotation": (lambda: q_apply(plain), ValueError, "must be annotated"),
         "no model": (lambda: q_apply("model"), ValueError, "`model` must be a Functional"),
         "no layer": (lambda: tfmot.quantize_annotate_layer(plain), ValueError, "is no model"),
