@@ -242,7 +242,7 @@ MODELS = {
         ValueError,
         "must be built.*keras.Input",
     ),
-    "a wrapped model": (wrapped, ValueError, "is wrapped already.*set_bits"),
+    "a wrapped model": (wrapped, ValueError, "is already wrapped.*set_bits"),
     "a wholly quantized graph": (
         cut_out_of_a_wrapped_model,
         ValueError,
@@ -845,7 +845,7 @@ def test_inputs_of_unequal_length_are_refused():
     a, b = keras.Input((6,), name="a"), keras.Input((2,), name="b")
     x = layers.Dense(3)(layers.Concatenate()([a, b]))
     model = speq_keras.wrap(keras.Model([a, b], layers.Dense(2)(x)), 3, 3, distillation=None)
-    sentence = "`data` must have as many examples for each input. Received: examples={'a': 8, 'b':"
+    sentence = "`data` must have the same number of examples for each input. Received: examples={'a': 8, 'b':"
     for data in ([X, X[:3, :2]], [[X, X[:3, :2]]]):
         with pytest.raises(ValueError, match=sentence):
             model.calibrate(data, verbose=0)
@@ -917,7 +917,7 @@ ARGUMENTS = {
     ),
     "lower once": (
         lambda: speq_keras.LowerWidths({0: 8, 1: 2}, calibration_data=itertools.cycle([X])),
-        "`calibration_data` must be .* which can be gone through many times",
+        "`calibration_data` must be .* which can be read many times",
     ),
 }
 

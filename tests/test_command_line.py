@@ -223,7 +223,7 @@ BAD_CALLS = {
     ),
     "plan of a wrapped model at other widths": (
         ["plan", "m.keras", "--w_bits", "2", "--a_bits", "float"],
-        "this one is wrapped already. Received: w_bits=2, a_bits=None. Leave that out",
+        "this one is already wrapped. Received: w_bits=2, a_bits=None. Omit them",
     ),
     "plan of a width that no code has": (
         ["plan", "float.keras", "--w_bits", "9"],

@@ -300,7 +300,7 @@ ODD = {
     "circle": (lambda path: path.symlink_to(path), "This is a link that leads in a circle: "),
     "lost": (lambda path: path.symlink_to(path.parent / "no" / "m"), "Create '{parent}/no' first."),
     "long": (None, "The name is too long for the file system: shorten it."),
-    "NUL": (None, "No file can have this name: leave out NUL and what is no text."),
+    "NUL": (None, "No file can have this name: leave out NUL and invalid characters."),
 }
 ODD_NAMES = {"long": "m" * 300, "NUL": "m\0"}
 

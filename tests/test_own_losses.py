@@ -340,7 +340,7 @@ def cosine(p, q):
 
 
 def test_a_function_that_is_not_registered_is_said_to_be_saved_by_its_name(tmp_path):
-    with pytest.warns(UserWarning, match="no more than the name of a loss.*distillation=<functio"):
+    with pytest.warns(UserWarning, match="only the name of a loss.*distillation=<functio"):
         saved(tmp_path, distillation=cosine)
     assert loaded(tmp_path, custom_objects={"cosine": cosine}).distillation is cosine
 

@@ -303,7 +303,7 @@ def test_a_plot_must_be_a_png_file(tmp_path):
         ({"size_bytes": 400, "widths": 3}, TypeError, "`widths` must hold at least two"),
         ({"size_bytes": 400, "widths": (3, 3)}, ValueError, "`widths` must hold at least two"),
         ({"size_bytes": 400, "widths": (3, 9)}, ValueError, "whole number from 2 to 8"),
-        ({"size_bytes": 400, "data": iter([DATA])}, TypeError, "gone through many times"),
+        ({"size_bytes": 400, "data": iter([DATA])}, TypeError, "read many times"),
         ({"size_bytes": 400, "data": DATA[0]}, TypeError, "must be `\\(inputs, targets\\)`"),
         ({"size_bytes": 400, "model": float_model()}, TypeError, "`model` must be a SPEQModel"),
     ],

@@ -2,7 +2,7 @@
 
 Programs for tfmot run on Keras 3 after changing the import:
 
-        import speq_keras.tfmot as tfmot                   # was tensorflow_model_optimization
+    import speq_keras.tfmot as tfmot                   # was tensorflow_model_optimization
     q_aware = tfmot.quantization.keras.quantize_model(keras_model)      # a SPEQModel
     q_aware.compile(...); q_aware.fit(...)
     q_aware.export_tflite("m.tflite")                  # replaces TFLiteConverter

@@ -133,7 +133,7 @@ def quantize_annotate_model(to_annotate):
             )
         if isinstance(layer, keras.layers.Lambda):
             warnings.warn(
-                f"The Lambda layer '{layer.name}' stays in float, since it is unknown what it computes. "
+                f"The Lambda layer '{layer.name}' stays in float, because its function is unknown. "
                 "Replace it with a layer, and annotate that with a QuantizeConfig.",
                 stacklevel=4,
             )
