@@ -845,7 +845,7 @@ def test_inputs_of_unequal_length_are_refused():
     a, b = keras.Input((6,), name="a"), keras.Input((2,), name="b")
     x = layers.Dense(3)(layers.Concatenate()([a, b]))
     model = speq_keras.wrap(keras.Model([a, b], layers.Dense(2)(x)), 3, 3, distillation=None)
-    sentence = "`data` must have the same number of examples for each input. Received: examples={'a': 8, 'b':"
+    sentence = "same number of examples for each input. Received: examples={'a': 8, 'b':"
     for data in ([X, X[:3, :2]], [[X, X[:3, :2]]]):
         with pytest.raises(ValueError, match=sentence):
             model.calibrate(data, verbose=0)
