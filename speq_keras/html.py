@@ -32,7 +32,7 @@ td[style] { background: linear-gradient(90deg, var(--fill, var(--bar)) var(--sha
             no-repeat .2rem 50% / calc(100% - .4rem) 70%; }
 td.float { --fill: var(--float); }
 tbody tr:hover { background: #8881; }
-/* On a phone the boxes stand in two columns, and a table scrolls under its first column. */
+/* On a phone the boxes form two columns, and a table scrolls under its first column. */
 @media (max-width: 60rem) {
   body { margin: 1rem auto; font-size: 14px; }
   dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .5rem; }

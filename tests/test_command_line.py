@@ -193,7 +193,8 @@ BAD_CALLS = {
     "missing model": (["export", "no.keras", "m.tflite"], MODEL_RULE + "'no.keras'. There is no "),
     "float model": (
         ["export", "float.keras", "m.tflite"],
-        MODEL_RULE + "'float.keras'. It holds a Functional. Train what `speq_keras.wrap` makes of",
+        MODEL_RULE
+        + "'float.keras'. It holds a Functional. Train what `speq_keras.wrap` returns for",
     ),
     "damaged model": (
         ["export", "damaged.keras", "m.tflite"],

@@ -359,7 +359,7 @@ def test_what_is_no_folder_is_refused(make, sentence, tmp_path):
     path.parent.mkdir()
     make(path)
     sentence = sentence.format(parent=path.parent)
-    rule = f"`path` must be a folder, which may not exist yet. Received: path={str(path)!r}. "
+    rule = f"`path` must be a folder, which need not exist yet. Received: path={str(path)!r}. "
     with pytest.raises(ValueError, match=f"^{re.escape(rule + sentence)}$"):
         check_folder(path)
 

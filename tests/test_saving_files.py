@@ -472,7 +472,7 @@ def test_what_is_no_file_is_refused_before_any_work(way, odd, by_link, folder, m
 )
 def test_what_is_no_folder_is_refused_before_any_work(make, sentence, folder, model, monkeypatch):
     make("m")
-    rule = "`filepath` must be a folder, which may not exist yet. Received: filepath='m'. "
+    rule = "`filepath` must be a folder, which need not exist yet. Received: filepath='m'. "
     with (
         no_work(monkeypatch),
         pytest.raises(ValueError, match=f"^{re.escape(rule + sentence)}$"),

@@ -60,8 +60,8 @@ def settle(model, *, storage, begin):
     left = _settle_scales(model, storage, scales)
     begin("biases")
     biases = _settle_biases(model, storage)
-    begin("what is left")
-    # Once more, for what is left.
+    begin("remaining differences")
+    # Once more, for the remaining differences.
     integer_model = fold(model, storage=storage)
     left += (
         _biases_left(integer_model.folded) + _kernels_left(integer_model) + _training_left(model)

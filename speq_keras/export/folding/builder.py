@@ -224,7 +224,7 @@ class Builder:
         known = [x for x in arguments if isinstance(x, Value | Padded)]
         if kind in (Kind.CARRY, Kind.CONCAT) and known:
             return known[0].grid
-        raise CannotExport("what it makes has no grid yet")
+        raise CannotExport("its output has no grid yet")
 
     def round_constant(self, step, node, grid, quantizer):
         """Adds a constant step like `step`, on another grid; returns its output."""
@@ -278,7 +278,7 @@ class Builder:
         first = pending.nodes[0]
         try:
             if kind_of(first.operation) is Kind.SAME_GRID and grid != pending.inputs[0].grid:
-                raise CannotExport("what it makes must have the grid of its input")
+                raise CannotExport("its output must have the grid of its input")
             if pending.kind in ("linear", "affine"):
                 return folded_weights(pending, float(pending.inputs[0].grid.scale))
         except CannotExport as error:

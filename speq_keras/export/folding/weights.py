@@ -106,7 +106,7 @@ def check_weights(wrapper, attribute):
     """
     if list(wrapper.quantizers) != [attribute]:
         raise CannotExport(
-            f"its quantized variables must be {attribute!r} alone, and are "
+            f"its only quantized variable must be {attribute!r}, and it has "
             f"{', '.join(map(repr, wrapper.quantizers))}"
         )
 
