@@ -13,7 +13,7 @@ PAGES = [
     "README.md",
     *(f"examples/{name}.md" for name in ("README", "results", "limits", "migration", "freezing")),
     *(f"examples/{name}.md" for name in ("microcontroller", "contributing", "browser/README")),
-    *(f"examples/{name}.md" for name in ("recipes", "supported", "api")),
+    *(f"examples/{name}.md" for name in ("recipes", "supported", "api", "training", "export")),
 ]
 
 
@@ -21,25 +21,56 @@ def marked_block(name):
     return README.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
 
 
-# MobileNetV2 is not trained to convergence by an example; that its ranges are rough is no news.
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def run_the_code_of(page):
+    """Runs the Python code of a page in the current folder; returns its names."""
     keras.utils.set_random_seed(0)
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(compile(block, "README.md", "exec"), names)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+def test_the_code_of_the_readme_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run_the_code_of("README.md")
+    printed = capsys.readouterr().out
+    assert (tmp_path / "digits.tflite").is_file()
+    right = re.search(r"training graph ([\d.]+)%, folded [\d.]+%, file ([\d.]+)%", printed)
+    trained, file = map(float, right.groups())
+    assert trained > 88
+    assert abs(trained - file) < 1
+
+    def form(line):  # without what differs from one run to the next
+        return " ".join(re.sub(r"[\d.,]+", "0", line.split(";")[0]).split())
+
+    (shown,) = re.findall(r"```text\n(.*?)```", marked_block("output"), re.DOTALL)
+    forms = {form(line) for line in printed.splitlines()}
+    assert [line for line in shown.splitlines() if form(line) not in forms] == []
+
+
+# What is trained for one epoch has rough ranges; that is no news.
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_python_code_of_the_page_on_training_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_the_code_of("examples/training.md")
+    assert names["model"].distillation == "cosine"
     assert (tmp_path / "model.keras").is_file()
-    assert (tmp_path / "model.tflite").is_file()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_python_code_of_the_page_on_export_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_the_code_of("examples/export.md")
+    assert names["report"].proof.holds
+    assert not names["report"].accuracy.differs
+    assert (tmp_path / "export.html").is_file()
     assert names["classes"].shape == (64,)
 
 
 def test_the_python_code_of_the_migration_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "examples" / "migration.md").read_text(encoding="utf-8")
-    names = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(block, "migration.md", "exec"), names)
+    names = run_the_code_of("examples/migration.md")
     assert names["model"].plan().row("wide").w_bits == 8
     assert names["smaller"].proof.holds
     assert [row.type for row in names["smaller"].weights] == ["int8", "int4", "int8"]
@@ -47,10 +78,7 @@ def test_the_python_code_of_the_migration_page_runs(tmp_path, monkeypatch):
 
 
 def test_the_python_code_of_the_page_on_freezing_runs():
-    page = (ROOT / "examples" / "freezing.md").read_text(encoding="utf-8")
-    names = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(block, "freezing.md", "exec"), names)
+    names = run_the_code_of("examples/freezing.md")
     assert names["model"].part("base").trainable
     assert names["model"].get_layer("base.conv").trainable
 
@@ -138,6 +166,10 @@ def test_the_program_of_the_page_registers_what_the_file_needs(on_a_microcontrol
     assert names["report"].micro.resolver in MICROCONTROLLER
     (arena_kb,) = re.findall(r"arena\[(\d+) \* 1024\]", program)
     assert (names["report"].micro.arena_bytes or 0) <= int(arena_kb) * 1024
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 160
 
 
 def test_the_readme_has_at_most_twelve_lines_of_code():

@@ -208,6 +208,43 @@ def test_the_export_benchmark_finds_no_code_of_a_file_that_differs_from_its_simu
     assert row["settlement"]["left"] == []
 
 
+def test_the_table_of_settings_compares_float_stock_tfmot_and_ours(tmp_path):
+    keras.utils.set_random_seed(0)
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import cifar_networks
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    network = cifar_networks.build("resnet8")
+    network.save(tmp_path / "resnet8.keras")
+    text = run_on_noise(
+        "benchmarks/settings.py",
+        "--networks=resnet8",
+        '--settings=float,W8/A8,"W2/A2, SPEQ"',
+        "--seed=0",
+        "--steps=1",
+        "--batch_size=16",
+        "--rounds=1",
+        f"--model_dir={tmp_path}",
+        f"--out_dir={tmp_path}/out",
+    )
+    rows = json.loads((tmp_path / "out" / "settings_resnet8.json").read_text())
+    assert list(rows) == ["float", "stock PTQ", "W8/A8", "W2/A2, SPEQ"]
+    assert all(f"\n| {name} | " in text for name in rows)
+    sizes = {name: row["0"]["bytes"] for name, row in rows.items()}
+    assert sizes["float"] > 4 * network.count_params() > 3 * sizes["stock PTQ"]
+    assert rows["W2/A2, SPEQ"]["0"]["smallest"] < 0.7 * sizes["W2/A2, SPEQ"]
+    assert all(0 <= row["0"]["file"] <= 100 for row in rows.values())
+    assert "at_a8" in rows["W2/A2, SPEQ"]["0"]
+    assert "at_a8" not in rows["W8/A8"]["0"]
+
+
+def test_the_picture_of_the_readme_is_drawn(tmp_path):
+    status, text = run("picture.py", "--epochs=1", f"--out={tmp_path}/new.png", cwd=tmp_path)
+    assert status == 0, text
+    assert (tmp_path / "new.png").stat().st_size > 20_000
+
+
 def test_cifar_says_in_one_sentence_that_the_data_folder_is_missing(tmp_path):
     status, text = run("cifar.py", "--short", f"--data_dir={tmp_path}/nowhere", cwd=tmp_path)
     assert status != 0
