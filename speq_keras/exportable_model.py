@@ -24,7 +24,7 @@ class ExportableModel:
 
         Returns:
             A `Settlement`: what moved, and sentences on what could not be settled, such as layers
-                in float or mixed precision, in which `predict` computes something else.
+            in float or mixed precision, in which `predict` computes something else.
 
         Raises:
             TypeError, ValueError, RuntimeError: As in `export_tflite`, if the model cannot be

@@ -55,7 +55,7 @@ def observe(model, batch, quantizers):
 
     Returns:
         An `Observation` per quantizer that ran, or None in all processes except the first. For a
-            quantizer shared by several tensors, it covers all of them.
+        quantizer shared by several tensors, it covers all of them.
     """
     grids = {id(quantizer): quantizer.grid() for quantizer in quantizers}
     widths = {id(quantizer): quantizer.bits for quantizer in quantizers}

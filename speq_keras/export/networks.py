@@ -32,7 +32,7 @@ class IntegerNetworks:
 
         Returns:
             The `FoldedNetwork`, the `IntegerNetwork`, and the `Problem`s of layers without integer
-                and float kernels; if there are any, neither network is usable.
+            and float kernels; if there are any, neither network is usable.
         """
         known = {}
         while True:

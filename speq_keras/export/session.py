@@ -35,7 +35,7 @@ def prove(model, integer_model, content, arrays=None, *, batch_size=1, softmax=T
 
     Returns:
         `(proof, arrays, outputs)`: a `Proof`, the inputs that were used, and the file's outputs for
-            them, lists.
+        them, lists.
     """
     session = _Session(model, integer_model, content, batch_size, softmax)
     if arrays is not None:

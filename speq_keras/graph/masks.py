@@ -54,7 +54,7 @@ def mask_model(layer, first, masks):
 
     Returns:
         A Functional model of `compute_mask` whose inputs are the tensors that it reads, one of
-            those tensors, None if there is no mask, or UNKNOWN if it cannot be determined.
+        those tensors, None if there is no mask, or UNKNOWN if it cannot be determined.
     """
     if not getattr(layer, "supports_masking", False):
         return None

@@ -5,8 +5,8 @@
     Expander       blocks made of layers -> those layers   composite.py, parts.py
     canonicalize   fused activations, swish, separable     canonical.py
     decide         which layer gets which width            decisions.py
-    place          where the quantizers go                  placement.py
-    find_owners    which layers the ranges belong to           owners.py
+    place          where the quantizers go                 placement.py
+    find_owners    which layers the ranges belong to       owners.py
     build_graph    plain nodes -> Keras graph              build.py
 
 `../operations.py` says what integer kernels do with a tensor; the placement follows from that.

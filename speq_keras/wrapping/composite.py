@@ -129,7 +129,7 @@ def expand(operation, args, kwargs, difference=None, weights=None):
 
     Returns:
         `(model, tensors)`: a Functional model of the inner layers, and the tensors of the call that
-            correspond to its inputs.
+        correspond to its inputs.
 
     Raises:
         CannotExpand: If the layer has to stay one node.
@@ -197,7 +197,7 @@ def _fresh(args, kwargs, batch_size=None):
 
     Returns:
         `(args, kwargs, tensors)`: the new ones, and the call's tensors in order, without
-            duplicates.
+        duplicates.
     """
     known, tensors = {}, []
 

@@ -229,7 +229,7 @@ def _classify(graph, options):
 
     Returns:
         `({id(operation): QuantizeConfig}, {id(node): Kind}, {layer name: why it stays float}, keys
-            of `configs` that apply to a layer)`.
+        of `configs` that apply to a layer)`.
     """
     configs, kinds, reasons, used = {}, {}, {}, set()
     floats = float_tensors(graph)

@@ -192,7 +192,7 @@ def dense_order(graph, layer, args):
 
     Returns:
         `(axes of a transposition before it, new options, axes of one after it)`, or None if it
-            already is one, cannot become one, or is another layer.
+        already is one, cannot become one, or is another layer.
     """
     if name_of(layer) != "EinsumDense" or "." in layer.equation or not args:
         return None

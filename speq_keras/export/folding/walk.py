@@ -30,7 +30,7 @@ def fold_graph(model, graph, grids=None, no_kernel=()):
 
     Returns:
         A `FoldedNetwork` without multipliers and bias codes. If it has `problems`, "refused" steps
-            stand in for the layers that cannot be exported.
+        stand in for the layers that cannot be exported.
     """
     grids = dict(grids or {})
     builder = _walk(graph, model.name, grids, no_kernel)

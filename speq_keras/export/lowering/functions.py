@@ -78,7 +78,7 @@ def _as_last_axis(operation, shape):
 
     Returns:
         `(axes of a transposition, axes of the inverse one, the shape in between, the same with the
-            softmax axes merged into one)`.
+        softmax axes merged into one)`.
     """
     axes = softmax_axes(operation, len(shape))
     order = (*(axis for axis in range(len(shape)) if axis not in axes), *axes)

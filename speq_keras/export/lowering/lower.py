@@ -80,7 +80,7 @@ def lower(folded, *, io="float32"):
 
     Returns:
         `(network, problems)`: the `IntegerNetwork`, and a `Problem` for every step that cannot be
-            computed. If there is any, here or in `folded`, the network is not usable.
+        computed. If there is any, here or in `folded`, the network is not usable.
     """
     builder = Builder(folded, io)
     problems = []

@@ -56,7 +56,7 @@ def run_file(content, inputs, *, runtime="default"):
 
     Returns:
         A list of arrays in the order of the graph's outputs: with `write(extra_outputs=...)` the
-            network's own outputs and then the intermediate tensors, which "compiled" cannot return.
+        network's own outputs and then the intermediate tensors, which "compiled" cannot return.
 
     Raises:
         ValueError: If the runtime is unknown, or the inputs do not fit the graph's.
