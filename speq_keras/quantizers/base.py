@@ -258,8 +258,8 @@ class ActivationQuantizer(Quantizer):
     def call(self, inputs, halves_up=False):
         """Returns `inputs` on the quantizer's grid, in the dtype of `inputs`.
 
-        An `observer`, if set, is called with the quantizer and `inputs`. What it returns replaces
-        `inputs`, unless it returns None.
+        An `observer`, if set, is called instead, with the quantizer and `inputs`. Its result is
+        returned, or `inputs` unchanged if that is None.
 
         Args:
             inputs: Tensor of any shape.

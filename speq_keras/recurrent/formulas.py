@@ -61,7 +61,7 @@ class Formula:
     Attributes:
         step: Function of `m`, the sums of its parts and the states: returns the new states, the
             output first.
-        states: How many there are.
+        states: Their number.
         order: The indices of the gates in the columns of Keras' kernels, in the order in which the
             step reads them.
         parts: (first, past the last) of the gates that one product computes.
