@@ -13,8 +13,9 @@ class ExportableModel:
 
         The usual order is: calibrate, fit, settle, evaluate, export. Biases (β, means and offsets,
         if these are what is added) move by up to half a unit of the integer sums, scales by less
-        than 1/500 of their value to where no result is halfway between two codes. A second call
-        changes nothing. Further training unsettles the model.
+        than 1/500 of their value to where no result is halfway between two codes, and slopes of
+        leaky ReLUs by less than 1/50 of their value to where a single kernel has them exactly. A
+        second call changes nothing. Further training unsettles the model.
 
         Args:
             storage: The storage for the export; see `export_tflite`. Narrow weights have coarser

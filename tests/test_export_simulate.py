@@ -193,6 +193,11 @@ def function(rng, kind, step=None, offset=None, **options):
     return single(kind, [x], codes((256,), step, offset, name="y"), **options), [ALL_CODES[None]]
 
 
+def leaky_relu(rng):
+    slopes = [0.01, 0.1, 0.25, 0.3, 1.5]
+    return function(rng, "leaky_relu", alpha=float(rng.choice(slopes)))
+
+
 def softmax(rng):
     count = int(rng.integers(2, 200))
     x, output = codes((count,), scale(rng), 5), codes((count,), 1 / 256, -128, name="y")
@@ -283,6 +288,7 @@ CASES = {
     "tanh": partial(function, kind="tanh", step=1 / 128, offset=0),
     "elu": partial(function, kind="elu", step=0.043, offset=-90),
     "gelu": partial(function, kind="gelu", step=0.037, offset=-110),
+    "leaky_relu": leaky_relu,
     "softmax": softmax,
     "quantize": quantize,
     "quantize codes": requantize,
@@ -386,7 +392,7 @@ def test_xnnpack_takes_everything_but_the_known_builtins(name):
         assert (found.partitions, found.others) == (1, {}), network.nodes[0]
 
 
-@pytest.mark.parametrize("kind", ["add", "sub", "mul", "quantize"])
+@pytest.mark.parametrize("kind", ["add", "sub", "mul", "quantize", "leaky_relu"])
 def test_xnnpack_takes_the_ratios_of_scales_that_the_limits_say(kind):
     limits = OPS[kind].limits
     low, high = limits.low, limits.high
@@ -397,7 +403,7 @@ def test_xnnpack_takes_the_ratios_of_scales_that_the_limits_say(kind):
             inputs.append(codes((8,), ratio, 4, name="b"))
         if kind == "mul":
             inputs.append(codes((8,), 1.0, 4, name="b"))
-        network = single(kind, inputs, output)
+        network = single(kind, inputs, output, **({"alpha": 1.0} if kind == "leaky_relu" else {}))
         ratios = limits.ratios_of(network.nodes[0], network.tensors)
         assert all(low <= ratio < high for ratio in ratios) == inside, ratio
         assert (partitions(write(network)).num_others == 0) == inside, ratio

@@ -1,14 +1,17 @@
 """`SPEQModel.settle`: afterwards `predict` is the file, and a second call moves nothing."""
 
 import functools
+from fractions import Fraction
 
 import keras
 import numpy as np
 import pytest
+from integer_networks import ALL_CODES, codes, run, single
 from keras import layers, ops
 
 import speq_keras
 from speq_keras.export.settle_scales import Relation, Scales
+from speq_keras.export.settle_slopes import LeakyReLU
 from speq_keras.export.tflite.runtimes import run_file
 from speq_keras.graph import read_graph
 
@@ -75,6 +78,13 @@ def adapted_input(x):
     return residual(norm(x))
 
 
+def leaky(x):
+    x = layers.LeakyReLU(negative_slope=0.1)(conv(x))
+    y = layers.ReLU(negative_slope=0.25)(conv(x))
+    y = layers.LeakyReLU(negative_slope=0.01)(conv(layers.Add()([x, y])))  # 1/256 is too coarse
+    return layers.Flatten()(ops.leaky_relu(conv(layers.Concatenate()([x, y]))))
+
+
 def concatenated(x):
     a, b = layers.ReLU()(conv(x)), layers.ReLU()(conv(x, 4))
     x = layers.ReLU()(conv(layers.Concatenate()([a, b])))
@@ -94,6 +104,7 @@ BODIES = {
         normalized_input,
         adapted_input,
         concatenated,
+        leaky,
     )
 }
 
@@ -160,13 +171,13 @@ def test_a_second_call_moves_nothing(name):
     model, _, _ = settled(name, 3)
     before = [np.array(w) for w in model.get_weights()]
     again = model.settle()
-    assert (again.biases, again.scales) == ({}, {})
+    assert (again.biases, again.scales, again.slopes) == ({}, {}, {})
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
 
 @pytest.mark.parametrize(
-    "name", ["residual", "rescaled_input", "normalized_input", "adapted_input"]
+    "name", ["residual", "rescaled_input", "normalized_input", "adapted_input", "leaky"]
 )
 def test_a_settled_model_is_settled_after_loading(name, tmp_path):
     model, x, _ = settled(name, 3)
@@ -174,7 +185,7 @@ def test_a_settled_model_is_settled_after_loading(name, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "m.keras")
     np.testing.assert_array_equal(loaded.predict(x[:8], verbose=0), model.predict(x[:8], verbose=0))
     again = loaded.settle()
-    assert (again.biases, again.scales, again.left) == ({}, {}, ())
+    assert (again.biases, again.scales, again.slopes, again.left) == ({}, {}, {}, ())
 
 
 def test_it_moves_nothing_by_much():
@@ -208,6 +219,94 @@ def test_no_sum_of_two_codes_lies_near_a_half():
         steps = (a * codes[:, None] + b * codes[None, :]) / total
         # 255 codes with factors of 20 bits, twice: what XNNPACK may be off by.
         assert np.min(np.abs(steps - np.floor(steps) - 0.5)) > 2 * 255 * 2.0**-21
+
+
+# ---- leaky ReLUs ------------------------------------------------------------------------------
+
+
+def exact_leaky_codes(ratio, slope, zero_point):
+    """Returns the exact results for all codes of an input, in steps of the output."""
+    centred = [Fraction(int(code) - zero_point) for code in ALL_CODES]
+    return [x * ratio * (slope if x < 0 else 1) for x in centred]
+
+
+@pytest.mark.parametrize("zero_point", [-128, -1, 0, 40, 127])
+@pytest.mark.parametrize(
+    ("ratio", "slope"),
+    [(1, 0.1), (1, 0.25), (1, 0.5), (1.72, 0.1), (1.3, 0.3), (0.9, 0.2), (1.5, 1.5), (4, 0.05)],
+)
+def test_one_kernel_computes_a_settled_leaky_relu_exactly(ratio, slope, zero_point):
+    layer = layers.LeakyReLU(negative_slope=slope)
+    quantizers = {"x": Scale(0.0273 * ratio), "y": Scale(0.0273)}
+    assert Scales(quantizers).settle(LeakyReLU(layer, "x", "y"))
+    for quantizer, before in ((quantizers["x"], 0.0273 * ratio), (quantizers["y"], 0.0273)):
+        assert abs(quantizer.scale / before - 1) < 1 / 500
+    assert 0 < abs(layer.negative_slope / slope - 1) < 0.02
+    x = codes((256,), quantizers["x"].scale, zero_point)
+    y = codes((256,), quantizers["y"].scale, -3, name="y")
+    ratio = Fraction(float(x.scale)) / Fraction(float(y.scale))
+    slope = Fraction(float(np.float32(layer.negative_slope)))
+    expected = exact_leaky_codes(ratio, slope, zero_point)
+    # The halves are 1/1024 away by construction, up to the last bits of float32.
+    assert min(abs(value % 1 - Fraction(1, 2)) for value in expected) > Fraction(1, 1100)
+    expected = np.clip([round(value) - 3 for value in expected], -128, 127)
+    network = single("leaky_relu", [x], y, alpha=layer.negative_slope)
+    np.testing.assert_array_equal(run(network, ALL_CODES[None])[0], expected)
+
+
+def test_a_leaky_relu_on_one_grid_moves_its_slope_alone():
+    layer = layers.LeakyReLU(negative_slope=0.1)
+    scales = Scales({"x": Scale(0.0273)})
+    assert scales.settle(LeakyReLU(layer, "x", "x"))
+    assert scales.moved == {}
+    assert layer.negative_slope == (26 - 2 / 512) / 256  # 26 is twice an odd number
+    assert scales.slopes == {layer.name: layer.negative_slope / 0.1}
+
+
+@pytest.mark.parametrize(
+    ("slope", "ratio", "decided"),
+    [
+        (0.01, 1.0, ()),  # 3/256 is a sixth more
+        (0.1, 1.0007, ("x", "y")),  # whose scales have other work
+        (0.1, 0.1, ()),  # 26 steps of 256 are too few for scales to move that little
+    ],
+)
+def test_a_leaky_relu_that_would_move_too_far_stays(slope, ratio, decided):
+    layer = layers.LeakyReLU(negative_slope=slope)
+    quantizers = {"x": Scale(0.0273 * ratio), "y": Scale(0.0273)}
+    scales = Scales(quantizers)
+    scales.decided |= set(decided)
+    assert scales.settle(LeakyReLU(layer, "x", "y"))
+    assert layer.negative_slope == slope
+    assert (scales.moved, scales.slopes) == ({}, {})
+
+
+def test_slopes_are_said_to_have_moved():
+    model, _, settlement = settled("leaky", 8)
+    found = [x for x in model.layers if isinstance(x, layers.LeakyReLU | layers.ReLU)]
+    slopes = {layer.name: layer.negative_slope for layer in found}
+    (kept,) = slopes.keys() - settlement.slopes.keys()
+    assert slopes[kept] == 0.01
+    before = {name: slopes[name] / factor for name, factor in settlement.slopes.items()}
+    assert sorted(before.values()) == pytest.approx([0.1, 0.2, 0.25])
+    assert all(0 < abs(factor - 1) < 0.02 for factor in settlement.slopes.values())
+    assert "3 slopes, by up to" in str(settlement)
+
+
+def test_what_rounds_to_the_same_grid_again_moves_with_it():
+    """Calibration gives both quantizers of a function's codes one scale: nothing is to be done."""
+
+    def body(x):
+        x = layers.LeakyReLU(negative_slope=1.5, name="steep")(conv(x))
+        return layers.Flatten()(conv(x))
+
+    model, _ = built(body, 8)
+    first, again = (model.get_layer(f"steep_{name}") for name in ("quantizer", "requantizer"))
+    assert first.grid() == again.grid()
+    settlement = model.settle()
+    assert settlement.scales[first.name] == settlement.scales[again.name] != 1
+    assert first.grid() == again.grid()
+    assert "mul" not in {node.kind for node in speq_keras.fold(model).network.nodes}
 
 
 def beside(function):

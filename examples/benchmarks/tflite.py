@@ -5,11 +5,11 @@
 
 Weights are random: time and size do not depend on what they are. The stock converter makes three
 files of the float network (float32, dynamic range, int8 after calibration); `export_tflite` makes
-one per storage and choice of widths. All files of a network take turns on one thread, and the
-shortest run of each counts. Time is that of the thread: other programs on the machine are not in
-it, nor in that of the export, which is processor time. Prints a Markdown table; writes
-`tflite_pact.json` or `tflite_lsq_plus.json`. Files of the stock converter stay in `--out_dir` and
-are not made again.
+one of the settled model per storage and choice of widths. All files of a network take turns on one
+thread, and the shortest run of each counts. Time is that of the thread: other programs on the
+machine are not in it, nor in that of the export, which is processor time. Prints a Markdown table;
+writes `tflite_pact.json` or `tflite_lsq_plus.json`. Files of the stock converter stay in
+`--out_dir` and are not made again.
 """
 
 import json
@@ -99,6 +99,7 @@ def measure(name, out_dir):
         path = out_dir / f"{name}_{FLAGS.activation_quantizer}_{kind}.tflite"
         model = wrap(network, wide)
         model.calibrate(images, verbose=0)
+        model.settle(verbose=0)
         start_s = time.process_time()
         report = model.export_tflite(path, storage=storage)
         cpu_s = time.process_time() - start_s

@@ -33,6 +33,7 @@ class Settlement:
         biases: {layer: the largest move of its bias, β, mean or offset, in output steps; for a
             layer with several calls, in the finest steps}.
         scales: {quantizer: its scale now, relative to before}.
+        slopes: {leaky ReLU: its slope now, relative to before}.
         left: Sentences on what could not be settled: there `predict` and the file may differ.
     """
 
@@ -40,15 +41,23 @@ class Settlement:
     biases: dict
     scales: dict
     left: tuple
+    slopes: dict = dataclasses.field(default_factory=dict)
 
     def __str__(self):
         moved = max(self.biases.values(), default=0)
-        changed = max((abs(factor - 1) for factor in self.scales.values()), default=0)
-        lines = [
+        line = (
             f"settled for storage={self.storage!r}: {len(self.biases)} biases moved, by up to "
-            f"{moved:.2g} steps; {len(self.scales)} scales, by up to {changed:.2g} of themselves"
-        ]
-        return "\n".join([*lines, *(f"  left: {sentence}" for sentence in self.left)])
+            f"{moved:.2g} steps; {len(self.scales)} scales, by up to {_largest(self.scales)}"
+        )
+        if self.slopes:
+            line += f"; {len(self.slopes)} slopes, by up to {_largest(self.slopes)}"
+        return "\n".join([line, *(f"  left: {sentence}" for sentence in self.left)])
+
+
+def _largest(factors):
+    """Returns the largest of the moves of scales or slopes, in words."""
+    changed = max((abs(factor - 1) for factor in factors.values()), default=0)
+    return f"{changed:.2g} of themselves"
 
 
 def settle(model, *, storage, begin):
@@ -67,12 +76,17 @@ def settle(model, *, storage, begin):
         _biases_left(integer_model.folded) + _kernels_left(integer_model) + _training_left(model)
     )
     return Settlement(
-        storage=storage, biases=biases, scales=dict(scales.moved), left=tuple(dict.fromkeys(left))
+        storage=storage,
+        biases=biases,
+        scales=dict(scales.moved),
+        left=tuple(dict.fromkeys(left)),
+        slopes=dict(scales.slopes),
     )
 
 
 def _settle_scales(model, storage, scales):
-    folded = fold(model, storage=storage).folded
+    integer_model = fold(model, storage=storage)
+    folded, scales.twins = integer_model.folded, _twins(integer_model)
     for step in folded.steps:
         name = getattr(step.quantizer, "name", None)  # unquantized input codes have none
         is_input = step.kind == "quantize" and step.inputs[0] in folded.inputs
@@ -86,6 +100,18 @@ def _settle_scales(model, storage, scales):
     ]
     nudged = fold(model, storage=storage).folded.places.scales
     return left + [f"{name}: its scale is prescribed" for name in scales.take_over(nudged)]
+
+
+def _twins(integer_model):
+    """Returns {name of a quantizer: names of those that make the same codes of its codes}."""
+    made, twins = {}, {}
+    for index, tensor in integer_model.folded.places.tensors.items():
+        quantizer = integer_model.graph.tensors[index].producer.operation
+        made.setdefault(tensor, {})[quantizer.name] = None
+    for names in made.values():
+        for name in names:
+            twins.setdefault(name, {}).update(names)
+    return {name: [x for x in names if x != name] for name, names in twins.items()}
 
 
 def _owners(folded):

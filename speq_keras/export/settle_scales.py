@@ -14,6 +14,7 @@ import numpy as np
 
 from speq_keras.export.folding.ties import NUDGE
 from speq_keras.export.folding.weights import slope_of
+from speq_keras.export.settle_slopes import LeakyReLU, find_leaky_relu
 
 # The number of denominators to try.
 _CANDIDATES = 2000
@@ -60,7 +61,7 @@ class Relation:
 
 
 def relations_of(folded, owners, prescribed):
-    """Returns the `Relation`s of a `FoldedNetwork` in the order in which they are settled.
+    """Returns the `Relation`s and `LeakyReLU`s of a `FoldedNetwork`, in the order of settling.
 
     First steps that round a tensor again to a prescribed grid. Then sums, products and means,
     starting at the outputs, so that the scale of a result is decided before those of its inputs.
@@ -73,10 +74,15 @@ def relations_of(folded, owners, prescribed):
     """
     found = []
     for step in folded.steps:
-        slope = slope_of(step)
-        if step.quantizer is None or (step.kind not in _RELATIONS and slope is None):
+        if step.quantizer is None:
             continue
+        slope = slope_of(step)
         names = [owners.get(id(value)) for value in step.inputs]
+        leaky_relu = find_leaky_relu(step, [*names, step.quantizer.name])
+        if leaky_relu is not None:
+            found.append((step.kind, leaky_relu))
+        if step.kind not in _RELATIONS and slope is None:
+            continue
         if slope is not None:
             inputs = [((names[0],), abs(slope))]
         elif step.kind in ("multiply", "matmul"):
@@ -107,17 +113,32 @@ class Scales:
 
     Args:
         quantizers: {name: ActivationQuantizer}.
+
+    Attributes:
+        now: {name: scale}.
+        prescribed, decided: Names of quantizers whose scale cannot move, or must not any more.
+        twins: {name: names of quantizers that round its codes again, to the same grid}: they move
+            with it, so that they still have nothing to do.
+        moved: {name: its scale, as a part of what it was}.
+        slopes: {leaky ReLU: its slope, as a part of what it was}.
     """
 
     def __init__(self, quantizers):
         self.quantizers = quantizers
+        self.twins = {}
         self.now = {name: float(np.float32(q.grid()[0])) for name, q in quantizers.items()}
         self.prescribed = {name for name, q in quantizers.items() if not q.multiply_scale(1.0)}
         self.decided = set(self.prescribed)
-        self.moved = {}
+        self.moved, self.slopes = {}, {}
 
     def settle(self, relation):
-        """Moves scales so that `relation` has no halves; returns whether that is so now."""
+        """Moves scales so that `relation` has no halves; returns whether that is so now.
+
+        A `LeakyReLU` always has a way to be exact: the kernel that it is settled for, or a sum.
+        """
+        if isinstance(relation, LeakyReLU):
+            relation.settle(self)
+            return True
         factors = {name for names, _ in relation.inputs for name in names}
         if not (factors | {relation.output}) <= set(self.now):
             return False
@@ -137,7 +158,7 @@ class Scales:
         while self._is_fraction(self.now[name] * (1 + step * _INPUT_MOVE)):
             step += 1
         if self._is_fraction(self.now[name]):
-            self._apply(name, 1 + step * _INPUT_MOVE)
+            self.move(name, 1 + step * _INPUT_MOVE)
 
     @staticmethod
     def _is_fraction(scale):
@@ -191,10 +212,10 @@ class Scales:
         best = int(np.argmin(largest))
         if largest[best] > _LARGEST_MOVE:
             return
-        self._apply(relation.output, float(output[best]))
+        self.move(relation.output, float(output[best]))
         for names, move in zip(owners, moves[best], strict=True):
             if names:
-                self._apply(names[0], float(move ** (1 / names.count(names[0]))))
+                self.move(names[0], float(move ** (1 / names.count(names[0]))))
 
     def _move_together(self, relation, ratios, free, output_is_free):
         """Like `_move` if all terms have the same ratio, as in x + x: one scale moves."""
@@ -207,18 +228,22 @@ class Scales:
         if abs(wanted[best] - 1) > _LARGEST_MOVE:
             return
         if output_is_free:
-            self._apply(relation.output, float(1 / wanted[best]))
+            self.move(relation.output, float(1 / wanted[best]))
         else:
             (name, *_), (factors,) = sorted(free), names
-            self._apply(name, float(wanted[best] ** (1 / factors.count(name))))
+            self.move(name, float(wanted[best] ** (1 / factors.count(name))))
 
-    def _apply(self, name, factor):
+    def move(self, name, factor):
+        """Makes a scale `factor` times as large, and those of its twins."""
         if factor == 1.0:
             return
         before = self.now[name]
-        self.quantizers[name].multiply_scale(factor)
-        self.now[name] = float(np.float32(self.quantizers[name].grid()[0]))
-        self.moved[name] = self.moved.get(name, 1.0) * self.now[name] / before
+        names = [name, *(twin for twin in self.twins.get(name, ()) if twin not in self.decided)]
+        for each in names:
+            self.quantizers[each].multiply_scale(factor)
+            self.now[each] = float(np.float32(self.quantizers[each].grid()[0]))
+            self.moved[each] = self.moved.get(each, 1.0) * self.now[each] / before
+        self.decided.update(names[1:])
 
     def take_over(self, scales):
         """Moves scales to where folding would put them; returns the names of those that cannot."""

@@ -10,6 +10,7 @@ Some layers hide a tensor that integer kernels have to round. They are taken apa
     CustomScaleLayer(s)           ->  Rescaling(s), Add         (in Keras' InceptionResNetV2)
     x · s, x / s, x + s, x − s    ->  Rescaling                 (folds into the layer before it)
     Conv2D(activation=LeakyReLU())->  Conv2D, LeakyReLU
+    ops.leaky_relu, "leaky_relu"  ->  LeakyReLU                 (whose slope `settle` moves)
     split, unstack                ->  slices
     transpose(x, (2, 0, 1, 3))[0] ->  slices, transpose         (the batch stays the first axis)
     stack                         ->  expand_dims, Concatenate
@@ -45,6 +46,7 @@ from speq_keras.operations import (
     fused_layer,
     make_operation,
     name_of,
+    negative_slope,
 )
 from speq_keras.quantizers import Quantizer
 from speq_keras.wrapping.constants import as_rescaling
@@ -57,6 +59,7 @@ _SEPARABLE = {
 }
 # Functions x · gate(x): {function: gate}.
 _GATES = {"silu": "sigmoid", "hard_silu": "hard_sigmoid"}
+_REMADE = (*_GATES, "leaky_relu")
 _MERGES = {name: getattr(layers, name) for name in "Add Multiply Average Maximum Minimum".split()}
 
 
@@ -167,10 +170,10 @@ class _Rewriter:
             changes = {"activation": "linear", "activity_regularizer": None}
             outputs = self.call_copy(operation, name, args, kwargs, **changes)
             return self.activation(operation, name, outputs)
-        gate = _GATES.get(function_name(operation)) if self.splits_here() else None
-        if gate is not None:
+        function = function_name(operation) if self.splits_here() else None
+        if function in _REMADE and not isinstance(operation, layers.LeakyReLU | layers.ReLU):
             (x,) = refs_in((args, kwargs))
-            return self.gated(gate, self.names.unique(name) if again else name, x, operation)
+            return self.remade(function, self.names.unique(name) if again else name, x, operation)
         if function_name(operation) is not None and again:
             # A function has no weights to share; with one call per layer each input is unambiguous.
             fresh = self.names.unique(name)
@@ -266,14 +269,14 @@ class _Rewriter:
             return self.activation_layer(operation, name, inner_name, outputs, {})
         label = getattr(operation.activation, "__name__", "activation")
         name = self.names.unique(f"{name}_{label if label.isidentifier() else 'activation'}")
-        if function in _GATES and self.splits_here():
-            return self.gated(_GATES[function], name, outputs[0], operation)
         layer = layers.Activation(
             operation.activation,
             activity_regularizer=operation.activity_regularizer,
             dtype=operation.dtype_policy,
             name=name,
         )
+        if function in _REMADE and self.splits_here():
+            return self.remade(function, name, outputs[0], layer)
         return self.call(layer, name, outputs, {})
 
     def activation_layer(self, operation, name, inner_name, args, kwargs):
@@ -293,15 +296,17 @@ class _Rewriter:
         )
         return self.call(regularized, regularized.name, outputs, {})
 
-    def gated(self, function, name, x, operation):
-        """Appends x · function(x), with the regularizer of `operation`; returns its outputs."""
+    def remade(self, function, name, x, operation):
+        """Appends x · gate(x), or a LeakyReLU, with the dtype and regularizer of `operation`."""
         dtype = getattr(operation, "dtype_policy", self.old.tensors[self.node.outputs[0]].dtype)
-        gate_name = self.names.unique(f"{name}_{function}")
-        layer = layers.Activation(function, dtype=dtype, name=gate_name)
         regularizer = getattr(operation, "activity_regularizer", None)
-        multiply = layers.Multiply(activity_regularizer=regularizer, dtype=dtype, name=name)
-        (gate,) = self.call(layer, layer.name, [x], {})
-        return self.call(multiply, name, [[x, gate]], {})
+        options = {"activity_regularizer": regularizer, "dtype": dtype, "name": name}
+        if function == "leaky_relu":
+            return self.call(layers.LeakyReLU(negative_slope(operation), **options), name, [x], {})
+        gate_name = self.names.unique(f"{name}_{_GATES[function]}")
+        layer = layers.Activation(_GATES[function], dtype=dtype, name=gate_name)
+        (gate,) = self.call(layer, gate_name, [x], {})
+        return self.call(layers.Multiply(**options), name, [[x, gate]], {})
 
     def rescaling(self, scale_and_offset, name, refs, again, dtype):
         """Appends a Rescaling in place of an operation on a constant; returns its outputs.

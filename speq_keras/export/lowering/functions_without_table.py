@@ -3,7 +3,7 @@
 A table is read by three kernels outside of XNNPACK. Two other ways stand in its place wherever they
 give the table's codes, all 256 of them:
 
-    one kernel      ELU and GELU
+    one kernel      ELU and GELU; a leaky ReLU whose scales and slope `settle` has moved
     a sum           hard sigmoid: x/6 + 1/2, and the ends of its grid clip
                     leaky ReLU:   α·x + (1 − α)·max(x, 0)
 
@@ -26,8 +26,8 @@ _KERNELS = {
     "gelu_approximate": ("gelu", {"approximate": True}),
 }
 _ALL_CODES = np.arange(-128, 128).astype("int8")
-# TensorFlow Lite Micro has no kernel for them.
-_NOT_IN_MICRO = ("gelu",)
+# TensorFlow Lite Micro has no kernel for them, or one that rounds twice.
+_NOT_IN_MICRO = ("gelu", "leaky_relu")
 
 
 def emit_without_table(builder, step, x, wanted):
@@ -42,23 +42,34 @@ def emit_without_table(builder, step, x, wanted):
     Returns:
         Whether it did.
     """
-    name = function_of(step.layer)
+    for kind, operands, options in _ways(builder, step, x):
+        if operands and _computes(kind, operands, step.output.grid, wanted, options):
+            if kind == "add":
+                operands = [_added(builder, step, x, term) for term in operands]
+            names = [tensor.name for tensor in operands]
+            builder.rounded(step, kind, names, options, has_scale=False)
+            return True
+    return False
+
+
+def _ways(builder, step, x):
+    """Returns what may compute a function of `x`: (kind of a node, operands, options), ...
+
+    Outside of XNNPACK LEAKY_RELU rounds twice. A file with codes at its ends is for
+    microcontrollers, too, which get the sum.
+    """
+    name, slope = function_of(step.layer), negative_slope(step.layer)
     if name in _KERNELS:
         kind, options = _KERNELS[name]
-        operands = [x]
-    else:
-        kind, options = "add", {}
-        operands = _terms(step, name, x)
-    if not operands or not _computes(kind, operands, step.output.grid, wanted, options):
-        return False
-    if kind == "add":
-        operands = [_added(builder, step, x, term) for term in operands]
-    builder.rounded(step, kind, [tensor.name for tensor in operands], options, has_scale=False)
-    return True
+        return [(kind, [x], options)]
+    ways = [("add", _terms(step, name, x), {})]
+    if slope is not None and builder.io == "float32":
+        ways.insert(0, ("leaky_relu", [x], {"alpha": slope}))
+    return ways
 
 
 def use_tables_for_micro(network):
-    """Makes tables of the functions of codes for which TensorFlow Lite Micro has no kernel.
+    """Makes tables of the functions of codes for which TensorFlow Lite Micro has no exact kernel.
 
     Args:
         network: The `IntegerNetwork`, changed in place.

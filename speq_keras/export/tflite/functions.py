@@ -7,6 +7,7 @@ import numpy as np
 from speq_keras.export.tflite.elementwise import binary, unary
 from speq_keras.export.tflite.network import CODES, Tensor
 from speq_keras.export.tflite.record import (
+    Limits,
     Op,
     Operation,
     always,
@@ -40,6 +41,19 @@ def gelu(values, inputs, output, *, approximate=False):
     """Product x·Φ(x), or with `approximate` its tanh form, by a table: a builtin kernel."""
     function = _gelu_of_tanh if approximate else _gelu
     return _look_up(values, _table(inputs[0], output, function))
+
+
+def leaky_relu(values, inputs, output, *, alpha):
+    """Where x ≥ 0 x, else α·x, in XNNPACK's 256ths, halves up.
+
+    y = ((m·(x − z_x) + 128) >> 8) + z_y,   m = round(256·s_x / s_y), below 0 round(256·α·s_x / s_y)
+    """
+    centred = values[0].astype(np.int32) - inputs[0].zero_point
+    above, below = (
+        int(np.rint(np.float32(256) * ratio)) for ratio in _ratios(inputs, output, alpha)
+    )
+    total = centred * np.where(centred < 0, below, above) + 128
+    return store((total >> 8) + output.zero_point, output)
 
 
 def softmax(values, inputs, output):
@@ -77,6 +91,12 @@ def _codes(tensor):
 def _real(tensor):
     codes = (_codes(tensor) - tensor.zero_point).astype(np.float32)
     return codes * np.float32(tensor.scale)
+
+
+def _ratios(inputs, output, alpha):
+    """Returns by how many steps of the output a step of the input counts, above 0 and below."""
+    ratio = np.float32(inputs[0].scale) / np.float32(output.scale)
+    return ratio, ratio * np.float32(alpha)
 
 
 def _table(tensor, output, function):
@@ -191,6 +211,18 @@ def _emit_lookup(node, tensors, batch_size):
 # ---- records ---------------------------------------------------------------------------------
 
 
+def _ratios_of_slopes(node, tensors):
+    x, output = tensors[node.inputs[0]], tensors[node.output]
+    return np.array(_ratios([x], output, node.options["alpha"]), np.float32)
+
+
+_SLOPES = Limits(
+    low=2**-8,
+    high=2**7,
+    ratios=_ratios_of_slopes,
+    says="its input has {:.3g} times the step of its output, and kernels take less than 128",
+)
+
 OPS = {
     "logistic": Op(
         emit=always("LOGISTIC", quantized=2),
@@ -226,7 +258,12 @@ OPS = {
         integer=None,
         floating=unary(lambda x: x * np.clip(x + 3, 0, 6) / 6),
     ),
-    "leaky_relu": Op(emit=_emit_leaky_relu, integer=None, floating=float_leaky_relu),
+    "leaky_relu": Op(
+        emit=_emit_leaky_relu,
+        integer=leaky_relu,
+        floating=float_leaky_relu,
+        limits=_SLOPES,
+    ),
     "prelu": Op(
         emit=always("PRELU"),
         integer=None,
