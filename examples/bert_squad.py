@@ -1,18 +1,18 @@
-"""BERT with 3- and 4-bit weights and activations that answers questions: the paper's Table 8.
+"""Question answering by BERT with 3- and 4-bit weights and activations: the paper's Table 8.
 
     python examples/bert_squad.py                          # short form, no download, minutes
     python examples/bert_squad.py --dataset=squad --preset=bert_base_en_uncased --w_bits=4 \
         --a_bits=4 --checkpoint_dir=checkpoints
 
-Stages, each of which starts where the one before ended: `pretrain` (float fine-tuning), `retrain`
-(plain quantization-aware training), `control` (it goes on) and `speq`, which begins like `control`
-with the retrained network and takes as many steps. Prints exact match and F1 of all of them, of the
-exported file too, and writes `results.json`, the models and the file to `--out_dir`.
+Stages, each starting where the previous one ended: `pretrain` (float fine-tuning), `retrain` (plain
+quantization-aware training), `control` (more of it) and `speq`, which starts from the retrained
+network like `control` and takes as many steps. Prints exact match and F1 of all stages and of the
+exported file, and writes `results.json`, the models and the file to `--out_dir`.
 
-Without arguments a small encoder learns made-up questions ("which car?") from scratch, with
-W4/A4. `--dataset=squad` reads SQuAD 1.1 through TensorFlow Datasets; a `--preset` is a BERT of
-KerasHub with its tokenizer, without one a small encoder reads whole words. With `--checkpoint_dir`
-a killed run goes on from its last checkpoint.
+Without arguments, a small encoder learns made-up questions ("which car?") from scratch, with W4/A4.
+`--dataset=squad` reads SQuAD 1.1 through TensorFlow Datasets. A `--preset` is a BERT of KerasHub
+with its tokenizer; without one, a small encoder reads whole words. With `--checkpoint_dir` a killed
+run resumes from its last checkpoint.
 
 The paper states the widths and that BERT is fine-tuned in float first; steps, rates and the
 temperature are ours.
@@ -56,14 +56,14 @@ INPUTS = ("padding_mask", "segment_ids", "token_ids")
 flags.DEFINE_enum("dataset", "embedded", ("embedded", "squad"), "Made-up questions, or SQuAD 1.1.")
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 flags.DEFINE_bool("download", False, "Let TensorFlow Datasets download the data set.")
-flags.DEFINE_integer("train_examples", None, "Use so many training questions, or all.", 1)
-flags.DEFINE_integer("test_examples", None, "Use so many test questions, or all.", 1)
+flags.DEFINE_integer("train_examples", None, "Number of training questions; default all.", 1)
+flags.DEFINE_integer("test_examples", None, "Number of test questions; default all.", 1)
 flags.DEFINE_string("preset", None, "A BERT of KerasHub: bert_base_en_uncased, ..., a folder.")
 flags.DEFINE_string("weights", None, "A .keras file with float weights of the whole network.")
 flags.DEFINE_integer("layers", 2, "Encoder layers, without a preset.", 1)
 flags.DEFINE_integer("width", 64, "Numbers per token, without a preset.", 2)
-flags.DEFINE_integer("length", 384, "Tokens of a window.", 8)
-flags.DEFINE_integer("stride", 128, "By how many tokens windows of one text lie apart.", 1)
+flags.DEFINE_integer("length", 384, "Tokens per window.", 8)
+flags.DEFINE_integer("stride", 128, "Tokens between the starts of windows.", 1)
 
 flags.DEFINE_list("stages", list(STAGES), "Some of pretrain, retrain, control, speq.")
 flags.DEFINE_enum("w_bits", "4", WIDTHS, "Width of the weights, in bits.")
@@ -72,17 +72,17 @@ flags.DEFINE_enum("weight_quantizer", "sawb", WEIGHT_QUANTIZERS, "For weights.")
 flags.DEFINE_enum("activation_quantizer", "lsq_plus", ACTIVATION_QUANTIZERS, "For activations.")
 flags.DEFINE_enum("distillation", "cosine", DISTILLATIONS, "The loss of SPEQ.")
 flags.DEFINE_float("temperature", 2.0, "T of Eq. 2.", 0.0)
-flags.DEFINE_float("u", 0.5, "How often the teacher's layers take the target width (Eq. 1).", 0, 1)
+flags.DEFINE_float("u", 0.5, "Probability of the target width in the teacher (Eq. 1).", 0, 1)
 for _stage in ("pretrain", "retrain", "speq"):
     flags.DEFINE_integer(f"{_stage}_epochs", 2, f"Epochs of {_stage}.", 1)
     flags.DEFINE_float(
-        f"{_stage}_learning_rate", 3e-5, "After a tenth of the steps, as in BERT.", 0.0
+        f"{_stage}_learning_rate", 3e-5, "Peak, after a tenth of the steps, as in BERT.", 0.0
     )
 flags.DEFINE_integer("batch_size", 32, "Windows per step.", 1)
 flags.DEFINE_integer("calibration_examples", 256, "Training windows that set the ranges.", 1)
 flags.DEFINE_integer("seed", 0, "Seed of weights, draws, order.", 0)
-flags.DEFINE_string("checkpoint_dir", None, "A killed run that is started again goes on from here.")
-flags.DEFINE_integer("checkpoint_steps", None, "Most steps between two; else one per epoch.", 1)
+flags.DEFINE_string("checkpoint_dir", None, "A killed run that is restarted resumes from here.")
+flags.DEFINE_integer("checkpoint_steps", None, "Most steps between two; default one per epoch.", 1)
 flags.DEFINE_string("out_dir", "out/bert", "Folder for the files this program writes.")
 
 
@@ -122,7 +122,7 @@ def main(_):
 
 
 class Course:
-    """Questions, and the networks of the stages that were run.
+    """Questions, and the networks of the completed stages.
 
     Args:
         out_dir: Folder for the models.
@@ -175,7 +175,7 @@ class Course:
         return self.row(stage, model.predict(self.test.inputs, verbose=0), epochs, seconds)
 
     def next_quantized(self, stage):
-        """Returns a quantized network with the weights that a stage begins with."""
+        """Returns a quantized network with the weights that a stage starts from."""
         model = speq_keras.wrap(
             self.float_network,
             w_bits=bits(FLAGS.w_bits),
@@ -204,7 +204,7 @@ class Course:
         return {"name": name, "exact": exact, "f1": f1, "steps": steps, "seconds": seconds}
 
     def export(self, path):
-        """Settles and exports the last network; returns rows for it and for the file."""
+        """Settles and exports the last network; returns rows for both the network and the file."""
         inputs = self.test.inputs
         print(f"\n{self.quantized.settle(storage='int4')}")
         report = self.quantized.export_tflite(
@@ -235,9 +235,9 @@ def questions():
 
 
 def network(token_count):
-    """Returns a float network from tokens to the logits of first and last tokens of the answer.
+    """Returns a float network from tokens to the logits of the answer's first and last tokens.
 
-    What is no token gets −1e9: it has no part in softmax, cross-entropy and distillation.
+    Padding gets −1e9, so it has no effect on softmax, cross-entropy and distillation.
     """
     inputs = {name: keras.Input((FLAGS.length,), dtype="int32", name=name) for name in INPUTS}
     if FLAGS.preset:
@@ -252,8 +252,8 @@ def network(token_count):
             max_sequence_length=FLAGS.length,
             dropout=0.0,
         )
-        # BERT's weights begin with a deviation of 0.02, for a width of 768. So small in a narrow
-        # network, attention looks everywhere alike for thousands of steps.
+        # BERT's weights are initialized with a deviation of 0.02, for a width of 768. In a narrow
+        # network that is so small that attention is nearly uniform for thousands of steps.
         for variable in backbone.trainable_variables:
             if variable.name == "kernel":
                 variable.assign(variable * (FLAGS.width**-0.5 / 0.02))
@@ -279,7 +279,7 @@ def compile_model(model, rate, steps):
 
 
 def batches(windows, first_step, batch_size, seed):
-    """Yields endless batches from a step on; each pass has an order of its own."""
+    """Yields endless batches from a step on, with a new order for each pass."""
     per_pass = max(1, len(windows) // batch_size)
     step = first_step
     while True:

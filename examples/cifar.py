@@ -4,19 +4,19 @@
     python examples/cifar.py --model=resnet20 --weights=resnet20.npz --stages=retrain,train
     python examples/cifar.py --weights=resnet8.keras --stages=retrain --table1
 
-Three stages, each of which starts where the one before ended: `pretrain` (float), `retrain` (plain
+Three stages, each starting where the previous one ended: `pretrain` (float), `retrain` (plain
 quantization-aware training, QAT) and `train`, in which every method of `--method` continues from
-the same retrained network for the same number of steps: `qat` (QAT goes on: the control), `speq`,
-`kd` (QAT with a float teacher) and `speq_kd` (both). What comes out of the last stage is exported,
-proven to be the trained network, and run on the test images in LiteRT. Prints one table; writes
+the same retrained network for the same number of steps: `qat` (more QAT, the control), `speq`, `kd`
+(QAT with a float teacher) and `speq_kd` (both). The results of the last stage are exported, proven
+to be the trained network, and run on the test images in LiteRT. Prints one table; writes
 `results.json`, `curves.png`, the trained models and the TFLite files.
 
 Useful flags: `--model`, `--w_bits`, `--a_bits`, `--activation_quantizer`, `--epochs`,
-`--checkpoint_dir` (a killed run goes on where it was), `--seed` several times (mean and deviation),
-`--table1` (the paper's Table 1). `KERAS_BACKEND=jax` before the command trains on JAX, with the
-images on the device and many steps per call; there `--num_processes`, `--process_id` and
-`--coordinator` train in several processes, which see the batches of one. The test images choose
-nothing: no training stops early and no checkpoint is picked by its accuracy.
+`--checkpoint_dir` (a killed run resumes where it was), `--seed` several times (mean and deviation),
+`--table1` (the paper's Table 1). Setting `KERAS_BACKEND=jax` trains on JAX, with the images on the
+device and many steps per call; there `--num_processes`, `--process_id` and `--coordinator` train in
+several processes, which see the same batches as one process. The test images decide nothing: no
+training stops early and no checkpoint is selected by test accuracy.
 """
 
 import json
@@ -67,7 +67,7 @@ flags.DEFINE_enum(
     "How activations are quantized; lsq_plus shifts the codes of swish.",
 )
 flags.DEFINE_list("stages", list(STAGES), "The stages to run: some of pretrain, retrain, train.")
-flags.DEFINE_list("method", "qat,speq", "What stage train compares: qat, speq, kd, speq_kd.")
+flags.DEFINE_list("method", "qat,speq", "Compared in stage train: qat, speq, kd, speq_kd.")
 flags.DEFINE_enum("distillation", "cosine", DISTILLATIONS, "The loss of speq, speq_kd.")
 flags.DEFINE_enum("teacher_precision", "bernoulli", TEACHER_PRECISIONS, "SPEQ's draw of widths.")
 flags.DEFINE_bool("table1", False, "Also train (--retrain_epochs) and print the paper's Table 1.")
@@ -79,28 +79,28 @@ flags.DEFINE_string("teacher_weights", None, "Weights of the float teacher.")
 flags.DEFINE_integer("pretrain_epochs", 100, "Epochs of the pretrain stage.", 1)
 flags.DEFINE_integer("retrain_epochs", 60, "Epochs of the retrain stage.", 1)
 flags.DEFINE_integer("epochs", 60, "Epochs of each method of the train stage.", 1)
-flags.DEFINE_integer("steps", None, "Steps per epoch; one pass over the images if not given.", 1)
+flags.DEFINE_integer("steps", None, "Steps per epoch; default one pass over the images.", 1)
 flags.DEFINE_integer("batch_size", 128, "Images per step.", 1)
 flags.DEFINE_enum("optimizer", "sgd", ("sgd", "adam"), "SGD has Nesterov momentum 0.9.")
 flags.DEFINE_float("pretrain_learning_rate", 0.1, "Learning rate at the start of pretrain.", 0.0)
 flags.DEFINE_float("learning_rate", 0.02, "Learning rate at the start of the other stages.", 0.0)
-flags.DEFINE_integer("train_examples", 50_000, "Use the first so many training images.", 1, 50_000)
-flags.DEFINE_integer("test_examples", 10_000, "Use the first so many test images.", 1, 10_000)
-flags.DEFINE_integer("probe_examples", 1_000, "Compare precisions on the first so many.", 1)
-flags.DEFINE_multi_integer("seed", [0], "Given several times, the table has mean ± deviation.")
-flags.DEFINE_bool("short", False, "A trial run: few images and epochs, unless flags say more.")
+flags.DEFINE_integer("train_examples", 50_000, "Use the first N training images.", 1, 50_000)
+flags.DEFINE_integer("test_examples", 10_000, "Use the first N test images.", 1, 10_000)
+flags.DEFINE_integer("probe_examples", 1_000, "Test images to compare precisions on.", 1)
+flags.DEFINE_multi_integer("seed", [0], "If repeated, the table has mean ± deviation.")
+flags.DEFINE_bool("short", False, "A trial run: few images and epochs, unless set by flags.")
 
 flags.DEFINE_enum("storage", "int8", STORAGES, "How the TFLite file stores weights.")
 flags.DEFINE_string(
     "data_dir",
     None,
-    "Folder that holds cifar10/, default ~/tensorflow_datasets; or an .npz file with x_train, "
+    "Folder that contains cifar10/, default ~/tensorflow_datasets; or an .npz file with x_train, "
     "y_train, x_test, y_test, which needs no TensorFlow.",
 )
 flags.DEFINE_bool("download", False, "Download CIFAR-10 (170 MB) to --data_dir if not there.")
-flags.DEFINE_string("checkpoint_dir", None, "A killed run that is started again resumes from here.")
+flags.DEFINE_string("checkpoint_dir", None, "A killed run that is restarted resumes from here.")
 flags.DEFINE_integer("num_processes", 1, "Processes that train together, on JAX.", 1)
-flags.DEFINE_integer("process_id", 0, "Which of them this is; the first writes the files.", 0)
+flags.DEFINE_integer("process_id", 0, "Index of this process; the first writes the files.", 0)
 flags.DEFINE_string("coordinator", "127.0.0.1:12345", "Address and port of the first process.")
 flags.DEFINE_string("out_dir", "out/cifar", "Folder for the files this program writes.")
 
@@ -134,7 +134,7 @@ def main(_):
             FLAGS.data_dir,
             download=FLAGS.download,
             train_examples=FLAGS.train_examples,
-            test_examples=FLAGS.test_examples,
+            # The flags that do not change the results of a completed stage.
         )
     except FileNotFoundError as error:
         raise SystemExit(str(error)) from None
@@ -161,7 +161,7 @@ def main(_):
 
 
 def check_flags():
-    """Ends the program with one sentence if flags do not fit together or a file is missing."""
+    """Ends the program with one sentence if flags are inconsistent or a file is missing."""
     check_words("stages", STAGES)
     check_words("method", METHODS)
     check_processes()
@@ -178,7 +178,7 @@ def check_flags():
 
 def training_stream():
     """Returns the class that makes the batches: on JAX they are made on the device itself."""
-    # Either needs its own backend's packages.
+    # Each needs the packages of its own backend.
     if keras.backend.backend() == "jax":
         import cifar_device
 
@@ -189,7 +189,7 @@ def training_stream():
 
 
 def own_part(array):
-    """Returns what this process has of data that all processes evaluate together."""
+    """Returns this process' part of data that all processes evaluate together."""
     return array[FLAGS.process_id :: FLAGS.num_processes]
 
 
@@ -255,10 +255,10 @@ class Experiment:
             self.export(model)
 
     def run_table1(self):
-        """Trains with float weights, then with float activations; reads both at other widths.
+        """Trains with float weights, then with float activations; evaluates both at other widths.
 
         Returns:
-            One dict per network: its name, and its test accuracy by the width it was read at.
+            One dict per network: its name, and its test accuracy by evaluation width.
         """
         rows = []
         for name, w_bits, a_bits, side in (
@@ -286,10 +286,10 @@ class Experiment:
         return model
 
     def fit(self, model, stage, epochs, learning_rate, *, a_bits=None):
-        """Trains `model`, saves it, and appends what came out to `results`.
+        """Trains `model`, saves it, and appends the outcome to `results`.
 
-        With `--checkpoint_dir` a stage that was killed goes on from its last epoch, and a stage
-        that was finished is only loaded.
+        With `--checkpoint_dir`, a stage that was killed resumes from its last epoch, and a stage
+        that was completed is only loaded.
         """
         print(
             f"\nSeed {self.seed}, {stage}: {epochs} epochs of {self.steps_per_epoch} steps",
@@ -343,9 +343,9 @@ class Experiment:
         training_run.write_file(self.out_dir / f"seed{self.seed}_{stage}.keras", model.save)
 
     def export(self, model):
-        """Writes the network of the last result as a TFLite file, and adds how that file does.
+        """Writes the network of the last result as a TFLite file, and adds the file's accuracy.
 
-        The model is settled first, so that its predictions are the file's; the export proves it.
+        The model is settled first, so its predictions equal the file's; the export proves it.
         """
         if "float" in (FLAGS.w_bits, FLAGS.a_bits):
             return  # there are no integers
@@ -399,7 +399,7 @@ def ends_in_logits():
 
 
 def method_arguments(method):
-    """Returns the arguments of `speq_keras.wrap` that tell the methods of the train stage apart."""
+    """Returns the arguments of `speq_keras.wrap` that distinguish the train stage's methods."""
     arguments = {"distillation": None}
     if method in ("speq", "speq_kd"):
         arguments = {
@@ -425,7 +425,7 @@ def group_by_stage(results):
 
 
 def describe(values, *, digits=2):
-    """Returns mean and standard deviation, the mean alone of one value, "-" of none."""
+    """Returns mean and standard deviation; the mean alone of one value; "-" of none."""
     if not values:
         return "-"
     deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
@@ -433,7 +433,7 @@ def describe(values, *, digits=2):
 
 
 def seconds(result):
-    """Returns how long a stage was trained, without validation and probes."""
+    """Returns the training time of a stage, without validation and probes."""
     return sum(row["seconds"] for row in result["epochs"])
 
 
@@ -473,7 +473,7 @@ def table1(rows):
     """Returns Table 1 in Markdown: test accuracy in % at widths that were not trained."""
     widths = list(rows[0]["accuracies"])
     lines = [
-        f"| trained | {' | '.join(f'read at {width}' for width in widths)} |",
+        f"| trained | {' | '.join(f'evaluated at {width}' for width in widths)} |",
         "| --- " * (len(widths) + 1) + "|",
     ]
     for trained in dict.fromkeys(row["trained"] for row in rows):

@@ -8,11 +8,11 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 def load(data_dir, *, download, train_examples, test_examples, name="cifar10"):
-    """Loads the first so many training and test images.
+    """Loads training and test images, the first of each part.
 
     Args:
-        data_dir: Folder of TensorFlow Datasets, or None for its own default; or an .npz file with
-            the arrays x_train, y_train, x_test and y_test, which needs no TensorFlow.
+        data_dir: Folder of TensorFlow Datasets, or None for its default; or an .npz file with the
+            arrays x_train, y_train, x_test and y_test, which needs no TensorFlow.
         download: Whether to download it (170 MB) if it is not there.
         train_examples: Number of training images, up to 50,000.
         test_examples: Number of test images, up to 10,000.
@@ -22,7 +22,7 @@ def load(data_dir, *, download, train_examples, test_examples, name="cifar10"):
         Training images (uint8) and labels, test images and labels: four arrays.
 
     Raises:
-        FileNotFoundError: If the data set is not there and `download` is False.
+        FileNotFoundError: If the data set is missing and `download` is False.
     """
     if data_dir and pathlib.Path(data_dir).suffix == ".npz":
         return load_npz(data_dir, train_examples, test_examples)
@@ -34,7 +34,7 @@ def load(data_dir, *, download, train_examples, test_examples, name="cifar10"):
     elif not builder.is_prepared():
         raise FileNotFoundError(
             f"{name} was not found at {builder.data_path}: pass --data_dir with the folder that "
-            f"holds {name}/, or --download to fetch it (170 MB)."
+            f"contains {name}/, or --download to fetch it (170 MB)."
         )
     splits = [f"train[:{train_examples}]", f"test[:{test_examples}]"]
     train, test = tfds.as_numpy(builder.as_dataset(split=splits, batch_size=-1))
@@ -42,7 +42,7 @@ def load(data_dir, *, download, train_examples, test_examples, name="cifar10"):
 
 
 def load_npz(path, train_examples, test_examples):
-    """Returns the four arrays of an .npz file, cut to so many images."""
+    """Returns the four arrays of an .npz file, cut to these numbers of images."""
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"--data_dir names no file. Received: {path}")
     with np.load(path) as arrays:

@@ -1,9 +1,9 @@
 """CIFAR-10 on the device itself, for JAX: images stay there, and one call runs many steps.
 
-A step of a small network takes a GPU less time than Python needs to ask for the next one. Here the
-batches are drawn, cropped and flipped inside the compiled program, and on a GPU `steps_per_call`
-steps are one call of it. With several devices or processes each works on its part of the very same
-batches. `fit`, its callbacks and its checkpoints stay as they are: Keras' train function is
+A GPU needs less time for a step of a small network than Python to launch the next one. Here the
+batches are drawn, cropped and flipped inside the compiled program, and on a GPU one call runs
+`steps_per_call` steps. With several devices or processes, each works on its part of the same
+batches. `fit`, its callbacks and its checkpoints are unchanged: only Keras' train function is
 replaced, which `keras.Model` keeps in an attribute for that purpose.
 """
 
@@ -13,22 +13,22 @@ import jax
 import keras
 import numpy as np
 
-# Enough to hide the time of a call, little enough for a progress bar that moves.
+# Enough to hide the time of a call, and few enough for a progress bar that moves.
 MOST_STEPS_PER_CALL = 100
 
 
 class DeviceStream:
-    """Shuffled, augmented batches that follow from the seed and the number of the step.
+    """Shuffled, augmented batches that are determined by the seed and the step number.
 
-    The optimizer counts the steps, and checkpoints keep that count: a resumed run sees what the
-    unbroken run sees.
+    The optimizer counts the steps, and checkpoints contain that count: a resumed run sees the same
+    batches as an unbroken run.
 
     Args:
         images, labels: Arrays; images of any integer type, from 0 to 255.
         seed: Non-negative integer.
         batch_size: Images per step.
-        steps_per_epoch: Steps between two looks at the model.
-        first_step: Where in the stream the first step begins, in steps.
+        steps_per_epoch: Steps between two evaluations of the model.
+        first_step: Position of the first step in the stream, in steps.
     """
 
     def __init__(self, images, labels, *, seed, batch_size, steps_per_epoch, first_step=0):
@@ -38,14 +38,14 @@ class DeviceStream:
         self.seed = seed
         self.batch_size = batch_size
         self.first_step = first_step
-        # On a CPU a step takes long enough by itself, and XLA's convolutions inside of a loop take
-        # fifty times as long as outside.
+        # On a CPU a step takes long enough anyway, and XLA's convolutions take fifty times as long
+        # inside a loop as outside.
         most = 1 if jax.default_backend() == "cpu" else MOST_STEPS_PER_CALL
         self.steps_per_call = max(n for n in range(1, most + 1) if steps_per_epoch % n == 0)
         self.example = np.asarray(images[:batch_size], "float32"), np.asarray(labels[:batch_size])
 
     def batches(self, step):
-        """Yields an item per call, without end; Keras reads shapes off the first."""
+        """Yields one item per call, endlessly; Keras reads shapes from the first."""
         while True:
             yield self.example
 
@@ -68,7 +68,7 @@ class DeviceStream:
                 state, logs = step(state, None)
                 return logs, state
             state, logs = jax.lax.scan(step, state, length=self.steps_per_call)
-            # Metrics are running means: those after the last step.
+            # Metrics are running means: their values after the last step count.
             return jax.tree.map(lambda values: values[-1], logs), state
 
         def train_function(state, iterator):
@@ -82,7 +82,7 @@ class DeviceStream:
         key = jax.random.key(self.seed)
         number = self.first_step + iteration
         per_pass = max(1, len(images) // self.batch_size)
-        # Every pass over the images has a permutation of its own.
+        # Every pass over the images has its own permutation.
         pass_key = jax.random.fold_in(jax.random.fold_in(key, 0), number // per_pass)
         order = jax.random.permutation(pass_key, len(images))
         start = (number % per_pass) * self.batch_size
@@ -96,7 +96,7 @@ class DeviceStream:
 
 
 def _shardings():
-    """Returns how to lay an array on all devices whole, and in parts; None for one device."""
+    """Returns shardings that replicate and that split an array; None for one device."""
     if keras.distribution.distribution() is None:
         return None, None
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))

@@ -5,7 +5,7 @@
 
     resnet8       the image classification model of MLPerf Tiny
     resnet20      the CIFAR network of He et al. (https://arxiv.org/abs/1512.03385)
-    swish         ResNet-8 with swish for ReLU: its activations have a sign
+    swish         ResNet-8 with swish instead of ReLU: signed activations
     dense         a small DenseNet (https://arxiv.org/abs/1608.06993): BatchNormalization before the
                   convolution, concatenations, average pooling
     efficientnet  EfficientNet-B0 (https://arxiv.org/abs/1905.11946) without dropout: squeeze-excite
@@ -56,7 +56,7 @@ def resnet8():
 
 
 def swish():
-    """ResNet-8 with swish for ReLU, and with logits: 78,666 parameters."""
+    """ResNet-8 with swish instead of ReLU, and with logits: 78,666 parameters."""
     inputs, x = _resnet8_body(lambda: layers.Activation("swish"))
     return keras.Model(inputs, layers.Dense(CLASSES, name="linear")(x), name="swish")
 
@@ -95,8 +95,8 @@ def _resnet8_body(activation):
 def resnet20():
     """ResNet-20 with shortcuts that have no weights (option A): 269,722 trainable parameters.
 
-    Layers carry the names of the PyTorch model
-    (https://github.com/akamaster/pytorch_resnet_cifar10), so that its weights find their place by
+    Layers have the names of the PyTorch model
+    (https://github.com/akamaster/pytorch_resnet_cifar10), so that its weights can be assigned by
     name.
     """
 
@@ -192,7 +192,7 @@ def efficientnet(side=32):
     )
     for layer in network.layers:
         if isinstance(layer, layers.BatchNormalization):
-            layer.momentum = 0.9  # as in the others: its statistics follow within an epoch
+            layer.momentum = 0.9  # as in the others: statistics converge within an epoch
         elif isinstance(layer, layers.Dropout):
             layer.rate = 0.0
     return network
@@ -207,12 +207,12 @@ def load_weights(network, path):
             layouts.
 
     Raises:
-        ValueError: If there is no such file, or if it holds the weights of another network.
+        ValueError: If there is no such file, or if it contains the weights of another network.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise ValueError(
-            f"Weights are read from a file. Received: path={str(path)!r}, which is none."
+            f"Weights are read from a file. Received: path={str(path)!r}, which is not a file."
         )
     if path.suffix == ".npz":
         _load_pytorch_arrays(network, path)

@@ -4,17 +4,17 @@ import tensorflow as tf
 
 
 class TrainingStream:
-    """Shuffled, augmented batches: each image follows from the seed and its position in the stream.
+    """Shuffled, augmented batches: each image is determined by the seed and its position.
 
-    No random state is kept that would be lost when a run is killed: a resumed run, which begins at
-    a later step, sees what the unbroken run sees.
+    There is no random state to lose when a run is killed: a resumed run, which starts at a later
+    step, sees the same images as an unbroken run.
 
     Args:
         images, labels: Arrays; images of any integer type, from 0 to 255.
         seed: Non-negative integer.
         batch_size: Images per step.
-        steps_per_epoch: Steps between two looks at the model.
-        first_step: Where in the stream the first step begins, in steps.
+        steps_per_epoch: Steps between two evaluations of the model.
+        first_step: Position of the first step in the stream, in steps.
     """
 
     steps_per_call = 1
@@ -30,7 +30,7 @@ class TrainingStream:
         count = self.images.shape[0]
 
         def example(position):
-            # Every pass over the images has a permutation of its own.
+            # Every pass over the images has its own permutation.
             row = tf.random.experimental.index_shuffle(
                 position % count, [self.seed, position // count], count - 1
             )

@@ -1,19 +1,19 @@
-"""The y-axis of learning curves: one for all panels of a quantity, and close enough to compare."""
+"""The y-axis of learning curves: shared by all panels of a quantity, narrow enough to compare."""
 
 import numpy as np
 
-_MARGIN = 0.15  # above and below, of what the second halves of the curves span
+_MARGIN = 0.15  # above and below, as a fraction of the span of the second halves
 
 
 def show_differences(panels, *, least):
-    """Gives panels one y-axis, which spans what their curves reach in their second halves.
+    """Gives panels a common y-axis, which spans the second halves of their curves.
 
-    Curves begin at chance and end within a few points of each other: an axis from 0 to 100 % shows
-    where they begin. What comes before may leave the picture.
+    Curves start at chance and end within a few points of each other: an axis from 0 to 100 % hides
+    the difference. Earlier values may be outside the picture.
 
     Args:
-        panels: Axes of Matplotlib with lines of one quantity.
-        least: What the axis spans at least, in units of the curves.
+        panels: Matplotlib axes with lines of one quantity.
+        least: Minimum span of the axis, in units of the curves.
     """
     lines = [np.asarray(line.get_ydata(), float) for axes in panels for line in axes.lines]
     ends = np.concatenate([line[len(line) // 2 :] for line in lines] or [[]])

@@ -1,4 +1,4 @@
-"""Several devices and several processes that train one network."""
+"""Training one network on several devices or in several processes."""
 
 import contextlib
 
@@ -10,10 +10,10 @@ def join_processes(coordinator, processes, process_id):
 
     Args:
         coordinator: Address and port of the first process.
-        processes: How many there are.
-        process_id: Which of them this is.
+        processes: Number of processes.
+        process_id: Index of this process.
     """
-    import jax  # only where it is the backend
+    import jax  # only if it is the backend
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     keras.distribution.initialize(coordinator, processes, process_id)
@@ -39,7 +39,7 @@ def train_on_all_devices():
 
 
 def divide_cpu(count):
-    """Makes so many devices of the CPU; before anything else uses it."""
+    """Splits the CPU into this many devices; call before anything else uses it."""
     if keras.backend.backend() == "jax":
         import jax
 

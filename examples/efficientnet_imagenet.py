@@ -5,27 +5,26 @@ r"""EfficientNet with 3-bit weights and activations: the paper's Table 6 as a pr
         --weights=imagenet --checkpoint_dir=checkpoints
     python examples/efficientnet_imagenet.py --image_folder=FOLDER --weights=imagenet
 
-Stages, each of which starts where the one before ended: `pretrain` (float), `retrain` (plain
-quantization-aware training), `speq`, and on request `control`: plain training that goes on from the
-retrained network for as many steps as `speq`. What comes out is exported as an integer TFLite file,
+Stages, each starting where the previous one ended: `pretrain` (float), `retrain` (plain
+quantization-aware training), `speq`, and on request `control`: plain training that continues from
+the retrained network for as many steps as `speq`. The result is exported as an integer TFLite file,
 proven to be the trained network, and compared with it on test images. Prints one table; writes
 `results.json`, `curves.png`, the trained models, the file, a log with one JSON object per line, and
-TensorBoard's events, to `--out_dir`.
+TensorBoard events to `--out_dir`.
 
 Without arguments it trains EfficientNet-B0 on scikit-learn's digits, enlarged to 48 pixels, for a
-few epochs of every stage and with settings of its own (`SHORT_RUN`), and tests on 540 images.
-Settings are chosen on `--dataset=digits_validation`. With `--checkpoint_dir` a killed run goes on
-from its last checkpoint and ends with the weights of an unbroken one. SIGTERM ends it between two
-steps.
+few epochs per stage and with its own settings (`SHORT_RUN`), and tests on 540 images. Settings are
+chosen on `--dataset=digits_validation`. With `--checkpoint_dir` a killed run resumes from its last
+checkpoint and ends with the same weights as an unbroken one. SIGTERM ends it between two steps.
 
-What the paper states are the widths (W3/A3; first and last layer 8 bits), u = 0.5 between the
-target width and 8 bits, the cosine loss, an EfficientNet-B0 that was pretrained in float, and that
-it is retrained and then trained with SPEQ. Departures, and what it does not state: learning rates,
-epochs and schedules (here 60 epochs each, SGD with Nesterov momentum 0.9, 0.02, cosine, decoupled
-weight decay); the temperature (2); the activation quantizer is PACT there and lsq_plus here,
-because the values behind a swish have a sign; ranges are found under batch statistics, as quantized
-training computes them; squeeze-excite blocks read 8-bit activations; the float weights are Keras'
-own (77.1 %, there 76.7 %).
+The paper states the widths (W3/A3; first and last layer 8 bits), u = 0.5 between the target width
+and 8 bits, the cosine loss, a float-pretrained EfficientNet-B0, and that it is retrained and then
+trained with SPEQ. Departures, and details that it does not state: learning rates, epochs and
+schedules (here 60 epochs each, SGD with Nesterov momentum 0.9, 0.02, cosine, decoupled weight
+decay); the temperature (2); the activation quantizer is PACT there and lsq_plus here, because
+values after a swish are signed; ranges are calibrated with batch statistics, as used in quantized
+training; squeeze-excite blocks read 8-bit activations; the float weights are Keras' own (77.1 %,
+there 76.7 %).
 """
 
 import json
@@ -75,7 +74,7 @@ flags.DEFINE_list(
 flags.DEFINE_string(
     "dataset",
     "digits",
-    "digits, digits_validation (to choose settings on: a part of the training images of digits), "
+    "digits, digits_validation (for choosing settings: part of digits' training images), "
     "cifar10, cifar100, or a data set of TensorFlow Datasets.",
 )
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets, or an .npz of cifar10.")
@@ -83,23 +82,23 @@ flags.DEFINE_string(
     "image_folder", None, "Folder with train/ and val/, a folder per class in each."
 )
 flags.DEFINE_bool("download", False, "Let TensorFlow Datasets download the data set.")
-flags.DEFINE_integer("train_examples", None, "Use so many training images; all if not given.", 1)
-flags.DEFINE_integer("test_examples", None, "Use so many test images; all if not given.", 1)
+flags.DEFINE_integer("train_examples", None, "Number of training images; default all.", 1)
+flags.DEFINE_integer("test_examples", None, "Number of test images; default all.", 1)
 
 flags.DEFINE_enum("w_bits", "3", WIDTHS, "Width of the weights, in bits.")
 flags.DEFINE_enum("a_bits", "3", WIDTHS, "Width of the activations, in bits.")
 flags.DEFINE_enum("boundary_bits", "8", WIDTHS, "Width of the first and last layers.")
 flags.DEFINE_enum(
-    "squeeze_excite_w_bits", None, WIDTHS, "Width of the weights of squeeze-excite; else --w_bits."
+    "squeeze_excite_w_bits", None, WIDTHS, "Width of squeeze-excite weights; default --w_bits."
 )
 flags.DEFINE_enum("weight_quantizer", "sawb", WEIGHT_QUANTIZERS, "For weights.")
 flags.DEFINE_enum("activation_quantizer", "lsq_plus", ACTIVATION_QUANTIZERS, "For activations.")
 flags.DEFINE_enum("distillation", "cosine", DISTILLATIONS, "The loss of SPEQ.")
 flags.DEFINE_float("temperature", 2.0, "T of Eq. 2.", 0.0)
-flags.DEFINE_float("u", 0.5, "How often the teacher's layers take the target width (Eq. 1).", 0, 1)
+flags.DEFINE_float("u", 0.5, "Probability of the target width in the teacher (Eq. 1).", 0, 1)
 flags.DEFINE_integer("teacher_bits", 8, "n_H of Eq. 1, in bits.", 2, 8)
 flags.DEFINE_enum(
-    "teacher", None, imagenet_networks.EFFICIENTNETS, "A larger float teacher in addition (Eq. 3)."
+    "teacher", None, imagenet_networks.EFFICIENTNETS, "An additional, larger float teacher (Eq. 3)."
 )
 flags.DEFINE_string("teacher_weights", "imagenet", "Weights of the larger teacher, as --weights.")
 flags.DEFINE_float("speq_weight", 0.5, "λ of Eq. 4, with --teacher.", 0, 1)
@@ -116,16 +115,16 @@ for _stage in ("pretrain", "retrain", "speq"):
         f"{_stage}_optimizer", "sgd", ("sgd", "adamw", "rmsprop"), "SGD has Nesterov momentum 0.9."
     )
     flags.DEFINE_float(
-        f"{_stage}_weight_decay", 1e-4, "Decoupled; on kernels alone, times the learning rate.", 0.0
+        f"{_stage}_weight_decay", 1e-4, "Decoupled; only on kernels, times the learning rate.", 0.0
     )
 flags.DEFINE_float("warmup_epochs", 0.0, "Epochs in which the learning rate rises from zero.", 0.0)
 flags.DEFINE_float(
     "batch_norm_momentum", None, "Of the moving statistics; 0.99 needs some 500 steps.", 0.0, 1.0
 )
 flags.DEFINE_float(
-    "dropout", None, "Rate of dropout and stochastic depth; the network's own if not given.", 0, 1
+    "dropout", None, "Rate of dropout and stochastic depth; default the network's own.", 0, 1
 )
-flags.DEFINE_bool("augment", None, "Shift or crop and mirror training images; so if not given.")
+flags.DEFINE_bool("augment", None, "Shift or crop and mirror training images; default yes.")
 flags.DEFINE_float("label_smoothing", 0.0, "Share of the label spread over all classes.", 0.0, 1.0)
 flags.DEFINE_float("ema", 0.0, "Momentum of averaged weights, such as 0.9999; 0: none.", 0.0, 1.0)
 flags.DEFINE_integer("batch_size", 128, "Images per step, over all devices and processes.", 1)
@@ -137,24 +136,22 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_enum("strategy", "none", ("none", "mirrored"), "mirrored: all devices of a machine.")
 flags.DEFINE_integer(
-    "logical_devices", None, "Make so many devices of one CPU, to try --strategy out.", 1
+    "logical_devices", None, "Split one CPU into this many devices, to try --strategy.", 1
 )
 flags.DEFINE_integer("num_processes", 1, "Processes that train together, on JAX.", 1)
-flags.DEFINE_integer("process_id", 0, "Which of them this is; the first writes the files.", 0)
+flags.DEFINE_integer("process_id", 0, "Index of this process; the first writes the files.", 0)
 flags.DEFINE_string("coordinator", "127.0.0.1:12345", "Address and port of the first process.")
 
-flags.DEFINE_string("checkpoint_dir", None, "A killed run that is started again goes on from here.")
-flags.DEFINE_integer("checkpoint_steps", None, "Most steps between two; else one per epoch.", 1)
-flags.DEFINE_integer(
-    "probe_examples", 1_000, "Test images that student and teacher are read on.", 1
-)
-flags.DEFINE_integer("export_examples", 1_000, "Test images that the file is compared on.", 1)
+flags.DEFINE_string("checkpoint_dir", None, "A killed run that is restarted resumes from here.")
+flags.DEFINE_integer("checkpoint_steps", None, "Most steps between two; default one per epoch.", 1)
+flags.DEFINE_integer("probe_examples", 1_000, "Test images to evaluate student and teacher on.", 1)
+flags.DEFINE_integer("export_examples", 1_000, "Test images to compare the file on.", 1)
 flags.DEFINE_enum("storage", "int4", STORAGES, "How the file stores weights.")
-flags.DEFINE_bool("tensorboard", True, "Write TensorBoard's events to --out_dir.")
+flags.DEFINE_bool("tensorboard", True, "Write TensorBoard events to --out_dir.")
 flags.DEFINE_string("out_dir", "out/efficientnet", "Folder for the files this program writes.")
 
 SHORT_RUN = {
-    "image_size": 48,  # at 32 the last maps are one pixel, and no average evens out 3-bit noise
+    "image_size": 48,  # at 32 the last maps are 1×1, and 3-bit noise does not average out
     "batch_size": 32,
     "pretrain_epochs": 5,
     "pretrain_optimizer": "adamw",
@@ -170,9 +167,9 @@ SHORT_RUN = {
     "augment": False,
     "calibration_examples": 128,
     "probe_examples": 128,
-    "tensorboard": False,  # its pictures of all activations take longer than the training
+    "tensorboard": False,  # its plots of all activations take longer than training
 }
-# The flags that change nothing of what a checkpoint holds.
+# The flags that do not change the contents of a checkpoint.
 FREE_FLAGS = (
     *("stages", "data_dir", "image_folder", "download", "storage", "export_examples"),
     *("probe_examples", "tensorboard", "checkpoint_dir", "out_dir", "strategy"),
@@ -225,12 +222,12 @@ def main(_):
 
 
 def check_flags():
-    """Ends the program with one sentence if flags do not fit together."""
+    """Ends the program with one sentence if flags are inconsistent."""
     check_words("stages", STAGES)
     if not FLAGS.weights and "pretrain" not in stages():
         raise SystemExit("Without the pretrain stage a float network is needed: pass --weights.")
     if {"speq", "control"} & set(stages()) and "retrain" not in stages():
-        raise SystemExit("The stages speq and control go on from a retrained network: add retrain.")
+        raise SystemExit("The stages speq and control start from a retrained network: add retrain.")
     for name in ("weights", "teacher_weights"):
         check_file(name, "imagenet or a file", words=("imagenet",))
     check_processes()
@@ -246,7 +243,7 @@ def check_flags():
 
 
 def stages():
-    """Returns the stages to run, in their order."""
+    """Returns the stages to run, in order."""
     default = ("retrain", "speq") if FLAGS.weights else ("pretrain", "retrain", "speq")
     return [stage for stage in STAGES if stage in (FLAGS.stages or default)]
 
@@ -280,7 +277,7 @@ class Experiment:
         self.teacher = None
         if FLAGS.teacher and FLAGS.teacher_weights == "imagenet" and data.classes != 1000:
             raise ValueError(
-                "--teacher_weights must be a file where there are not the 1,000 classes of "
+                "--teacher_weights must be a file unless the data has the 1,000 classes of "
                 f"ImageNet: a teacher has to know them. Received: {data.classes} classes."
             )
         if FLAGS.teacher:
@@ -292,7 +289,7 @@ class Experiment:
         )
 
     def run(self):
-        """Runs the stages, and exports what comes out of the last one."""
+        """Runs the stages, and exports the result of the last one."""
         if "pretrain" in stages():
             self.train(self.network, "pretrain", "pretrain")
         else:
@@ -305,10 +302,10 @@ class Experiment:
         retrained.calibrate(
             self.data.first_training_images(FLAGS.calibration_examples),
             batch_size=min(FLAGS.batch_size, 64),
-            training=True,  # what quantized training sees: moving statistics are behind
+            training=True,  # as in quantized training: moving statistics lag
             verbose=0,
         )
-        plan = retrained.plan()  # takes seconds; training changes no size
+        plan = retrained.plan()  # takes seconds; training does not change sizes
         self.packed_bytes = plan.totals["bytes"]
         if is_first_process():
             self.show_plan(plan)
@@ -327,11 +324,11 @@ class Experiment:
             self.export_error = f"No TFLite file was written: {error}"
 
     def show_plan(self, plan):
-        """Writes the plan, a row per layer, to a file, and prints what it says of all of them."""
+        """Writes the plan, a row per layer, to a file, and prints its summary."""
         table, summary = str(plan).split("\n\n", 1)
         path = self.out_dir / "plan.txt"
         training_run.write_file(path, lambda temporary: temporary.write_text(f"{plan}\n"))
-        print(f"{summary}\n{path} has the {len(table.splitlines()) - 2} layers.\n", flush=True)
+        print(f"{summary}\n{path} lists the {len(table.splitlines()) - 2} layers.\n", flush=True)
 
     def wrap(self, distillation):
         """Returns a quantized copy of the float network."""
@@ -387,7 +384,7 @@ class Experiment:
             observers=self.observers(model, stage),
             callbacks=self.callbacks(model, stage),
         )
-        # Not `int`: under a strategy a variable has a value for each device.
+        # Not `int`: under a strategy a variable has one value per device.
         steps = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
         *_, last = (row for row in self.log.rows if row["stage"] == stage)
         logs = {name: last[f"val_{name}"] for name in ("accuracy", "loss")}
@@ -417,7 +414,7 @@ class Experiment:
             ema_momentum=FLAGS.ema or 0.99,
         )
         if decay:
-            # BatchNormalization, biases and clipping levels are no weights that could shrink.
+            # No weight decay for BatchNormalization, biases and clipping levels.
             optimizer.exclude_from_weight_decay(
                 var_list=[v for v in model.trainable_variables if len(v.shape) < 2]
             )
@@ -426,7 +423,7 @@ class Experiment:
             keras.losses.CategoricalCrossentropy(
                 from_logits=True, label_smoothing=FLAGS.label_smoothing
             ),
-            metrics=[keras.metrics.CategoricalAccuracy("accuracy")],  # made now: no second trace
+            metrics=[keras.metrics.CategoricalAccuracy("accuracy")],  # now: no second trace
         )
 
     def callbacks(self, model, stage):
@@ -472,7 +469,7 @@ class Experiment:
     def export_last(self, model):
         """Settles the last stage's model, writes its TFLite file, and compares both on test images.
 
-        The export itself proves that the file computes the network that was trained, or fails.
+        The export itself proves that the file computes the trained network, or fails.
         """
         path = self.out_dir / "efficientnet.tflite"
         count = min(FLAGS.export_examples, self.data.test_count)
@@ -506,9 +503,9 @@ class Experiment:
         }
 
     def accuracy_and_classes(self, model, count, batches):
-        """Returns the accuracy on the first test images, and the class given to each of them.
+        """Returns the accuracy on the first test images, and the class assigned to each of them.
 
-        Of several processes each evaluates its part: the classes are then None.
+        With several processes, each evaluates its part: the classes are then None.
         """
         part = self.data.test_batches(batch_size=FLAGS.batch_size, count=count, **self.part)
         accuracy = model.evaluate(part, verbose=0, return_dict=True)["accuracy"]
@@ -517,18 +514,18 @@ class Experiment:
 
 
 def classes(predict, batches):
-    """Returns the class that `predict` gives to every image."""
+    """Returns the class that `predict` assigns to every image."""
     outputs = [predict(images) for images, _ in batches]
     return np.concatenate([output.argmax(axis=-1) for output in outputs])
 
 
 def share_equal(ours, theirs):
-    """Returns on how many images two networks give the same class, 0 to 1; None if not known."""
+    """Returns the share of images with the same class from two networks; None if unknown."""
     return None if theirs is None else float(np.mean(ours == theirs))
 
 
 def schedule(name, rate, steps, steps_per_epoch):
-    """Returns a learning rate schedule over so many steps, after `--warmup_epochs`."""
+    """Returns a learning rate schedule over these steps, after `--warmup_epochs`."""
     warmup = int(FLAGS.warmup_epochs * steps_per_epoch)
     schedules = keras.optimizers.schedules
     if name == "cosine":

@@ -12,7 +12,7 @@ PAPER_TEACHERS = "with EfficientNet-B1 as teacher: Apprentice 68.4, QKD 69.2"
 
 
 def table(experiment):
-    """Returns a Markdown table, a row per stage; the paper's numbers where it is its setting."""
+    """Returns a Markdown table, a row per stage, with the paper's numbers if settings match."""
     is_papers = (
         FLAGS.model == "EfficientNetB0"
         and FLAGS.dataset == "imagenet2012"
@@ -51,8 +51,8 @@ def table(experiment):
         lines.append("")
         if e["file_as_settled"] is not None:  # several processes do not compare image by image
             lines.append(
-                f"On these {e['examples']} images the file gives the class of the settled model on "
-                f"{e['file_as_settled']:.2%}, and that of the model before it was settled on "
+                f"On these {e['examples']} images the file agrees with the settled model on "
+                f"{e['file_as_settled']:.2%}, and with the model before settling on "
                 f"{e['file_as_trained']:.2%}."
             )
         lines.append(
@@ -62,7 +62,7 @@ def table(experiment):
     names = [r["stage"] for r in experiment.results]
     if "speq" in names and "control" not in names:
         lines.append(
-            "SPEQ went on from `retrain`: how it compares with as many steps of plain training, "
+            "SPEQ continued from `retrain`: how it compares with as many steps of plain training, "
             "--stages=pretrain,retrain,control,speq shows."
         )
     if is_papers:
@@ -81,7 +81,7 @@ PANELS = {
 
 
 def curves(rows):
-    """Returns a figure with the figures of the log over the steps, a colour per stage."""
+    """Returns a figure of the log's figures over the steps, with a colour per stage."""
     rows = [{"task_loss": row["loss"], **row} for row in rows]
     panels = [name for name in PANELS if any(name in row for row in rows)]
     stages = list(dict.fromkeys(row["stage"] for row in rows))
@@ -98,6 +98,6 @@ def curves(rows):
         axes.set(title=PANELS[name], xlabel="step of the stage")
         axes.grid(alpha=0.3)
         axes.legend()
-    # One axis for all accuracies: what is trained, what is tested, and at which widths.
+    # One axis for all accuracies: training, testing, and at both widths.
     show_differences([axes for name, axes in drawn.items() if "accuracy" in name], least=0.02)
     return figure

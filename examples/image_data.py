@@ -1,9 +1,9 @@
-"""Images for training and testing: the digits of scikit-learn, CIFAR-10, TFDS data sets, folders.
+"""Images for training and testing: scikit-learn's digits, CIFAR-10, TFDS data sets, folders.
 
-`load(name, ...)` returns `Images`, whose batches are made by `tf.data` on every backend. A batch
-follows from the seed and the number of its step alone: a run that was killed goes on with the very
-images that it would have seen. Encoded images are skipped before they are decoded, so that this
-takes no time, and only the part of a JPEG that is used is decoded.
+`load(name, ...)` returns `Images`, whose batches are made by `tf.data` on every backend. A batch is
+determined by the seed and the step number alone: a killed run resumes with the same images that it
+would have seen. Encoded images are skipped before decoding, so this takes no time, and only the
+used part of a JPEG is decoded.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ import tensorflow as tf
 import cifar_data
 from cifar_stream import pad_crop_flip
 
-# The second tests on a fifth of the training images of the first: settings are chosen there.
+# The second tests on a fifth of the first one's training images, for choosing settings.
 DIGITS = ("digits", "digits_validation")
 FOLDER_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 TEST_FOLDERS = ("val", "validation", "test")
-# Rows and columns that the evaluation crop leaves out at 224 pixels, as the networks of this family
-# are evaluated by their authors.
+# Rows and columns that the evaluation crop removes at 224 pixels, as in the evaluation by the
+# authors of this family of networks.
 CROP_PADDING = 32
-# Encoded images that are shuffled at a time, beside the files: about 1 GB of ImageNet.
+# Encoded images to shuffle at a time, in addition to the files: about 1 GB of ImageNet.
 SHUFFLED_TOGETHER = 8_192
 AUTOTUNE = tf.data.AUTOTUNE
 
@@ -35,8 +35,8 @@ class Images:
         classes: Number of classes.
         train_count, test_count: Numbers of images.
         train: Function `(first, seed)` that returns endless (position, image, label) from position
-            `first` on, in an order of its own for every pass.
-        test: Function that returns (image, label) of all test images, in their order.
+            `first` on, in a new order for every pass.
+        test: Function that returns (image, label) of all test images, in order.
         to_training_image, to_test_image: Functions `(image, seed)` and `(image)` that return
             float32 pixels from 0 to 255, (image_size, image_size, 3).
     """
@@ -50,14 +50,14 @@ class Images:
     to_test_image: object
 
     def training_batches(self, first_step, *, batch_size, seed, part=0, parts=1):
-        """Returns endless batches (images, one-hot labels), beginning with step `first_step`.
+        """Returns endless batches (images, one-hot labels), starting with step `first_step`.
 
         Args:
             first_step: Number of a step.
             batch_size: Images per step, over all processes.
             seed: Non-negative integer.
-            part: Which part of each batch: one of several processes reads one of them.
-            parts: How many there are.
+            part: Which part of each batch: each of several processes reads one of them.
+            parts: Number of parts.
         """
 
         def prepare(position, image, label):
@@ -71,7 +71,7 @@ class Images:
         return dataset.batch(batch_size // parts, drop_remainder=True).prefetch(AUTOTUNE)
 
     def test_batches(self, *, batch_size, count=None, one_hot=True, part=0, parts=1):
-        """Returns batches of the first so many test images; integer labels if not `one_hot`.
+        """Returns batches of the first `count` test images; integer labels if not `one_hot`.
 
         Several processes get parts of the same size: at most `parts - 1` images are left out.
         """
@@ -112,18 +112,18 @@ def load(
             Datasets with images and labels.
         image_size: Height and width of the prepared images, in pixels.
         data_dir: Folder of TensorFlow Datasets; for CIFAR also an .npz file.
-        image_folder: Folder with `train/` and `val/`, each with a folder per class; goes before
+        image_folder: Folder with `train/` and `val/`, each with a folder per class; overrides
             `name`.
         download: Whether TFDS may download.
-        train_examples: Use the first so many; all if None.
+        train_examples: Number of images, the first ones; None: all.
         test_examples: Likewise.
-        train_splits: What TFDS calls the parts to train on.
-        augment: Whether training images are shifted or cropped, and mirrored; else they are
-            prepared as test images are.
+        train_splits: TFDS' names of the parts to train on.
+        augment: Whether training images are shifted or cropped, and mirrored; otherwise they are
+            prepared like test images.
 
     Raises:
         FileNotFoundError: If there are no such images.
-        ValueError: If they are not laid out as they have to be.
+        ValueError: If they do not have the required layout.
     """
     if not augment:
         images = load(
@@ -167,7 +167,7 @@ def load(
 
 
 def few_per_class(images, count, *, seed):
-    """Returns `images` with so many training images of each class, the first of an order.
+    """Returns `images` with `count` training images of each class, the first of an order.
 
     Raises:
         ValueError: If a class has fewer.
@@ -180,7 +180,7 @@ def few_per_class(images, count, *, seed):
     fewest = min(len(chosen.get(label, [])) for label in range(images.classes))
     if fewest < count:
         raise ValueError(
-            f"--per_class must be at most what every class has. Received: {count}, and one class "
+            f"--per_class must be at most the size of each class. Received: {count}, and one class "
             f"has {fewest} training images."
         )
     labels = tf.constant([label for label in chosen for _ in range(count)], "int64")
@@ -224,7 +224,8 @@ def from_arrays(
 ):
     """Returns `Images` of uint8 arrays, enlarged to `image_size`.
 
-    Training shifts them by up to an eighth of their size and, where `mirror`, mirrors every second.
+    Training shifts them by up to an eighth of their size and, if `mirror`, mirrors every second
+    one.
     """
     x_train, y_train = x_train[:train_examples], y_train[:train_examples]
     x_test, y_test = x_test[:test_examples], y_test[:test_examples]
@@ -284,7 +285,7 @@ def from_folder(folder, image_size, *, train_examples=None, test_examples=None):
                 f"{part}, which has none in its class folders."
             )
         files.append(found)
-    # Sorted by class they would be cut to the first classes.
+    # Sorted by class, they would be cut to the first classes.
     order = np.random.default_rng(0).permutation(len(files[0]))
     train_files = [files[0][i] for i in order][:train_examples]
     test_files = files[1]
@@ -318,7 +319,7 @@ def from_tfds(
     train_examples=None,
     test_examples=None,
 ):
-    """Returns `Images` of a TFDS data set, read as files of records: nothing is decoded twice."""
+    """Returns `Images` of a TFDS data set, read as record files: nothing is decoded twice."""
     import tensorflow_datasets as tfds
 
     try:
@@ -333,7 +334,7 @@ def from_tfds(
     elif not builder.is_prepared():
         raise FileNotFoundError(
             f"{name} was not found at {builder.data_path}: pass --data_dir with the folder that "
-            f"holds {name}/, or --download where TensorFlow Datasets can fetch it."
+            f"contains {name}/, or --download if TensorFlow Datasets can fetch it."
         )
     info = builder.info
     # The labels of ImageNet's `test` are secret.
@@ -368,7 +369,7 @@ def from_tfds(
                 num_parallel_calls=AUTOTUNE,
                 deterministic=True,
             )
-            # `Dataset.shuffle` takes no seed that is known only inside of the pipeline.
+            # `Dataset.shuffle` accepts no seed that is only known inside the pipeline.
             blocks = records.take(train_count).batch(SHUFFLED_TOGETHER).prefetch(1).enumerate()
             return blocks.flat_map(
                 lambda block, records: tf.data.Dataset.from_tensor_slices(
@@ -401,7 +402,7 @@ def from_tfds(
 
 
 def endless(first):
-    """Returns the whole numbers from `first` on."""
+    """Returns the integers from `first` on."""
     return tf.data.Dataset.range(first, np.iinfo("int64").max)
 
 
@@ -419,7 +420,7 @@ def in_memory(images, labels):
 
 
 def shuffled(position, count, seed):
-    """Returns which of `count` examples stands at a position; every pass has its own order."""
+    """Returns the index of the example at a position; every pass has its own order."""
     return tf.random.experimental.index_shuffle(
         position % count, tf.stack([seed, position // count]), count - 1
     )
@@ -428,8 +429,8 @@ def shuffled(position, count, seed):
 def crop_of_jpeg(encoded, seed, image_size):
     """Returns a random part of an image (8 to 100 % of it), resized; every second one mirrored.
 
-    Only the part is decoded. The settings are those of Inception's training, which most networks
-    for ImageNet took over.
+    Only that part is decoded. The settings are those of Inception's training, which most networks
+    for ImageNet adopted.
     """
     crop_seed, flip_seed = tf.unstack(tf.random.split(seed))
     shape = image_shape(encoded)
@@ -449,7 +450,7 @@ def crop_of_jpeg(encoded, seed, image_size):
 
 
 def center_of_jpeg(encoded, image_size):
-    """Returns the middle of an image: the largest square, less a margin of one part in eight."""
+    """Returns the middle of an image: the largest square, minus a margin of one eighth."""
     height, width = tf.unstack(image_shape(encoded)[:2])
     shorter = tf.cast(tf.minimum(height, width), "float32")
     side = tf.cast(shorter * image_size / (image_size + CROP_PADDING * image_size / 224), "int32")

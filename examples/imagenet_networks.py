@@ -1,4 +1,4 @@
-"""Networks for images in colour that end in logits: `keras.applications` and ResNet-18."""
+"""Networks for colour images that end in logits: `keras.applications` and ResNet-18."""
 
 import pathlib
 import warnings
@@ -16,17 +16,17 @@ def efficientnet(name, *, image_size, classes, weights=None):
         name: One of `EFFICIENTNETS`.
         image_size: Height and width of the images, in pixels.
         classes: Number of classes.
-        weights: "imagenet" (downloaded by Keras; for other than 1,000 classes the last layer is a
-            new one), a file made by `save` or `save_weights`, or None: random.
+        weights: "imagenet" (downloaded by Keras; unless there are 1,000 classes, the last layer is
+            new), a file made by `save` or `save_weights`, or None: random.
 
     Raises:
         FileNotFoundError: If there is no such file, or the download fails.
-        ValueError: If the file holds another network.
+        ValueError: If the file contains another network.
     """
     keras_weights = weights if weights == "imagenet" else None
     try:
         network = build_efficientnet(name, image_size, classes, keras_weights)
-    except Exception as error:  # a bare Exception is what Keras raises when a download fails
+    except Exception as error:  # Keras raises a bare Exception when a download fails
         if keras_weights is None:
             raise
         raise FileNotFoundError(
@@ -38,24 +38,24 @@ def efficientnet(name, *, image_size, classes, weights=None):
 
 
 def build_efficientnet(name, image_size, classes, weights):
-    """Returns the network, with a last layer that suits its number of classes."""
+    """Returns the network, with a last layer for its number of classes."""
     build = getattr(keras.applications, name)
     shape = (image_size, image_size, 3)
     if classes == 1000:
         return build(input_shape=shape, weights=weights, classifier_activation=None)
-    # Keras' own last layer begins with weights that suit 1,000 classes: for ten, logits begin at
-    # several units, and training spends its first thousand steps on them.
+    # Keras' own last layer is initialized for 1,000 classes: with ten, initial logits are several
+    # units large, and training spends its first thousand steps on reducing them.
     features = build(input_shape=shape, weights=weights, include_top=False, pooling="avg")
     x = layers.Dropout(0.2)(features.output)
     return keras.Model(features.input, layers.Dense(classes, name="predictions")(x), name=name)
 
 
 def load_weights(network, path):
-    """Gives a network the weights of a file made by `save` or `save_weights`.
+    """Loads a file made by `save` or `save_weights` into a network.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file holds another network.
+        ValueError: If the file contains another network.
     """
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
@@ -65,7 +65,7 @@ def load_weights(network, path):
             network.set_weights(keras.saving.load_model(path, compile=False).get_weights())
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # Keras warns of layers it found nothing for
+                warnings.simplefilter("error")  # Keras warns of layers without weights in the file
                 network.load_weights(path)
     except (ValueError, KeyError, OSError, UserWarning) as error:
         raise ValueError(
@@ -75,14 +75,14 @@ def load_weights(network, path):
 
 
 def set_batch_norm_momentum(network, momentum):
-    """Sets how slowly all moving statistics follow; with Keras' 0.99 they are 500 steps behind."""
+    """Sets how slowly all moving statistics follow; with Keras' 0.99 they lag by 500 steps."""
     for layer in network.layers:
         if isinstance(layer, layers.BatchNormalization):
             layer.momentum = momentum
 
 
 def set_dropout_rate(network, rate):
-    """Sets how much dropout and stochastic depth leave out; 0: nothing."""
+    """Sets the rate of dropout and stochastic depth; 0: none."""
     for layer in network.layers:
         if isinstance(layer, layers.Dropout):
             layer.rate = rate
@@ -96,8 +96,8 @@ def resnet18(*, image_size, classes):
 def resnet(counts, *, image_size, classes, name):
     """Returns a ResNet with blocks of two convolutions (He et al., 2016), for pixels 0 to 255.
 
-    Images of at most 64 pixels go into a 3×3 convolution without stride or pooling, as ResNets for
-    CIFAR begin.
+    Images of at most 64 pixels go into a 3×3 convolution without stride or pooling, as in ResNets
+    for CIFAR.
 
     Args:
         counts: Blocks of each stage, (2, 2, 2, 2) for ResNet-18.
@@ -122,7 +122,7 @@ def resnet(counts, *, image_size, classes, name):
 
 
 def residual_block(x, filters, strides):
-    """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution where shapes change."""
+    """Two 3×3 convolutions with a shortcut, which is a 1×1 convolution if shapes change."""
     shortcut = x
     if strides > 1 or x.shape[-1] != filters:
         shortcut = convolution(x, filters, 1, strides=strides)
@@ -132,7 +132,7 @@ def residual_block(x, filters, strides):
 
 
 def convolution(x, filters, size, strides=1):
-    """A convolution with padding on both sides, as PyTorch pads, and BatchNormalization."""
+    """A convolution with padding on both sides, as in PyTorch, and BatchNormalization."""
     if size > 1:
         x = layers.ZeroPadding2D(size // 2)(x)
     x = layers.Conv2D(filters, size, strides=strides, use_bias=False)(x)

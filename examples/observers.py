@@ -1,4 +1,4 @@
-"""What is looked at while a network trains: observers of `training_run.Pieces`."""
+"""Measurements during training: observers for `training_run.Pieces`."""
 
 import speq_keras
 
@@ -29,12 +29,12 @@ class TensorBoard:
     """Writes all figures of a row, and clipping levels.
 
     Args:
-        folder: Where its event files go.
+        folder: Folder for the event files.
         alone: Whether this process trains alone.
     """
 
     def __init__(self, folder, *, alone=True):
-        import tensorflow as tf  # which other backends may lack
+        import tensorflow as tf  # may be missing on other backends
 
         self.summary = tf.summary
         self.writer = tf.summary.create_file_writer(str(folder))
@@ -45,7 +45,7 @@ class TensorBoard:
             for name, value in row.items():
                 if name not in ("stage", "step"):
                     self.summary.scalar(name, value)
-            # What one process alone computes cannot read a model that lies on several.
+            # Computations of one process alone cannot read a model spread over several.
             if isinstance(model, speq_keras.SPEQModel) and self.alone:
                 for quantizer in model.report().ranges:
                     if quantizer.scale is not None:

@@ -1,4 +1,4 @@
-"""How many weights oscillate between two codes while a network trains."""
+"""Measures how many weights oscillate between two codes during training."""
 
 import keras
 import numpy as np
@@ -11,11 +11,11 @@ MOMENTUM, OSCILLATES_ABOVE = 0.01, 0.005
 class OscillationMeter(keras.callbacks.Callback):
     """Follows the codes of all weights with fewer than 8 bits through training.
 
-    A weight oscillates where its code turns back often:
+    A weight oscillates if its code reverses direction often:
 
         f ← 0.99 f + 0.01 · [the code changed, against the direction of its last change]
 
-    is above 0.005. A new width begins anew.
+    is above 0.005. A change of width restarts the measurement.
 
     Reference: Nagel et al., "Overcoming Oscillations in Quantization-Aware Training"
     (arXiv:2203.11086), "Quantifying oscillations".
@@ -35,19 +35,19 @@ class OscillationMeter(keras.callbacks.Callback):
 
     def share(self):
         """Returns the share of weights that oscillate at their last width."""
-        # Of a weight that had several widths, the last one stays.
+        # For a weight that had several widths, the last one is kept.
         last = {key[:2]: state["frequency"] for key, state in self.followed.items()}
         frequencies = np.concatenate([frequency.ravel() for frequency in last.values()])
         return float(np.mean(frequencies > OSCILLATES_ABOVE))
 
 
 def codes(values, bits):
-    """Returns a whole number per value of a grid that is symmetric about zero."""
+    """Returns the integer code of each value, on a grid that is symmetric about zero."""
     return np.round(values / np.abs(values).max() * (2**bits - 1)).astype(int)
 
 
 def follow(followed, key, code):
-    """Adds one step to what is known of the codes of one weight tensor."""
+    """Adds one step to the record of one weight tensor's codes."""
     state = followed.setdefault(
         key, {"code": code, "direction": 0 * code, "frequency": np.zeros(code.shape)}
     )

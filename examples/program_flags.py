@@ -1,4 +1,4 @@
-"""What the flags of the example programs have in common."""
+"""Flags that the example programs have in common."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ import speq_keras
 
 FLAGS = flags.FLAGS
 WIDTHS = ("2", "3", "4", "5", "6", "7", "8", "float")
-# Whatever is registered, quantizers of one's own too.
+# All that are registered, including custom quantizers.
 WEIGHT_QUANTIZERS = list(speq_keras.quantizers.WEIGHT_QUANTIZERS)
 ACTIVATION_QUANTIZERS = list(speq_keras.quantizers.ACTIVATION_QUANTIZERS)
 DISTILLATIONS = list(speq_keras.losses.METHODS)
@@ -27,27 +27,27 @@ def own_flags(module):
 
 
 def set_defaults(values):
-    """Gives flags other defaults; a flag that was given keeps its value."""
+    """Changes the defaults of flags; a flag given by the user keeps its value."""
     for name, value in values.items():
         FLAGS.set_default(name, value)
 
 
 def check_words(name, known):
-    """Ends the program if the list `--name` has words that are not known."""
+    """Ends the program if the list `--name` contains unknown words."""
     unknown = sorted(set(FLAGS[name].value or ()) - set(known))
     if unknown:
         raise SystemExit(f"--{name} takes {', '.join(known)}. Received: {', '.join(unknown)}.")
 
 
 def check_file(name, allowed="a file", *, words=()):
-    """Ends the program if `--name` is given and is neither one of some words nor a file."""
+    """Ends the program if `--name` is given and is neither one of the words nor a file."""
     path = FLAGS[name].value
     if path and path not in words and not pathlib.Path(path).expanduser().is_file():
         raise SystemExit(f"--{name} takes {allowed}. Received: {path}, not a file.")
 
 
 def check_processes():
-    """Ends the program if `--num_processes`, `--process_id` and the backend do not fit together."""
+    """Ends the program if `--num_processes`, `--process_id` and the backend are inconsistent."""
     if FLAGS.num_processes > 1 and keras.backend.backend() != "jax":
         raise SystemExit(
             "--num_processes needs the JAX backend: set KERAS_BACKEND=jax. Received: "

@@ -4,11 +4,11 @@
     python examples/quickstart.py --w_bits=3 --a_bits=3 --seeds=0,1,2,3,4
 
 A small convolutional network goes through the three stages of the paper: it is trained in float
-(pretrain), trained on with 2-bit weights and activations (retrain), and then SPEQ and plain
+(pretrain), trained further with 2-bit weights and activations (retrain), and then SPEQ and plain
 quantization-aware training continue from the same retrained network for the same number of steps.
-The SPEQ model of the first seed is exported as an integer TFLite file, proven to be the network
-that was trained, and run on the test images in LiteRT. Prints what is quantized, one table and
-what the export found; writes `results.json`, `curves.png`, `speq.keras` and `speq.tflite`.
+The SPEQ model of the first seed is exported as an integer TFLite file, proven to be the trained
+network, and run on the test images in LiteRT. Prints what is quantized, one table and the result of
+the export; writes `results.json`, `curves.png`, `speq.keras` and `speq.tflite`.
 """
 
 import json
@@ -37,7 +37,7 @@ flags.DEFINE_integer("a_bits", 2, "Width of the activations, in bits.", 2, 8)
 flags.DEFINE_list("seeds", ["0", "1"], "Each seed is one run of all the stages.")
 flags.DEFINE_integer("pretrain_epochs", 25, "Epochs in float.", 1)
 flags.DEFINE_integer("retrain_epochs", 10, "Epochs of plain quantized training.", 1)
-flags.DEFINE_integer("epochs", 10, "Epochs of SPEQ, and of its plain counterpart.", 1)
+flags.DEFINE_integer("epochs", 10, "Epochs of SPEQ, and of its plain control.", 1)
 flags.DEFINE_integer("batch_size", 64, "Images per training step.", 1)
 flags.DEFINE_string("out_dir", "out/quickstart", "Folder for the files this program writes.")
 
@@ -46,7 +46,7 @@ COLOURS = {FLOAT: "C7", RETRAIN: "C2", PLAIN: "C0", SPEQ: "C1"}
 
 
 def main(_):
-    # TensorFlow warns of the many functions it compiles: four models for each seed, all wanted.
+    # TensorFlow warns about many compiled functions: four models per seed, all intended.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     out_dir = pathlib.Path(FLAGS.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -57,13 +57,13 @@ def main(_):
         stages, speq_model = run_all_stages(digits, seed, show_plan=not runs)
         if not runs:
             write_file(out_dir / "speq.keras", speq_model.save)
-            print(speq_model.settle())  # then `predict` is the file
+            print(speq_model.settle())  # then `predict` equals the file
             report = speq_model.export_tflite(out_dir / "speq.tflite", data=digits[2:])
         runs.append({"seed": seed, "stages": stages})
 
     print(results_table(runs))
     print(f"\nExport of the SPEQ model of seed {FLAGS.seeds[0]}:")
-    print(str(report).split("\n\n")[0])  # all but the tables of weights and codes
+    print(str(report).split("\n\n")[0])  # without the tables of weights and codes
     results = {"flags": own_flags(__name__), "runs": runs, "export": report.to_dict()}
     write_file(
         out_dir / "results.json", lambda path: path.write_text(json.dumps(results, indent=1))
@@ -83,7 +83,7 @@ def load_data():
 
 
 def build_network():
-    """Returns the float network: an ordinary Keras model that knows nothing of quantization."""
+    """Returns the float network: an ordinary Keras model, independent of quantization."""
     inputs = keras.Input((8, 8, 1))
     x = inputs
     for filters, strides in ((16, 1), (16, 1), (32, 2), (32, 1)):
@@ -137,7 +137,7 @@ def train(model, digits, *, name, epochs, seed, callbacks=()):
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    # The two continuations then see the images in the same order.
+    # So that the two continuations see the images in the same order.
     keras.utils.set_random_seed(seed)
     start = time.perf_counter()
     history = model.fit(
@@ -180,7 +180,7 @@ def results_table(runs):
 
 
 def spread(values, digits=2):
-    """Returns the mean, and with it the deviation of several values."""
+    """Returns the mean, and for several values their deviation."""
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 

@@ -1,11 +1,11 @@
-"""Starts Keras and its backend without the lines that TensorFlow writes meanwhile.
+"""Starts Keras and its backend without TensorFlow's start-up messages.
 
-Import it before Keras: `.ruff.toml` sorts it there. `TF_CPP_MIN_LOG_LEVEL` turns the lines off in
-most versions of TensorFlow; in 2.21 Abseil writes those below before it reads any setting, so they
-are taken out of what is written while the libraries are imported. All other lines stay, and who
-sets `TF_CPP_MIN_LOG_LEVEL` gets what it says, and every line.
+Import it before Keras: `.ruff.toml` sorts it there. `TF_CPP_MIN_LOG_LEVEL` turns the messages off
+in most versions of TensorFlow; in 2.21 Abseil writes those below before it reads any setting, so
+they are filtered from the output while the libraries are imported. All other lines are kept. If
+`TF_CPP_MIN_LOG_LEVEL` is already set, it is respected and nothing is filtered.
 
-One line comes later and has no setting, LiteRT's at the first file that it runs: "INFO: Created
+One line comes later and cannot be turned off, LiteRT's when it runs its first file: "INFO: Created
 TensorFlow Lite XNNPACK delegate for CPU."
 """
 
@@ -16,7 +16,7 @@ import tempfile
 
 NOTICES = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog\(\)"
-    rb"|I0000 "  # information, of the time before Abseil starts
+    rb"|I0000 "  # info messages before Abseil starts
     rb"|To enable the following instructions: "  # the second line of one of them
     rb"|E0000 .*(cuInit|Unable to register cu)"  # no GPU; plug-ins that are registered twice
     rb"|W0000 .*computation placer already registered"
@@ -25,7 +25,7 @@ NOTICES = re.compile(
 
 @contextlib.contextmanager
 def without_notices():
-    """Holds back what is written to standard error, and writes it at the end without `NOTICES`."""
+    """Holds back standard error, and writes it at the end without the `NOTICES`."""
     with tempfile.TemporaryFile() as file:
         stderr = os.dup(2)
         os.dup2(file.fileno(), 2)
@@ -47,12 +47,12 @@ def start():
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        tf.config.list_physical_devices()  # looks for GPUs, and says so
+        tf.config.list_physical_devices()  # looks for GPUs, with messages
 
 
 if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
     start()
 else:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # warnings are information for those who build it
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # its warnings are for those who build it
     with without_notices():
         start()

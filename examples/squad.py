@@ -1,7 +1,7 @@
-"""Questions about texts: SQuAD 1.1, an embedded task of its kind, tokens, windows, and the scores.
+"""Questions about texts: SQuAD 1.1, a similar embedded task, tokens, windows, and the scores.
 
 A question and its text become windows of equal length, `[CLS] question [SEP] part of the text
-[SEP]`, whose tokens know their place in the text: an answer is a piece of the text itself.
+[SEP]`, whose tokens know their position in the text: an answer is a span of the text.
 """
 
 import collections
@@ -18,7 +18,7 @@ LONGEST_ANSWER = 30  # tokens, as in BERT's own evaluation
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question, its text, what counts as right, and where the first answer begins in the text."""
+    """A question, its text, the correct answers, and the start of the first one in the text."""
 
     key: str
     question: str
@@ -34,7 +34,7 @@ def load(data_dir=None, *, download=False, train_examples=None, test_examples=No
     """Returns the training and the validation questions of SQuAD 1.1, from TensorFlow Datasets.
 
     Raises:
-        FileNotFoundError: If the data set is not there.
+        FileNotFoundError: If the data set is missing.
     """
     import tensorflow_datasets as tfds
 
@@ -62,7 +62,7 @@ def _question_of(row):
 COLOURS = "red blue green white black yellow brown".split()
 COUNTS = "one two three four five".split()
 SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
-# Sixty words that nobody has heard: with a dozen, every width answers every question.
+# Sixty invented words: with a dozen, every width answers every question.
 NOUNS = [
     first + second for first, second in zip(SYLLABLES, SYLLABLES[7:] + SYLLABLES, strict=False)
 ]
@@ -72,7 +72,7 @@ def embedded(count, seed):
     """Returns made-up questions, such as "which diga?", about texts that say who has what.
 
     "miro two blue diga. teba red kulo. ..." has the answer "two blue diga", of one to three words.
-    Whoever finds its end has compared the question with the text, and its beginning comes before.
+    Finding its end requires comparing the question with the text; its start comes before.
     """
     rng = np.random.default_rng(seed)
     questions = []
@@ -95,16 +95,16 @@ def embedded(count, seed):
 
 
 def words_of(text):
-    """Returns (word, first character, end) of words and of single marks."""
+    """Returns (word, first character, end) of words and of single punctuation marks."""
     return [(m.group(), m.start(), m.end()) for m in re.finditer(r"\w+|[^\w\s]", text)]
 
 
 class Words:
-    """Whole words in lower case, those of some questions; all others are unknown.
+    """Whole words in lower case, taken from some questions; all others are unknown.
 
     Args:
-        questions: Where the words are from.
-        most: How many are known, the most frequent ones.
+        questions: The source of the words.
+        most: Number of words to keep, the most frequent ones.
     """
 
     def __init__(self, questions, most=30_000):
@@ -148,7 +148,7 @@ class WordPieces:
 
     def pieces(self, words):
         """Returns the tokens of each word, a list of lists."""
-        # A list of lists or a ragged tensor, as the version of KerasHub has it.
+        # A list of lists or a ragged tensor, depending on the version of KerasHub.
         rows = self.tokenizer(words) if words else []
         return [[int(token) for token in of_word] for of_word in rows]
 
@@ -162,8 +162,8 @@ class Windows:
 
     Attributes:
         inputs: {name: int32 array (windows, length)}: token_ids, segment_ids, padding_mask.
-        starts, ends: First and last token of the answer; both 0, `[CLS]`, if it is not inside.
-        questions: Number of the question of each window.
+        starts, ends: First and last token of the answer; both 0, `[CLS]`, if not in this window.
+        questions: Index of the question of each window.
         places: For each window and token, its first character and end in the text; −1: none.
     """
 
@@ -183,8 +183,8 @@ def windows_of(questions, tokens, *, length, stride):
     Args:
         questions: A list of `Question`.
         tokens: `Words` or `WordPieces`.
-        length: Tokens of a window.
-        stride: By how many tokens of the text the next window begins later.
+        length: Tokens per window.
+        stride: Number of text tokens between the starts of consecutive windows.
     """
     rows = collections.defaultdict(list)
     for number, question in enumerate(questions):
@@ -223,11 +223,11 @@ def windows_of(questions, tokens, *, length, stride):
 
 
 def answers_of(windows, questions, start_logits, end_logits, longest=LONGEST_ANSWER):
-    """Returns {key: text} of the best piece of each text, over all windows of a question.
+    """Returns {key: text} of the best span of each text, over all windows of a question.
 
     Args:
         windows: `Windows`.
-        questions: The questions they were made of.
+        questions: The questions they were made from.
         start_logits: (windows, length).
         end_logits: Likewise.
         longest: Most tokens of an answer.
@@ -250,7 +250,7 @@ def answers_of(windows, questions, start_logits, end_logits, longest=LONGEST_ANS
 
 
 def normalized(answer):
-    """Returns an answer in lower case, without marks, articles and further spaces.
+    """Returns an answer in lower case, without punctuation, articles and extra spaces.
 
     Reference: Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine Comprehension of Text"
     (arXiv:1606.05250), Section 6.1.
@@ -260,7 +260,7 @@ def normalized(answer):
 
 
 def exact_match(answer, right):
-    """Whether two answers are equal but for what `normalized` leaves out."""
+    """Whether two answers are equal after `normalized`."""
     return float(normalized(answer) == normalized(right))
 
 
@@ -274,7 +274,7 @@ def f1(answer, right):
 
 
 def scores_of(answers, questions):
-    """Returns (exact match, F1) in %: of each question the best over its right answers."""
+    """Returns (exact match, F1) in %: for each question the best over its correct answers."""
     found = [
         [max(score(answers[q.key], right) for right in q.answers) for score in (exact_match, f1)]
         for q in questions

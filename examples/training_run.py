@@ -1,9 +1,10 @@
-"""Training that may be killed: checkpoints, a log that outlives it, files never half written.
+"""Training that can be killed: checkpoints, a persistent log, and no half-written files.
 
-What makes a resumed run equal to an unbroken one, bit for bit: a checkpoint holds every variable,
-those of the optimizer and of random seeds too; and the stream of batches follows from the number of
-the step alone. Keras' `fit` is called once per stage, because it ends with averaging weights where
-an optimizer does that; what Keras calls an epoch is here the piece between two checkpoints.
+A resumed run equals an unbroken one, bit for bit, because a checkpoint contains every variable,
+including those of the optimizer and of random seeds, and because the stream of batches is
+determined by the step number alone. Keras' `fit` is called once per stage, because at its end it
+averages weights for optimizers that do so; Keras' epochs are here the pieces between two
+checkpoints.
 """
 
 import json
@@ -23,7 +24,7 @@ from devices import is_first_process
 
 
 def silence_notices():
-    """TensorFlow Datasets tells of every file, TensorFlow warns of many functions: all wanted."""
+    """Silences TensorFlow Datasets' messages per file, and TensorFlow's about many functions."""
     for logger in ("absl", "tensorflow"):
         logging.getLogger(logger).setLevel(logging.ERROR)
 
@@ -31,7 +32,7 @@ def silence_notices():
 def write_file(path, write):
     """Calls `write` with a temporary path and moves the file into place: never half a file.
 
-    Where several processes train, it takes all of them to read a model; the first one's file stays.
+    With several processes, reading a model takes all of them; the first one's file is kept.
     """
     path = pathlib.Path(path)
     is_first = is_first_process()
@@ -44,11 +45,11 @@ def write_file(path, write):
             if is_first:
                 os.replace(target, path)
     except OSError as error:
-        raise SystemExit(f"{path} could not be written ({error}). What was there stays.") from None
+        raise SystemExit(f"{path} could not be written ({error}). The old file stays.") from None
 
 
 def make_folder(path):
-    """Makes a folder, with those above it, and returns its path; or ends the program."""
+    """Makes a folder and its parents, and returns its path, or ends the program."""
     path = pathlib.Path(path).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -58,11 +59,11 @@ def make_folder(path):
 
 
 def check_same_flags(path, binding, *, flag="--checkpoint_dir"):
-    """Ends the program if the checkpoints were made with other flags: nobody could read the mix.
+    """Ends the program if the checkpoints were made with other flags: results would be mixed.
 
     Args:
-        path: JSON file beside the checkpoints, written if it is not there.
-        binding: {name: value} of the flags that change what is trained.
+        path: JSON file next to the checkpoints, written if missing.
+        binding: {name: value} of the flags that affect training.
         flag: The flag that names the folder.
     """
     if path.exists():
@@ -82,10 +83,10 @@ def check_same_flags(path, binding, *, flag="--checkpoint_dir"):
 
 
 def checkpoint_folder(given, out_dir, binding):
-    """Returns the folder of the checkpoints: one to go on from, or an empty one in `out_dir`.
+    """Returns the folder of the checkpoints: one to resume from, or an empty one in `out_dir`.
 
     Args:
-        given: `--checkpoint_dir`, or None: nobody asked to go on with what an earlier run left.
+        given: `--checkpoint_dir`, or None: an earlier run is not resumed.
         out_dir: Folder of the program's files.
         binding: See `check_same_flags`.
     """
@@ -100,10 +101,10 @@ def checkpoint_folder(given, out_dir, binding):
 
 
 class Checkpoints:
-    """The states of one stage of training, of which the newest is kept.
+    """The checkpoints of one stage of training, of which only the newest is kept.
 
     Args:
-        folder: Where they are; made if it is not there.
+        folder: Their folder; created if missing.
     """
 
     def __init__(self, folder):
@@ -117,7 +118,7 @@ class Checkpoints:
         )
 
     def save(self, model, number):
-        """Writes all variables of a compiled model, then deletes the checkpoint before."""
+        """Writes all variables of a compiled model, then deletes the previous checkpoint."""
         values = {name: keras.ops.convert_to_numpy(v) for name, v in state(model).items()}
 
         def write(path):
@@ -133,7 +134,7 @@ class Checkpoints:
                     old.unlink()
 
     def restore(self, model):
-        """Gives a compiled model the newest state and returns its number; 0 if there is none."""
+        """Restores a compiled model's newest state and returns its number; 0 if there is none."""
         number, path = self.newest()
         if path is None:
             return 0
@@ -149,7 +150,7 @@ class Checkpoints:
         return number
 
     def check_space(self, model):
-        """Ends the program if two checkpoints, the newest and the next one, have no room."""
+        """Ends the program if there is no room for two checkpoints, the newest and the next."""
         variables = state(model).values()
         needed = 2 * sum(keras.ops.convert_to_numpy(variable).nbytes for variable in variables)
         _, path = self.newest()
@@ -162,11 +163,11 @@ class Checkpoints:
 
 
 def state(model):
-    """Returns {name: variable} of all that training changes, random seeds too."""
+    """Returns {name: variable} of everything that training changes, including random seeds."""
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     groups = {"model": model.variables, "optimizer": model.optimizer.variables}
-    # Names of layers depend on what else was built before; sizes tell most networks apart.
+    # Layer names depend on what else was built before; sizes distinguish most networks.
     return {
         f"{group}:{number}:{'x'.join(map(str, variable.shape))}": variable
         for group, variables in groups.items()
@@ -175,14 +176,14 @@ def state(model):
 
 
 class Interruption(keras.callbacks.Callback):
-    """Ends the program between two steps after SIGTERM, which schedulers send before they kill."""
+    """Ends the program between two steps after SIGTERM, which schedulers send before killing."""
 
     def __init__(self):
         super().__init__()
         self.asked = False
 
     def on_train_begin(self, logs=None):
-        # Signals reach the main thread alone.
+        # Only the main thread receives signals.
         if threading.current_thread() is threading.main_thread():
             self.before = signal.signal(signal.SIGTERM, self.ask)
 
@@ -191,7 +192,7 @@ class Interruption(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if self.asked:
-            raise SystemExit("Ended by SIGTERM. The same command goes on from the last checkpoint.")
+            raise SystemExit("Ended by SIGTERM. The same command resumes from the last checkpoint.")
 
     def on_train_end(self, logs=None):
         if threading.current_thread() is threading.main_thread():
@@ -199,7 +200,7 @@ class Interruption(keras.callbacks.Callback):
 
 
 class Log:
-    """A file with one JSON object per line, and the rows of it that still hold.
+    """A file with one JSON object per line, and its rows that are still valid.
 
     Args:
         path: The file.
@@ -208,13 +209,13 @@ class Log:
     def __init__(self, path):
         self.path = pathlib.Path(path)
         text = self.path.read_text() if self.path.exists() else ""
-        # A line that was cut off when the program was killed is trained once more.
+        # A line cut off when the program was killed is trained again.
         self.rows = [
             json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"
         ]
 
     def keep(self, wanted):
-        """Drops the rows for which `wanted` is not true: those after the last checkpoint."""
+        """Drops the rows for which `wanted` is false: those after the last checkpoint."""
         self.rows = [row for row in self.rows if wanted(row)]
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
         if is_first_process():
@@ -229,7 +230,7 @@ class Log:
 
 
 class Pieces(keras.callbacks.Callback):
-    """At the end of each piece: figures to the log and to the screen, then a checkpoint.
+    """At the end of each piece, logs and prints the figures, then writes a checkpoint.
 
     Args:
         stage: Name of the stage.
@@ -238,7 +239,7 @@ class Pieces(keras.callbacks.Callback):
         steps: Steps per piece.
         pieces_per_epoch: Pieces in one pass over the training images.
         batch_size: Images per step, over all devices and processes.
-        steps_per_call: Steps that `fit` takes for one.
+        steps_per_call: Steps that `fit` counts as one.
         observers: Functions `(model, row, epoch_ends)`, which may add figures to the row.
     """
 
@@ -272,7 +273,7 @@ class Pieces(keras.callbacks.Callback):
         self.timed_steps = 0
 
     def on_train_batch_end(self, batch, logs=None):
-        # That of the last batch stays: the time without validation.
+        # The value of the last batch remains: the time without validation.
         self.end_s = time.perf_counter()
         if self.first_piece and self.steps > self.steps_per_call:
             self.start_s = self.end_s  # the first step is compiled
@@ -295,7 +296,7 @@ class Pieces(keras.callbacks.Callback):
         }
         for observer in self.observers:
             observer(model, row, (epoch + 1) % self.pieces_per_epoch == 0)
-        # The log first: a piece that is in a checkpoint is then always in the log.
+        # The log first: then a piece in a checkpoint is always in the log.
         self.log.append(row)
         if is_first_process():
             print(describe(row), flush=True)
@@ -320,9 +321,9 @@ def describe(row):
 
 
 def whole_pieces(steps_per_epoch, checkpoint_steps):
-    """Returns (pieces per epoch, steps per piece) for at most so many steps between checkpoints.
+    """Returns (pieces per epoch, steps per piece), with at most `checkpoint_steps` steps each.
 
-    Pieces have the same length, so an epoch may get a few steps more than one pass needs.
+    Pieces have the same length, so an epoch may have a few more steps than one pass needs.
     """
     pieces = -(-steps_per_epoch // (checkpoint_steps or steps_per_epoch))
     return pieces, -(-steps_per_epoch // pieces)
@@ -345,21 +346,21 @@ def fit(
     observers=(),
     callbacks=(),
 ):
-    """Trains a compiled model, from its newest checkpoint on if there is one.
+    """Trains a compiled model, starting from its newest checkpoint if there is one.
 
     Args:
         model: A compiled Keras model.
         stage: Name of the stage.
-        batches: Function of the number of a step; returns endless batches from that step on.
+        batches: Function of a step number; returns endless batches from that step on.
         test_batches: Data to validate on at the end of each epoch, or None.
         epochs: Passes over the training images.
         steps_per_epoch: Steps of one pass; see `whole_pieces`.
         checkpoint_steps: Most steps between two checkpoints, or None: one per epoch.
         batch_size: Images per step.
-        folder: Where the checkpoints are.
+        folder: Folder of the checkpoints.
         log: A `Log`.
-        steps_per_call: Steps that are taken with each of the batches.
-        test_batch_size: Of `test_batches`, if they are arrays.
+        steps_per_call: Steps taken with each of the batches.
+        test_batch_size: For `test_batches`, if they are arrays.
         observers: As in `Pieces`.
         callbacks: Further Keras callbacks.
     """
@@ -369,7 +370,7 @@ def fit(
     done = checkpoints.restore(model)
     log.keep(lambda row: row["stage"] != stage or row["step"] <= done * steps)
     if done and is_first_process():
-        print(f"{stage}: goes on after step {done * steps}", flush=True)
+        print(f"{stage}: resumes after step {done * steps}", flush=True)
     if done == epochs * pieces:
         model.optimizer.finalize_variable_values(model.trainable_variables)  # as `fit` does
         return
@@ -378,7 +379,7 @@ def fit(
         epochs=epochs * pieces,
         initial_epoch=done,
         steps_per_epoch=steps // steps_per_call,
-        shuffle=False,  # the stream is
+        shuffle=False,  # the stream is already shuffled
         validation_data=test_batches,
         validation_batch_size=test_batch_size,
         validation_freq=pieces,

@@ -5,20 +5,20 @@ r"""Transfer with few examples: the paper's Table 9 as a program.
         --float_extractor=RESNET18.keras --extractor=RESNET18_W2A2.keras
     python examples/transfer.py --image_folder=FOLDER --float_extractor=... --extractor=...
 
-A network that was trained on one task gives the features for another, of which there are only few
-examples: it is frozen (weights, ranges, statistics), and a new last layer is trained on 5, 10 and
-20 images per class. Compared are the float network and its 2-bit form, both with cross-entropy, and
-the 2-bit form with SPEQ, whose teacher goes on drawing widths inside of the frozen part. All three
-see the same images for the same number of steps. Prints a table with the paper's numbers beside
-where the setting is the paper's, and writes `results.json`.
+A network trained on one task provides the features for another task with few examples: it is frozen
+(weights, ranges, statistics), and a new last layer is trained on 5, 10 and 20 images per class.
+This compares the float network and its 2-bit form, both with cross-entropy, and the 2-bit form with
+SPEQ, whose teacher still draws widths in the frozen part. All three see the same images for the
+same number of steps. Prints a table, with the paper's numbers if the settings are the paper's, and
+writes `results.json`.
 
-`--float_extractor` is a float model saved with `save`, `--extractor` a SPEQModel made of it; both
+`--float_extractor` is a float model saved with `save`, `--extractor` a SPEQModel made from it; both
 end in a layer of class scores, which is replaced. Without them, and without a data set, ResNet-18
-learns the digits 0 to 4 of scikit-learn here, is retrained with 2 bits, and is then transferred to
-the digits 5 to 9.
+is trained on scikit-learn's digits 0 to 4, retrained with 2 bits, and then transferred to the
+digits 5 to 9.
 
-What the paper does not state, and this program chose: Adam, 0.001 with cosine decay, 100 epochs;
-the new layer has 8 bits, as every last layer here.
+Not stated in the paper, and chosen here: Adam, 0.001 with cosine decay, 100 epochs; the new layer
+has 8 bits, like every last layer here.
 """
 
 import json
@@ -43,21 +43,21 @@ METHODS = ("float", "2-bit, cross-entropy", "2-bit, SPEQ")
 PAPER = {5: (69.18, 70.67, 71.21), 10: (78.04, 77.99, 78.36), 20: (84.57, 83.91, 85.02)}
 
 flags.DEFINE_string("float_extractor", None, "A float model, saved with `save`.")
-flags.DEFINE_string("extractor", None, "The SPEQModel made of it, trained and saved.")
+flags.DEFINE_string("extractor", None, "The SPEQModel made from it, trained and saved.")
 flags.DEFINE_string("dataset", "digits", "digits, or a data set of TensorFlow Datasets.")
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 flags.DEFINE_string(
     "image_folder", None, "Folder with train/ and val/, a folder per class in each."
 )
 flags.DEFINE_bool("download", False, "Let TensorFlow Datasets download the data set.")
-flags.DEFINE_integer("test_examples", None, "Use so many test images; all if not given.", 1)
+flags.DEFINE_integer("test_examples", None, "Number of test images; default all.", 1)
 flags.DEFINE_list("per_class", ["5", "10", "20"], "Training images of each class.")
 flags.DEFINE_integer("epochs", 100, "Passes over these images.", 1)
 flags.DEFINE_integer("batch_size", 32, "Images per step.", 1)
-flags.DEFINE_float("learning_rate", 0.001, "Of Adam, at the start.", 0.0)
+flags.DEFINE_float("learning_rate", 0.001, "Adam's initial learning rate.", 0.0)
 flags.DEFINE_enum("distillation", "cosine", DISTILLATIONS, "The loss of SPEQ.")
 flags.DEFINE_float("temperature", 2.0, "T of Eq. 2.", 0.0)
-flags.DEFINE_multi_integer("seed", [0], "Given several times, the table has mean ± deviation.")
+flags.DEFINE_multi_integer("seed", [0], "If repeated, the table has mean ± deviation.")
 flags.DEFINE_string("out_dir", "out/transfer", "Folder for the files this program writes.")
 
 flags.DEFINE_integer("source_epochs", 8, "Short form: epochs in float on the digits 0 to 4.", 1)
@@ -109,7 +109,7 @@ def main(_):
 
 
 def check_flags(is_short):
-    """Ends the program with one sentence if flags do not fit together."""
+    """Ends the program with one sentence if flags are inconsistent."""
     bad = [text for text in FLAGS.per_class if not text.isdigit() or int(text) < 1]
     if bad:
         raise SystemExit(f"--per_class takes whole numbers from 1. Received: {', '.join(bad)}.")
@@ -125,7 +125,7 @@ def check_flags(is_short):
 
 
 def train_splits():
-    """Twenty images per class of Flowers-102 are those of two of its parts."""
+    """Flowers-102 has twenty images per class in two of its parts together."""
     return ("train", "validation") if FLAGS.dataset.startswith("oxford_flowers") else ("train",)
 
 
@@ -154,7 +154,7 @@ def train_extractors():
     images = digits(range(5))
     keras.utils.set_random_seed(0)
     network = imagenet_networks.resnet18(image_size=SHORT_IMAGE_SIZE, classes=images.classes)
-    imagenet_networks.set_batch_norm_momentum(network, 0.9)  # few steps
+    imagenet_networks.set_batch_norm_momentum(network, 0.9)  # because there are few steps
     fit(network, images, FLAGS.source_epochs, "float network, digits 0 to 4")
     quantized = speq_keras.wrap(network, w_bits=2, a_bits=2, distillation=None, seed=0)
     quantized.calibrate(images.first_training_images(256), verbose=0)
@@ -226,7 +226,7 @@ def fit(model, images, epochs, label, *, seed=0):
         images.training_batches(0, batch_size=batch_size, seed=seed),
         epochs=epochs,
         steps_per_epoch=steps,
-        shuffle=False,  # the stream is
+        shuffle=False,  # the stream is already shuffled
         verbose=0,
     )
     logs = model.evaluate(images.test_batches(batch_size=128), verbose=0, return_dict=True)
@@ -238,7 +238,7 @@ def fit(model, images, epochs, label, *, seed=0):
 
 
 def results_table(accuracies, images):
-    """Returns a Markdown table: a row per number of images; the paper's where it is its setting."""
+    """Returns a Markdown table: a row per number of images, with the paper's if settings match."""
     is_papers = FLAGS.dataset.startswith("oxford_flowers102") and not FLAGS.image_folder
     lines = [
         f"{FLAGS.image_folder or FLAGS.dataset}: {images.test_count} test images, seeds "

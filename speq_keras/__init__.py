@@ -6,12 +6,12 @@
     model.save("m.keras")                                      # and keras.saving.load_model
     model.export_tflite("m.tflite")                            # the integers, proven
 
-The parts, from the bottom up: `ops` (tensor functions), `losses` (Eq. 2-8, and your own),
-`precision` (how the teacher's widths are drawn), `quantizers`, `configs` (what is quantized in
-which layer), `layers`, `wrapping` (float graph in, quantized graph out), `export` (trained graph
-in, integers and TFLite out), `quantized_model` (what a SPEQModel is), `training` and `model` (how
-SPEQ trains it), `co_training` (methods with a teacher that is trained too), `callbacks` (what
-quantization does, epoch by epoch).
+The parts, from the bottom up: `ops` (tensor functions), `losses` (Eq. 2-8, and custom ones),
+`precision` (how the teacher's widths are drawn), `quantizers`, `configs` (what to quantize in each
+layer), `layers`, `wrapping` (float graph to quantized graph), `export` (trained graph to integers
+and TFLite), `quantized_model` (what a SPEQModel is), `training` and `model` (how SPEQ trains it),
+`co_training` (methods that train the teacher too), `callbacks` (what quantization does, epoch by
+epoch).
 
 Beyond the paper: `damping` (against oscillating weights), `progressive` (widths that fall during
 training), `bit_search` (a width per layer, within a budget).

@@ -25,7 +25,7 @@ WRAP_OPTIONS = (
     "activation_quantizer",
     "skip",
 )
-EXIT_CODE_OF_ERRORS = 2  # as argparse has it
+EXIT_CODE_OF_ERRORS = 2  # as in argparse
 
 
 def main(arguments=None):
@@ -55,8 +55,8 @@ def _plan(options):
         model = wrap(model, distillation=None, **given)
     elif given:
         raise ValueError(
-            "A float model can be given widths and quantizers, and this one is wrapped already. "
-            f"{describe(**given)} Leave that out: its plan has those it was wrapped with."
+            "Widths and quantizers are options for float models, and this one is already wrapped. "
+            f"{describe(**given)} Omit them: its plan uses those it was wrapped with."
         )
     plan = model.plan()
     if options.html is None:
@@ -66,7 +66,7 @@ def _plan(options):
 
 
 def _export(options):
-    check_path(options.output)  # before the model is loaded, which takes long
+    check_path(options.output)  # before the slow loading of the model
     if options.c_array is not None:
         source, header = check_c_array_path(options.c_array, name="c_array")
     rule = "The model must be a .keras file that a SPEQModel was saved to."
@@ -74,7 +74,7 @@ def _export(options):
     if not isinstance(model, SPEQModel):
         raise ValueError(
             f"{rule} {describe(model=options.model)} It holds a {type(model).__name__}. Train what "
-            "`speq_keras.wrap` makes of it, and save that."
+            "`speq_keras.wrap` returns for it, and save that."
         )
     report = model.export_tflite(
         options.output,
@@ -97,7 +97,7 @@ def _load(path, rule):
     try:
         # Not compiled: the user's losses and metrics need not be importable here.
         return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # whatever a damaged archive or a foreign layer makes Keras raise
+    except Exception as error:  # any error of Keras for damaged files or unknown layers
         raise ValueError(f"{rule} {received} Keras cannot load it: {error}") from error
 
 
@@ -132,34 +132,34 @@ def _parser():
         type=_batch_size,
         default=1,
         metavar="N",
-        help="examples that the file takes; any: one, and the file says that this may change",
+        help="examples per batch in the file; any: one, declared as variable",
     )
-    export.add_argument("--logits", action="store_true", help="leave out the softmax at the end")
+    export.add_argument("--logits", action="store_true", help="omit the final softmax")
     export.add_argument(
         "--runtime",
         choices=RUNTIMES,
         action="append",
         default=[],
-        help="compare with this runtime too; may be given several times",
+        help="compare with this runtime too; can be given several times",
     )
     export.add_argument(
         "--c_array",
         metavar="OUT.cc",
-        help="write the file as a C array, too, with a header beside it: for microcontrollers",
+        help="also write the file as a C array with a header, for microcontrollers",
     )
     export.set_defaults(command=_export, program=export.prog)
-    look = commands.add_parser("inspect", help="list the tensors of a TFLite file, and sum up")
+    look = commands.add_parser("inspect", help="list the tensors of a TFLite file, with totals")
     look.add_argument("file", metavar="FILE.tflite", help="file to read")
     look.set_defaults(command=_inspect, program=look.prog)
     return parser
 
 
 def _add_plan(commands):
-    # An option that is left out is absent: `wrap` has the defaults.
+    # Omitted options are absent: `wrap` has the defaults.
     plan = commands.add_parser(
         "plan",
-        help="tell what is quantized in a model, or would be, what it costs, and what of it export "
-        "writes: in the last line, whether it writes the model",
+        help="show what is or would be quantized in a model, what it costs, and what export would "
+        "write; the last line says whether the model can be exported",
         argument_default=argparse.SUPPRESS,
     )
     plan.add_argument("model", metavar="MODEL.keras", help="file of a SPEQModel or a float model")
@@ -179,10 +179,10 @@ def _add_plan(commands):
         "--skip",
         action="append",
         metavar="PATTERN",
-        help="layers to leave in float; may be given several times",
+        help="layers to leave in float; can be given several times",
     )
     plan.add_argument(
-        "--html", default=None, metavar="OUT.html", help="write the plan as a web page, too"
+        "--html", default=None, metavar="OUT.html", help="also write the plan as a web page"
     )
     plan.set_defaults(command=_plan, program=plan.prog)
 

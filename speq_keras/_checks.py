@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 WIDTH_RULE = "a whole number from 2 to 8, or None for floating point"
-_LONGEST_VALUE = 200  # letters of a value in a sentence
+_LONGEST_VALUE = 200  # characters of a value in a sentence
 
 
 def describe(**received):
@@ -34,7 +34,7 @@ def _is_whole(value):
 
 
 def check_bits(name, bits, *, optional=True):
-    """Returns `bits` as an int (or None) after checking that it is a width a code can have.
+    """Returns `bits` as an int (or None) after checking that it is an allowed width.
 
     Raises:
         TypeError: If `bits` is not a whole number.
@@ -67,7 +67,7 @@ def check_number(name, value, *, low=-math.inf, high=math.inf, low_open=False, h
 def check_choice(name, value, choices):
     """Returns `value` after checking that it is one of `choices`; names a near miss."""
     choices = list(choices)
-    # An array is equal to no choice: NumPy would compare its elements.
+    # An array equals no choice: NumPy would compare its elements.
     if isinstance(value, tuple(map(type, choices))) and value in choices:
         return value
     known = ", ".join(repr(choice) for choice in choices)
@@ -77,17 +77,17 @@ def check_choice(name, value, choices):
 
 
 def check_bool(name, value):
-    """Returns `value` as a bool after checking that it is True or False, and not like them."""
+    """Returns `value` as a bool after checking that it is True or False, not just truthy."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"`{name}` must be True or False. {describe(**{name: value})}")
     return bool(value)
 
 
 def check_name(name, value, *, optional=False):
-    """Returns `value` after checking that it can be a name in Keras: a text without "/"."""
+    """Returns `value` after checking that Keras allows it as a name: a string without "/"."""
     if value is None and optional:
         return None
-    rule = f'`{name}` must be a text without "/"' + (", or None" if optional else "")
+    rule = f'`{name}` must be a string without "/"' + (", or None" if optional else "")
     if not isinstance(value, str):
         raise TypeError(f"{rule}. {describe(**{name: value})}")
     if not value or "/" in value:
@@ -97,7 +97,7 @@ def check_name(name, value, *, optional=False):
 
 def check_axes(name, axes):
     """Returns `axes` as a tuple of ints after checking that they are different whole numbers."""
-    rule = f"`{name}` must be a tuple of whole numbers, each of them another axis"
+    rule = f"`{name}` must be a tuple of whole numbers, each of them a different axis"
     if not (isinstance(axes, list | tuple) and all(map(_is_whole, axes))):
         raise TypeError(f"{rule}. {describe(**{name: axes})}")
     if len(set(axes)) < len(axes):
@@ -121,7 +121,7 @@ def check_count(name, value, *, high=math.inf, optional=False):
 
 
 def check_seed(seed):
-    """Returns `seed` after checking that it is None or a whole number that Keras can hold."""
+    """Returns `seed` after checking that it is None or an integer that Keras can store."""
     if seed is None:
         return None
     bits = 63 if keras.backend.backend() == "tensorflow" else 32
@@ -133,15 +133,15 @@ def check_seed(seed):
 
 
 def check_speq_model(name, model, *, of=""):
-    """Returns `model` after checking that it is a `SPEQModel`, by what only these have.
+    """Returns `model` after checking that it is a `SPEQModel`, by its characteristic attributes.
 
     Args:
-        name: Of the argument.
+        name: Name of the argument.
         model: Its value.
-        of: Whose argument it is, such as " of a LowerWidths", or "".
+        of: The owner of the argument, such as " of a LowerWidths", or "".
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If it is not.
     """
     if not isinstance(model, keras.Model) or not hasattr(model, "activation_quantizers"):
         raise TypeError(
@@ -170,7 +170,7 @@ def check_installed(package, why):
         why: What it is needed for, the beginning of the error sentence.
 
     Raises:
-        RuntimeError: If it cannot.
+        RuntimeError: If it cannot be imported.
     """
     if importlib.util.find_spec(package) is None:
         raise RuntimeError(f"{why}, which is not installed. Run `pip install {package}`.")
@@ -179,7 +179,7 @@ def check_installed(package, why):
 def brief(error):
     """Returns an error in a few words: its class and its first sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Keras puts a line before what went wrong, and the arguments after it.
+    # Keras puts a line before the actual error, and the arguments after it.
     if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
         lines = lines[1:]
     text = lines[0].replace("\x1b[1m", "").replace("\x1b[0m", "") if lines else ""

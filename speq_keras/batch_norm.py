@@ -1,4 +1,4 @@
-"""Moving statistics of BatchNormalization, computed again from data."""
+"""Re-estimates the moving statistics of BatchNormalization from data."""
 
 import keras
 import numpy as np
@@ -8,14 +8,14 @@ from speq_keras.processes import from_first_process, local_values
 
 
 def reestimate(model, batches):
-    """Replaces moving means and variances by the averages of batch statistics over `batches`.
+    """Replaces moving means and variances with the averages of batch statistics over `batches`.
 
-    Quantization shifts activations, and after a change of widths the moving statistics are those of
-    another network. Nothing else changes: no weights, no random state.
+    Quantization shifts activations, and after a change of widths the moving statistics belong to a
+    different network. Nothing else changes: no weights, no random state.
 
     Args:
         model: The wrapped model.
-        batches: Iterable of model inputs, finite ones.
+        batches: Finite iterable of model inputs.
 
     Returns:
         The number of layers that were set. Frozen layers (`trainable=False`) are left alone.
@@ -32,7 +32,7 @@ def reestimate(model, batches):
     sums, count = None, 0
     try:
         for layer in norms:
-            layer.momentum = 0.0  # the "moving" statistics of one batch are the batch's
+            layer.momentum = 0.0  # the "moving" statistics are then those of one batch
         for batch in batches:
             with keras.StatelessScope(local_values(model.variables)) as scope:
                 model(batch, training=True)

@@ -1,4 +1,4 @@
-"""A width for every layer: loss measured layer by layer, the best choice within a budget."""
+"""Chooses a width for every layer: measures the loss per layer, then optimizes in a budget."""
 
 import dataclasses
 import io
@@ -28,17 +28,17 @@ _IN_A_ROW = {"size_bytes": "bytes", "bit_ops": "bitops"}  # budget: field of a `
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BitSearch:
-    """What `search_bits` found; prints as a table.
+    """The result of `search_bits`; prints as a table.
 
     Attributes:
-        widths: The widths that were tried, in bits, narrow ones first.
-        loss: Loss of the network with all searched weights at the widest of them.
-        changes: {layer: change of the loss when its weights alone have a width, per width}.
+        widths: The widths that were tried, in bits, in ascending order.
+        loss: Loss of the network with all searched weights at the widest width.
+        changes: {layer: change of the loss per width, if only its weights have that width}.
         costs: {layer: its cost, per width}.
         chosen: {layer: its width}.
         budget_name: "size_bytes" or "bit_ops".
-        budget: The budget, of all layers together.
-        cost: What the whole model costs with the chosen widths: `plan().totals`.
+        budget: The budget for all layers together.
+        cost: Cost of the whole model with the chosen widths: `plan().totals`.
         quantizers: {layer: its weight quantizer}, for `configs`.
     """
 
@@ -55,7 +55,7 @@ class BitSearch:
     @property
     def configs(self):
         """{layer: `QuantizeConfig`} for `wrap(float_model, configs=...)`."""
-        # A pattern without dots also matches inside of nested models; the first match wins.
+        # A pattern without dots also matches inside nested models; the first match wins.
         names = sorted(self.chosen, key=lambda name: -name.count("."))
         return {
             name: QuantizeConfig(w_bits=self.chosen[name], weight_quantizer=self.quantizers[name])
@@ -64,7 +64,7 @@ class BitSearch:
 
     @property
     def predicted_change(self):
-        """The sum of the changes of the chosen widths: as if layers did not act on each other."""
+        """The sum of the changes of the chosen widths, as if layers did not interact."""
         return sum(self.changes[name][self.widths.index(w)] for name, w in self.chosen.items())
 
     def to_dict(self):
@@ -92,7 +92,7 @@ class BitSearch:
         """Draws the changes of all layers, with the chosen widths marked, into a PNG file.
 
         Raises:
-            TypeError, ValueError: If `path` is no file that ends in .png in a folder that exists.
+            TypeError, ValueError: If `path` is not a .png file in an existing folder.
             RuntimeError: If matplotlib is not installed.
         """
         path = check_path(path, suffix=".png")
@@ -107,8 +107,8 @@ class BitSearch:
         for column, bits in enumerate(self.widths):
             axes.plot(names, changes[:, column], "o-", label=f"{bits} bits", linewidth=0.8)
         axes.plot(names, chosen, "ks", label="chosen", markersize=10, fillstyle="none")
-        # Linear around zero, where a change may be negative; from a hundredth of the largest on,
-        # logarithmic: the narrowest width would hide all others.
+        # Linear around zero, where a change may be negative; logarithmic from a hundredth of the
+        # largest on: the narrowest width would hide all others.
         linear = max(np.abs(changes).max() / 100, 1e-6)
         axes.set_yscale("symlog", linthresh=linear)
         axes.set_ylim(1.5 * changes.min() - linear / 2, 2 * changes.max() + linear / 2)
@@ -132,29 +132,29 @@ def search_bits(
     steps=None,
     verbose="auto",
 ):
-    """Chooses the width of every layer's weights: the least loss within a budget.
+    """Chooses the width of each layer's weights: the least loss within a budget.
 
-    Layer by layer, the loss is measured with that layer's weights at each width, while all others
-    have the widest one and the activations are clipped but not rounded. The choice minimizes the
-    sum of these changes exactly (a knapsack); that the changes add up is an assumption. There is
-    nothing random in it. Layers whose weights have a fixed width (the first and the last) keep it,
-    and activations keep theirs: one activation quantizer serves several layers.
+    For each layer, the loss is measured with that layer's weights at each width, while all other
+    weights have the widest one and the activations are clipped but not rounded. The choice
+    minimizes the sum of these changes exactly (a knapsack problem), assuming that the changes add
+    up. The search is deterministic. Layers whose weights have a fixed width (the first and the
+    last) keep it, and activations keep theirs: one activation quantizer serves several layers.
 
-    The model is not changed. Train the choice: wrap the float model again with the same arguments
-    and `configs={**result.configs, **your_own}`.
+    The model is not changed. To train the choice, wrap the float model again with the same
+    arguments and `configs={**result.configs, **your_own}`.
 
     Args:
-        model: A calibrated and compiled `SPEQModel`, before quantized training: weights that were
-            trained for one width say little about another. Trained ranges of weights (`lsq`) are
-            measured as they are, at every width.
+        model: A calibrated and compiled `SPEQModel`, before quantized training: weights trained for
+            one width say little about another. Trained ranges of weights (`lsq`) are measured
+            unchanged, at every width.
         data: `(inputs, targets)`, `(inputs, targets, sample_weight)`, a `tf.data.Dataset`, a
-            `PyDataset` or a list of such batches: the same examples each time that it is gone
-            through, so that a generator will not do.
+            `PyDataset` or a list of such batches. It must give the same examples on every pass, so
+            a generator is not allowed.
         size_bytes: Budget of `plan().totals["bytes"]`, positive.
         bit_ops: Budget of `plan().totals["bitops"]`, positive; one of the two is given.
         widths: Widths to try in bits, 2 to 8, at least two.
         batch_size: Examples per batch, for arrays.
-        steps: Batches per measurement; None takes all, and data without end needs it.
+        steps: Batches per measurement; None takes all. Required for infinite data.
         verbose: "auto" shows a progress bar if it takes longer than two seconds; 1 and 2 as in
             `fit`; 0 shows nothing.
 
@@ -162,10 +162,10 @@ def search_bits(
         A `BitSearch`: prints as a table; `configs`, `chosen`, `cost`, `plot(path)`.
 
     Raises:
-        TypeError: If `model` is no `SPEQModel`, or an argument has the wrong type.
+        TypeError: If `model` is not a `SPEQModel`, or an argument has the wrong type.
         RuntimeError: If the model is not compiled or not calibrated.
-        ValueError: If there is not exactly one budget, it is too small, there is nothing to
-            choose, or the data do not fit the model or have no end.
+        ValueError: If there is not exactly one budget, it is too small, there is nothing to choose,
+            or the data do not fit the model or are infinite.
 
     Example:
         >>> import keras, speq_keras
@@ -195,8 +195,8 @@ def search_bits(
         least = fixed + sum(min(row) for row in costs.values())
         if least > budget:
             raise ValueError(
-                f"`{budget_name}` must be at least {least:,.10g}, which is what the narrowest "
-                f"widths cost. {describe(**{budget_name: budget})} Raise it, or add narrower "
+                f"`{budget_name}` must be at least {least:,.10g}, the cost of the narrowest "
+                f"widths. {describe(**{budget_name: budget})} Raise it, or add narrower "
                 "widths."
             )
         if model.target_quantizers:
@@ -224,11 +224,11 @@ def search_bits(
 
 
 def choose(losses, costs, budget):
-    """Returns the index per layer with the least sum of losses whose sum of costs fits, exactly.
+    """Returns the index per layer that minimizes the sum of losses within the budget, exactly.
 
-    Layer after layer, of all choices so far only those stay that no other one beats in both sums,
-    that fit with the cheapest choices of the layers to come, and that with the best ones of these
-    are not above what a greedy choice reaches.
+    Layer by layer, only those partial choices are kept that no other one beats in both sums, that
+    fit the budget with the cheapest choices for the remaining layers, and that with the best of
+    these are not worse than a greedy choice.
 
     Args:
         losses: One row per layer, one number per choice.
@@ -247,7 +247,7 @@ def choose(losses, costs, budget):
     for number, (loss, cost) in enumerate(zip(losses, costs, strict=True)):
         all_losses = np.add.outer(total_loss, loss).ravel()
         all_costs = np.add.outer(total_cost, cost).ravel()
-        # By cost, then by loss, then by index: equal choices are told apart the same way each time.
+        # By cost, then by loss, then by index: ties are broken the same way each time.
         order = np.lexsort((all_losses, all_costs))
         fits = all_costs[order] + later_cost[number] <= budget
         hopeful = all_losses[order] + later_loss[number] <= reached
@@ -268,7 +268,7 @@ def _sums_of_later(values):
 
 
 def _greedy_loss(losses, costs, budget):
-    """Returns the loss of a choice that fits: from the cheapest on, always the best per cost."""
+    """Returns the loss of a choice that fits: from the cheapest, always the best gain per cost."""
     rows = np.arange(len(losses))
     picked = costs.argmin(axis=1)
     while True:
@@ -277,7 +277,7 @@ def _greedy_loss(losses, costs, budget):
         left = budget - costs[rows, picked].sum()
         useful = (saved > 0) & (more <= left)
         if not useful.any():
-            # A little room, as the sums over the layers are formed in another order elsewhere.
+            # A small margin: the sums over the layers are formed in another order elsewhere.
             return losses[rows, picked].sum() + 1e-9 * np.abs(losses).sum()
         gain = np.where(useful, saved / np.maximum(more, 1e-12), -np.inf)
         layer, choice = np.unravel_index(gain.argmax(), gain.shape)
@@ -285,7 +285,7 @@ def _greedy_loss(losses, costs, budget):
 
 
 def _units(model):
-    """Returns {layer of the float model: [quantized layers with the target width made of it]}."""
+    """Returns {layer of the float model: [its quantized layers with the target width]}."""
     origins = {name: origin for name, origin, _ in model.provenance.origins}
     units = {}
     for layer in model.layers:
@@ -312,7 +312,7 @@ def _set_width(layers, bits):
 
 
 def _costs(model, units, widths, budget_name):
-    """Returns ({layer: its cost per width}, cost of all other layers), as `plan` has them."""
+    """Returns ({layer: its cost per width}, cost of all other layers), from `plan`."""
     plans, graph = [], read_graph(model)
     for bits in widths:
         for layers in units.values():

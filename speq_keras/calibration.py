@@ -1,4 +1,4 @@
-"""Ranges from data: a few batches through the float network, seen by every quantizer."""
+"""Sets ranges from data: a few batches through the float network, observed by each quantizer."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ from speq_keras.layers import QuantizedLayer
 from speq_keras.processes import from_first_process, local_values
 from speq_keras.quantizers.histogram import Histogram
 
-# Enough for a least-squares range, and little enough to keep for a hundred quantizers.
+# Enough for a least-squares range, yet small enough to keep for a hundred quantizers.
 _VALUES_PER_BATCH = 65536
 _LARGEST = 1e18  # of an activation: variances and gradients square it
 
@@ -21,14 +21,13 @@ def calibrate(model, batches, *, quantizers, training=False):
     """Sets the range of each quantizer to the least squared rounding error.
 
     The batches run through the float network: weights and activations are not rounded, so each
-    range is that of the values themselves, whatever the other ranges are. Of every tensor about
-    65,536 evenly spaced values a batch and its two ends are kept; there is nothing random in it.
-    Where several processes train one model, all get the ranges that the first one finds in its
-    data.
+    range is independent of the other ranges. From every tensor about 65,536 evenly spaced values
+    per batch and its two extremes are kept; nothing is random. If several processes train one
+    model, all get the ranges that the first one finds in its data.
 
     Args:
         model: The wrapped model.
-        batches: Iterable of model inputs, finite ones.
+        batches: Finite iterable of model inputs.
         quantizers: The activation quantizers to set.
         training: Whether BatchNormalization uses the batch's statistics. No state is changed.
 
@@ -51,7 +50,7 @@ def calibrate(model, batches, *, quantizers, training=False):
         for quantizer in fixed_bits:
             quantizer.bits = None
         for batch in batches:
-            # The scope drops whatever the pass updates; float widths for the weights.
+            # The scope discards the pass's updates, and sets float widths for the weights.
             widths = [(width, 0.0) for width in model.weight_widths()]
             with keras.StatelessScope([*local_values(model.variables), *widths]):
                 forward(batch, training=training)
@@ -67,7 +66,7 @@ def calibrate(model, batches, *, quantizers, training=False):
             "batches of inputs."
         )
     for quantizer in quantizers:
-        # Inside a loop of one step some see nothing: no state was there before.
+        # In a loop of one step some observe nothing: there was no state before.
         values = from_first_process(np.concatenate(seen[id(quantizer)] or [np.zeros(1, "float32")]))
         low, high = float(values.min()), float(values.max())
         if not max(-low, high) < _LARGEST:
@@ -84,11 +83,11 @@ def calibrate(model, batches, *, quantizers, training=False):
 
 
 class _Forward:
-    """Runs a model for what its quantizers see, and keeps no tensor longer than it is read."""
+    """Runs a model for its quantizers' inputs, and frees each tensor after its last use."""
 
     def __init__(self, model):
         self.graph = read_graph(model)
-        # Only the inputs: it takes a batch in all the forms in which the model takes one.
+        # Only for the inputs: it accepts a batch in the same forms as the model.
         self.inputs = keras.Model(model.input, model.input)
 
     def __call__(self, batch, *, training):
@@ -98,12 +97,12 @@ class _Forward:
 
 
 def sample(values):
-    """Returns at most about 65,536 evenly spaced values of an array, and its ends."""
+    """Returns at most about 65,536 evenly spaced values of an array, and its extremes."""
     values = values.ravel()
     stride = -(-values.size // _VALUES_PER_BATCH)
     if stride <= 1:
         return values
-    # With a factor in common with the number of channels, it would meet only some of them.
+    # With a common factor with the number of channels, it would only hit some of them.
     while math.gcd(stride, values.size) > 1:
         stride += 1
     return np.append(values[::stride], [values.min(), values.max()])

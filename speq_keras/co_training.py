@@ -3,8 +3,8 @@
     Apprentice    scheme A of Mishra and Marr: the student learns from the teacher's outputs
     CoStudy       the second phase of QKD: both learn from each other
 
-A frozen teacher needs none of this: `wrap(model, distillation=None, teacher=float_model)`. Nor does
-SPEQ, whose teacher is the student itself.
+A frozen teacher needs none of this: `wrap(model, distillation=None, teacher=float_model)`. Neither
+does SPEQ, whose teacher is the student itself.
 """
 
 import keras
@@ -23,18 +23,17 @@ _LOSSES = {
 class CoTraining(SafeSaving, keras.Model):
     """A quantized student and a float teacher under one optimizer; a subclass writes `mix`.
 
-    Its outputs are those of both. The compiled loss is that of the task; metrics are the student's.
-    The student's own SPEQ settings play no part here. After training go on with `student`, and with
-    `teacher`.
+    It has the outputs of both. The compiled loss is the task loss; metrics are the student's. The
+    student's own SPEQ settings are not used. After training, continue with `student` and `teacher`.
 
     Args:
         student: A calibrated `SPEQModel` with one output.
         teacher: A Keras model with the same inputs and the same output shape.
         temperature: T > 0 of the softened outputs.
-        distillation: The distance of the outputs: "kl", as in both papers, or as in `wrap`.
+        distillation: The distance between the outputs: "kl", as in both papers, or as in `wrap`.
 
     Raises:
-        TypeError: If the student is no `SPEQModel` or the teacher no Keras model.
+        TypeError: If the student is not a `SPEQModel` or the teacher not a Keras model.
         ValueError: If the outputs do not fit together, or another argument is not allowed.
     """
 
@@ -57,7 +56,7 @@ class CoTraining(SafeSaving, keras.Model):
         self.temperature = check_number("temperature", temperature, low=0, low_open=True)
         self.distillation = check_method("distillation", distillation)
         self.distance = DistillationLoss(self.distillation, temperature=self.temperature)
-        self.built = True  # both parts are
+        self.built = True  # both parts are built
 
     def call(self, inputs, training=None):
         """Returns {"student": its outputs, "teacher": its outputs}."""
@@ -81,8 +80,8 @@ class CoTraining(SafeSaving, keras.Model):
         Args:
             student_loss: The compiled loss of the student, and all regularizers.
             teacher_loss: The compiled loss of the teacher.
-            to_student: T²·D(teacher, student), whose gradient reaches the student alone.
-            to_teacher: T²·D(student, teacher), whose gradient reaches the teacher alone.
+            to_student: T²·D(teacher, student), whose gradient only reaches the student.
+            to_teacher: T²·D(student, teacher), whose gradient only reaches the teacher.
         """
         raise NotImplementedError
 
@@ -93,7 +92,7 @@ class CoTraining(SafeSaving, keras.Model):
         """Compiles as `keras.Model.compile` does, with one loss.
 
         Raises:
-            ValueError: If the loss is no cross-entropy over classes.
+            ValueError: If the loss is not a cross-entropy over classes.
         """
         if isinstance(loss, str) and loss in _LOSSES:
             loss = _LOSSES[loss]()
@@ -105,20 +104,20 @@ class CoTraining(SafeSaving, keras.Model):
         super().compile(optimizer, loss, **kwargs)
 
     def compile_from_config(self, config):
-        """Compiles a loaded model as the saved one was."""
+        """Compiles a loaded model like the saved one."""
         compile_from_config(self, config)
 
     def make_train_function(self, force=False):
-        """Compiles the step as Keras does, if the student is calibrated.
+        """Compiles the step as in Keras, if the student is calibrated.
 
         Raises:
-            RuntimeError: If it is not.
+            RuntimeError: If it is not calibrated.
         """
-        require_calibrated("student", self.student)  # here, as a model is loaded before its ranges
+        require_calibrated("student", self.student)  # not earlier: ranges are loaded last
         return super().make_train_function(force)
 
     def _logits(self, outputs):
-        """Returns logits; log p differs from them by a constant, which no softmax sees."""
+        """Returns logits; log p differs from them by a constant, which no softmax depends on."""
         outputs = ops.cast(outputs, "float32")
         return outputs if self.loss.from_logits else ops.log(ops.maximum(outputs, 1e-37))
 
@@ -141,18 +140,18 @@ class CoTraining(SafeSaving, keras.Model):
 
 @keras.saving.register_keras_serializable(package="speq_keras")
 class Apprentice(CoTraining):
-    """Scheme A: teacher and student are trained together, the student from the teacher's outputs.
+    """Scheme A: teacher and student are trained together; the student learns from the teacher.
 
         L = α · CE(y, p_T) + β · CE(y, p_S) + γ · T² · KL(p_T ‖ p_S)
 
     The paper's third term is a cross-entropy: it differs by the teacher's entropy, which the
-    student cannot change. No gradient of it reaches the teacher. Schemes B and C have a frozen
+    student cannot change. Its gradient does not reach the teacher. Schemes B and C have a frozen
     teacher: `wrap(distillation=None, teacher=..., speq_weight=0.5)`, for B on the float network,
     for C followed by `set_weights` of a retrained one.
 
     Args:
         student, teacher: See `CoTraining`.
-        temperature: T; the paper has none, which is 1.
+        temperature: T; the paper has none, which is T = 1.
         teacher_weight, student_weight, distillation_weight: α, β, γ.
 
     Example:
@@ -212,8 +211,8 @@ class CoStudy(CoTraining):
         L_S = CE(y, p_S) + w · T² · KL(p_T ‖ p_S)
         L_T = CE(y, p_T) + w · T² · KL(p_S ‖ p_T)
 
-    Each loss trains its own network alone. The first phase ("self-studying") is plain training,
-    `wrap(distillation=None)`; the third ("tutoring") has the teacher of this one, frozen:
+    Each loss trains only its own network. The first phase ("self-studying") is plain training,
+    `wrap(distillation=None)`; the third ("tutoring") uses this phase's teacher, frozen:
     `wrap(distillation=None, teacher=co_study.teacher)`.
 
     Args:

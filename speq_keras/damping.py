@@ -1,4 +1,4 @@
-"""Oscillation damping: a loss that keeps weights away from the thresholds between two codes."""
+"""Oscillation damping: a loss that keeps weights away from the thresholds between codes."""
 
 import dataclasses
 import math
@@ -12,25 +12,25 @@ from speq_keras.layers import QuantizedLayer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OscillationDamping:
-    """Pulls every weight to its quantized value, harder as training goes on.
+    """Pulls every weight towards its quantized value, harder as training goes on.
 
         L = λ(t) · Σ (ŵ − clip(w, low, high))²
         λ(t) = strength · ½ (1 − cos(π · min(t / steps, 1)))
 
     The straight-through gradient pushes a weight to one side of a threshold until its code changes,
-    then back again: its code oscillates, and what BatchNormalization has averaged belongs to
-    neither. Here ŵ is a constant, and `low` and `high` are the smallest and largest values in use,
-    per scale: the gradient is 2λ(t)(w − ŵ) inside that range and 0 outside of it.
+    then back again: its code oscillates, and the BatchNormalization averages fit neither code. Here
+    ŵ is a constant, and `low` and `high` are the smallest and largest values in use, per scale: the
+    gradient is 2λ(t)(w − ŵ) inside that range and 0 outside.
 
     It is a setting of the model, saved with it: `model.damping = OscillationDamping(...)` adds the
-    loss to what `fit` minimizes (not to `task_loss`, nor in evaluation), `model.damping = None`
-    takes it away; either costs one trace. The teacher's pass is not touched. `Apprentice` and
-    `CoStudy` train without it.
+    loss to what `fit` minimizes (not to `task_loss`, nor in evaluation), and `model.damping = None`
+    removes it; both retrace once. The teacher's pass is not affected. `Apprentice` and `CoStudy`
+    train without it.
 
     Args:
-        strength: λ at the end, positive. The paper has 0.1 with SGD.
-        steps: Steps of the optimizer, counted from `compile` like those of a learning-rate
-            schedule, until λ(t) has reached `strength`; afterwards it stays.
+        strength: λ at the end, positive. The paper uses 0.1 with SGD.
+        steps: Optimizer steps until λ(t) reaches `strength`, counted from `compile` like those of a
+            learning-rate schedule; afterwards it stays constant.
 
     Example:
         >>> damping = OscillationDamping(strength=0.1, steps=100)
@@ -39,7 +39,7 @@ class OscillationDamping:
 
     Reference: Nagel et al., "Overcoming Oscillations in Quantization-Aware Training"
     (arXiv:2203.11086), "Oscillation dampening". There low and high are the ends of the grid, which
-    is the same where the end codes are in use.
+    is equivalent if the end codes are in use.
     """
 
     strength: float
@@ -75,7 +75,7 @@ class OscillationDamping:
 
 
 def distance_to_grid(weights, quantizer):
-    """Returns Σ (ŵ − clip(w, low, high))² of one tensor; 0 where the width is float.
+    """Returns Σ (ŵ − clip(w, low, high))² of one tensor; 0 if the width is float.
 
     Example:
         >>> from speq_keras.quantizers import MinMax
@@ -88,7 +88,7 @@ def distance_to_grid(weights, quantizer):
     axes = quantizer.reduced_axes(len(weights.shape))
     low, high = (end(quantized, axis=axes, keepdims=True) for end in (ops.min, ops.max))
     clipped = ops.minimum(ops.maximum(weights, low), high)
-    # A mean times the count, as Keras divides means by the number of replicas, and sums not.
+    # A mean times the count, because Keras divides means, but not sums, by the number of replicas.
     return math.prod(weights.shape) * keras.losses.MeanSquaredError()(quantized, clipped)
 
 
@@ -97,7 +97,7 @@ def _quantized(layers):
 
 
 def check_damping(damping, layers):
-    """Raises an error if `damping` is no damping, or a layer has weights that it cannot pull.
+    """Raises an error if `damping` is not a damping, or a layer has weights that it cannot pull.
 
     Example:
         >>> check_damping(OscillationDamping(strength=0.1, steps=10), [keras.layers.Dense(4)])

@@ -43,66 +43,67 @@ def wrap(
     name=None,
     inputs=None,
 ):
-    """Makes a `SPEQModel` from a float Keras model: the same graph with quantizers in it.
+    """Makes a `SPEQModel` from a float Keras model: the same graph with quantizers.
 
     The float model is not changed; its weights are copied. Layers without a quantize config stay in
     float, and `plan()` says so.
 
-    What is frozen stays frozen: `layer.trainable = False`, before `wrap` or on the layers of the
-    wrapped model, freezes the ranges of the tensors that the layer makes, too. After a layer
-    without weights (an activation, a sum) and after a BatchNormalization, a range is trained while
-    one of the layers with weights before it is. A range that several tensors share is frozen with
-    the first of them, and a second quantizer ("conv_requantizer") with the layers that read it.
-    Layers of a nested model are named "base.conv"; `model.part("base").trainable = True` unfreezes
-    all of them; the float `base` itself no longer counts. Compile again, as in Keras.
+    Frozen layers stay frozen: `layer.trainable = False`, before `wrap` or on the layers of the
+    wrapped model, also freezes the ranges of the layer's outputs. After a layer without weights (an
+    activation, a sum) and after a BatchNormalization, a range is trained as long as one of the
+    preceding layers with weights is. A range shared by several tensors is frozen with the first of
+    them, and a second quantizer ("conv_requantizer") with the layers that read it. Layers of a
+    nested model are named "base.conv"; `model.part("base").trainable = True` unfreezes all of them;
+    setting it on the float `base` has no effect any more. Compile again, as in Keras.
 
     Args:
-        model: A Functional or built Sequential model; models used as layers in it are flattened,
-            and layers made of layers (attention, KerasHub's encoder blocks) taken apart. Or a
-            subclassed model whose `call` runs on symbolic tensors: its graph is taken, with its
-            layers and weights, and `float_model()` is the Functional model of that graph. A
-            `train_step`, `test_step` or `get_config` of its own is not taken over.
+        model: A Functional or built Sequential model. Nested models are flattened, and layers made
+            of layers (attention, KerasHub's encoder blocks) are taken apart. Or a subclassed model
+            whose `call` runs on symbolic tensors: its graph is used, with its layers and weights,
+            and `float_model()` is the Functional model of that graph. Its own `train_step`,
+            `test_step` or `get_config` are not used.
         w_bits: Width of the weights in bits, 2 to 8, or None: weights stay float.
-        a_bits: Width of the activations that weighted layers read, 2 to 8, or None: activations
-            stay float (then there is nothing to draw, and training is plain).
-        teacher_bits: n_H of Eq. 1 in bits; 8 unless given.
-        quantization_probability: u of Eq. 1: how often the teacher takes the target width, 0 to 1;
-            0.5 unless given.
+        a_bits: Width of the weighted layers' input activations, 2 to 8, or None: activations stay
+            float (then there is nothing to draw, and training is plain).
+        teacher_bits: n_H of Eq. 1 in bits; by default 8.
+        quantization_probability: u of Eq. 1: the probability of the target width in the teacher, 0
+            to 1; by default 0.5.
         temperature: T of Eq. 2, positive.
         distillation: `"cosine"` (Eq. 8, divided by the L2 norms), `"dot"` (Eq. 8 as printed, with
-            the gradient of Eq. 9), `"kl"` (Eq. 6), a loss of your own (a function of the softened
+            the gradient of Eq. 9), `"kl"` (Eq. 6), a custom loss (a function of the softened
             probabilities of teacher and student, such as `keras.losses.kl_divergence`, or its name:
-            `losses.register_distillation`), or None: plain quantization-aware training.
-            "auto": the cosine where there is something to distil, an output with logits and a
-            teacher that may have another width than the student; else plain training, at its
-            cost, which is said once. Decided anew at `compile` and when `set_bits` changes it.
+            `losses.register_distillation`), or None: plain quantization-aware training. "auto": the
+            cosine if there is something to distil, that is, an output with logits and a teacher
+            whose widths can differ from the student's; otherwise plain training, at its cost, with
+            one warning. Decided anew at `compile` and when `set_bits` changes it.
         teacher: An external float Keras model with the same outputs (Eq. 3). It is not trained and
             not saved with the model.
-        speq_weight: λ of Eq. 4, 0 to 1; 0.5 unless given. Only with `teacher`.
-        teacher_distillation: The loss against `teacher`, as `distillation`; "kl" in Eq. 3.
-        weight_quantizer: Name or object; `quantizers` has a table, and registers your own.
+        speq_weight: λ of Eq. 4, 0 to 1; by default 0.5. Only with `teacher`.
+        teacher_distillation: The loss against `teacher`, as in `distillation`; "kl" in Eq. 3.
+        weight_quantizer: Name or object; see the table in `quantizers`, which also registers custom
+            ones.
         activation_quantizer: Likewise.
         boundary_bits: Width in bits of the weights and inputs of the first and last weighted
-            layers; None leaves them float. Weights of a fixed width are min-max, per channel.
+            layers; None leaves them float. Weights with a fixed width use min-max, per channel.
         skip: Name or names of layers to leave in float; shell patterns ("block1_*").
         configs: {name pattern or layer class: `QuantizeConfig`}; the first match wins.
-        teacher_precision: How the teacher's widths are drawn; `precision.Bernoulli` unless given.
+        teacher_precision: How the teacher's widths are drawn; by default `precision.Bernoulli`.
         fused_batch_norm: Whether BatchNormalization trains with TensorFlow's fused kernel: a fifth
-            less time per step, the same values to float accuracy but where a mean is a thousand
-            standard deviations (error 1.3e-3 against 5.6e-4). Without effect on other backends.
-            What was saved with Keras' own keeps it: wrap the float model anew and `load_weights`
-            of the old one, with its ranges.
-        seed: Seed of the draws, a whole number; None takes a random one.
-        name: Name of the new model; the float model's unless given.
-        inputs: Of a subclassed model that was not called yet, or whose inputs are not all of its
-            own dtype: what its `call` takes, as `keras.Input` tensors (one, a list or a dict).
+            less time per step, and the same values to float accuracy unless a mean is a thousand
+            standard deviations (error 1.3e-3 against 5.6e-4). No effect on other backends. Models
+            saved with Keras' own keep it: wrap the float model anew and `load_weights` of the old
+            model, including its ranges.
+        seed: Seed of the draws, an integer; None takes a random one.
+        name: Name of the new model; by default the float model's.
+        inputs: For a subclassed model that was not called yet, or whose inputs do not all have its
+            own dtype: the inputs of its `call`, as `keras.Input` tensors (one, a list or a dict).
 
     Returns:
         A `SPEQModel`, not compiled.
 
     Raises:
         TypeError: If `model` is not a Keras 3 model, or an argument has the wrong type.
-        ValueError: If the model has no graph to read, is quantized already, has nothing to
+        ValueError: If the model has no readable graph, is already quantized, has nothing to
             quantize, or an argument has a value that is not allowed.
 
     Example:
@@ -152,7 +153,7 @@ def assemble(model, graph, settings, *, name, teacher=None):
 
     Args:
         model: The float model.
-        graph: The `QuantizedGraph` made of it.
+        graph: The `QuantizedGraph` made from it.
         settings: The `TrainingSettings`.
         name: Name of the new model.
         teacher: External float teacher, or None.
@@ -170,19 +171,19 @@ def assemble(model, graph, settings, *, name, teacher=None):
 
 
 def _config_of(model, read=None):
-    """Returns the config of a float model, or else that of its layers taken apart, as in `read`."""
+    """Returns a float model's config, or else that of its layers taken apart, as in `read`."""
     plain = plain_functional(model)
     try:
         return json.dumps(keras.saving.serialize_keras_object(plain))
-    except Exception as error:  # from a `get_config` of other people
+    except Exception as error:  # from a third-party `get_config`
         if read is not None:
             return _config_of(taken_apart(read, model.name))
         for operation in plain.operations:
             check_has_config(operation)
         raise ValueError(
-            "`model` must have a config, from which it can be made again. "
+            "`model` must have a config, from which it can be recreated. "
             f"{describe(model=model.name, error=brief(error))} Define `get_config()` in every "
-            "layer of your own."
+            "custom layer."
         ) from error
 
 
@@ -199,7 +200,7 @@ def _check_method(model, a_bits, distillation, teacher):
 def _check_model(model):
     if isinstance(model, SPEQModel):
         raise ValueError(
-            "`model` must be a float model, and this one is wrapped already. "
+            "`model` must be a float model, and this one is already wrapped. "
             f"{describe(model=model.name)} Change its widths with `set_bits`, its method with "
             "`model.distillation`, or wrap `model.float_model()` again."
         )

@@ -1,7 +1,7 @@
-"""Files that are whole or not there: the one way in which the package writes any file.
+"""Files that are complete or absent: the only way in which the package writes files.
 
-check_path, check_folder    before the work: a sentence where nothing can be written
-replacing                   a temporary path, and what is written there moves into place
+check_path, check_folder    before the work: an error if nothing can be written
+replacing                   a temporary path, whose contents are moved into place
 write_safely                the same for bytes
 """
 
@@ -15,7 +15,7 @@ import tempfile
 
 from speq_keras._checks import describe
 
-_HIDDEN = ".speq_"  # how the names of the hidden folders begin; mkdtemp appends eight letters
+_HIDDEN = ".speq_"  # prefix of the hidden folders; mkdtemp appends eight letters
 _ODD_KINDS = {
     stat.S_ISFIFO: "a named pipe",
     stat.S_ISSOCK: "a socket",
@@ -30,19 +30,19 @@ _ODD_KINDS = {
 def check_path(path, *, name="path", suffix=".tflite", in_new_folder=False):
     """Returns `path` as a `pathlib.Path` after checking that a file can be written there.
 
-    Called before any work is done: minutes of folding should not end in a typing error. A link to a
-    regular file counts as that file.
+    Called before any work is done: minutes of folding should not end in a typo. A link to a regular
+    file counts as that file.
 
     Args:
         path: The path.
-        name: Of the argument, for the sentence.
-        suffix: What the name has to end in; None: anything.
-        in_new_folder: Whether the writer makes folders that are missing.
+        name: Name of the argument, for the error.
+        suffix: Required end of the name; None: any.
+        in_new_folder: Whether the writer creates missing folders.
 
     Raises:
-        TypeError: If `path` is no path.
-        ValueError: If it does not end in `suffix`, its folder does not exist or cannot be written
-            to, what is there is no regular file or is read-only, or the system takes no such name.
+        TypeError: If `path` is not a path.
+        ValueError: If it does not end in `suffix`, its folder does not exist or is not writable,
+            the existing file is not a regular file or is read-only, or the system rejects the name.
     """
     ending = "" if suffix is None else f" that ends in {suffix}"
     comma = "," if ending else ""
@@ -62,14 +62,14 @@ def check_path(path, *, name="path", suffix=".tflite", in_new_folder=False):
 
 
 def check_folder(path, *, name="path"):
-    """Returns `path` as a `pathlib.Path` after checking that it is a folder or one can be made.
+    """Returns `path` as a `pathlib.Path` after checking that it is a folder or can become one.
 
     Raises:
-        TypeError: If `path` is no path.
-        ValueError: If something else is there, nothing can be written there, or the system takes no
-            such name.
+        TypeError: If `path` is not a path.
+        ValueError: If something else is there, nothing can be written there, or the system rejects
+            the name.
     """
-    rule = f"`{name}` must be a folder, which may not exist yet."
+    rule = f"`{name}` must be a folder, which need not exist yet."
     path, received = _as_path(path, name, rule)
     problem = _wrong_name(path)
     if not problem and not path.is_dir() and os.path.lexists(path):
@@ -91,15 +91,15 @@ def _as_path(path, name, rule):
 
 
 def _wrong_name(path):
-    """Returns a sentence where the system takes no such name, or its folder may not be searched."""
-    # In the hidden folder, too, the path must not be too long.
+    """Returns a sentence if the system rejects the name, or its folder may not be searched."""
+    # The path must not be too long inside the hidden folder, either.
     for place in (path, path.parent / f"{_HIDDEN}{'x' * 8}" / path.name):
         try:
             os.lstat(place)
         except (FileNotFoundError, NotADirectoryError):
-            pass  # a new file; or the folder is at fault
+            pass  # a new file, or a problem of the folder
         except ValueError:
-            return "No file can have this name: leave out NUL and what is no text."
+            return "No file can have this name: leave out NUL and invalid characters."
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 return "The name is too long for the file system: shorten it."
@@ -108,7 +108,7 @@ def _wrong_name(path):
 
 
 def _wrong_file(path):
-    """Returns a sentence where something is at `path` that a file must not replace."""
+    """Returns a sentence if `path` is something that a file must not replace."""
     if path.is_dir():
         return "This is a folder: name a file in it."
     target = _target(path)
@@ -126,7 +126,7 @@ def _wrong_file(path):
 
 
 def _wrong_folder(folder, may_be_new):
-    """Returns a sentence where `folder` cannot get a file."""
+    """Returns a sentence if no file can be written to `folder`."""
     while may_be_new and not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
@@ -139,7 +139,7 @@ def _wrong_folder(folder, may_be_new):
 
 
 def _target(path):
-    """Returns what `path` leads to: what is replaced is never the link."""
+    """Returns what `path` leads to: a link is never replaced itself."""
     return pathlib.Path(os.path.realpath(path))
 
 
@@ -150,22 +150,22 @@ def _target(path):
 def replacing(path):
     """Gives a temporary path; the file or folder made there replaces `path` if all went well.
 
-    The temporary path ends in the name of `path` (by which Keras tells formats). It lies in a
-    hidden folder beside it: only within a file system moving is one step, and the name of a hidden
-    file would have to be longer than that of the file. What is written goes onto the disk before it
-    gets its name. A process killed in between leaves at most the hidden folder.
+    The temporary path ends in the name of `path` (by which Keras recognizes formats). It is in a
+    hidden folder next to it, because a move is atomic only within a file system, and a hidden file
+    would need a longer name than the file. The content is flushed to disk before it gets its name.
+    A process killed in between leaves at most the hidden folder.
 
     A set of several files is written first, and then moved file by file: into a folder that exists,
-    where everything else stays; and beside `path` what was written beside the temporary path. A
-    kill within these few calls can leave the set half old and half new, each file whole.
+    where everything else is kept; and next to `path` for files written next to the temporary path.
+    A kill within these few calls can leave the set half old and half new, with each file complete.
 
-    Permissions, and as far as the system allows the owner, stay those of the older file.
+    Permissions, and if the system allows it the owner, are copied from the older file.
 
     Args:
         path: Path of a file, or of a folder.
 
     Raises:
-        TypeError, ValueError: As `check_path`, at the latest before anything is replaced.
+        TypeError, ValueError: As in `check_path`, at the latest before anything is replaced.
         OSError: If the disk is full or fails; nothing is left behind.
     """
     path = pathlib.Path(path)
@@ -178,7 +178,7 @@ def replacing(path):
         yield temporary
         beside = [entry for entry in sorted(hidden.iterdir()) if entry != temporary]
         moves = [move for entry in beside for move in _moves(entry, path.parent / entry.name)]
-        if temporary.exists():  # the last, since it may name the others
+        if temporary.exists():  # last, because it may name the others
             moves += _moves(temporary, path)
         for made, place in moves:
             check_folder(place) if made.is_dir() else check_path(place, suffix=None)
@@ -190,14 +190,14 @@ def replacing(path):
 
 
 def write_safely(path, content):
-    """Writes `content` under `path`: all of it, or nothing, and then an older file is still there.
+    """Writes `content` to `path`: all of it or nothing, and then an older file is still there.
 
     Args:
         path: Path of the file.
         content: The bytes.
 
     Raises:
-        TypeError, ValueError: As `check_path`.
+        TypeError, ValueError: As in `check_path`.
         OSError: If the disk is full or fails; nothing is left behind.
     """
     path = check_path(path, suffix=None)
@@ -206,7 +206,7 @@ def write_safely(path, content):
 
 
 def _moves(made, place):
-    """Yields (file or folder, where it goes); of a folder that is there, entry by entry."""
+    """Yields (file or folder, its destination); for an existing folder, entry by entry."""
     if made.is_dir() and place.is_dir():
         for entry in sorted(made.iterdir()):
             yield from _moves(entry, place / entry.name)
@@ -221,7 +221,7 @@ def _move(made, target):
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        # One of several files leads, by a link, to another disk.
+        # One of several files is a link to another disk.
         with replacing(target) as temporary:
             shutil.copyfile(made, temporary)
     _sync_entry(target.parent)
@@ -240,7 +240,7 @@ def _keep_permissions(made, target):
 
 
 def _sync(made):
-    """Puts a file, or all that is in a folder, onto the disk."""
+    """Flushes a file, or everything in a folder, to disk."""
     for path in [made, *made.rglob("*")]:
         if path.is_dir():
             _sync_entry(path)
@@ -253,7 +253,7 @@ def _sync(made):
 
 
 def _sync_entry(folder):
-    """Puts the names in a folder onto the disk too, where the system can do that to a folder."""
+    """Flushes the names in a folder to disk too, if the system supports that."""
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:

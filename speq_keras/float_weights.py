@@ -1,4 +1,4 @@
-"""From a wrapped model back to the float model it was made of, and float weights into it."""
+"""Restores the float model of a wrapped model, and loads float weights into it."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from speq_keras.wrapping.subclassed import as_functional
 
 
 def model_with_weights_of(wrapped):
-    """Returns the float model that a `SPEQModel` was made of, with its weights."""
+    """Returns the float model that a `SPEQModel` was made from, with its weights."""
     model = _bare_model(wrapped)
     for mine, theirs in _pairs(wrapped, model):
         theirs.assign(ops.copy(ops.reshape(mine.value, theirs.shape)))
@@ -30,7 +30,7 @@ def load(wrapped, source):
 
     Args:
         wrapped: The `SPEQModel`.
-        source: As for `SPEQModel.load_float_weights`.
+        source: As in `SPEQModel.load_float_weights`.
     """
     if not isinstance(source, keras.Model | str | os.PathLike):
         raise TypeError(
@@ -58,7 +58,7 @@ def _input_like(x):
 
 
 def _without_ones(shape):
-    """Returns the sizes of a bias, which may have other axes of size 1 behind its own."""
+    """Returns the sizes of a bias, which may have extra trailing axes of size 1."""
     return [size for size in shape if size != 1]
 
 
@@ -72,7 +72,7 @@ def _model_of_file(wrapped, path):
             return keras.saving.load_model(path, compile=False)
         model = _bare_model(wrapped)
         model.load_weights(path)
-    except Exception as error:  # from a damaged file, one of another model, or a foreign layer
+    except Exception as error:  # a damaged file, another model, or an unknown layer
         raise ValueError(
             f"{rule}. {received} Keras cannot read it ({_cause(error)}). Load it yourself, and "
             "pass the model."
@@ -81,28 +81,28 @@ def _model_of_file(wrapped, path):
 
 
 def _bare_model(wrapped):
-    """Returns the float model with weights of its own."""
+    """Returns the float model with its own weights."""
     config = wrapped.provenance.float_config
     if config is None:
         raise RuntimeError(
-            "The float model is known to models made by `speq_keras.wrap`, and this one was "
-            "made in another way."
+            "The float model is known only for models made by `speq_keras.wrap`, and this one was "
+            "not made by it."
         )
     config, objects = with_live_objects(json.loads(config), wrapped.layers, wrapped.float_classes)
     try:
         model = keras.saving.deserialize_keras_object(config, custom_objects=objects)
-    except Exception as error:  # from a `from_config` of other people
+    except Exception as error:  # from a third-party `from_config`
         raise ValueError(
             "The float model must be reproducible from its config, which lacks what only this "
             f"process knew. {describe(model=wrapped.name, error=_cause(error))} Register functions "
-            "and classes of your own with keras.saving.register_keras_serializable, and wrap again."
+            "and custom classes with keras.saving.register_keras_serializable, and wrap again."
         ) from error
     build_fused_layers(read_graph(model))
     return model
 
 
 def _cause(error):
-    """Returns in a few words what Keras wraps into several errors, the whole config in each."""
+    """Returns, in brief, the cause of nested Keras errors, each of which repeats the config."""
     while error.__context__ is not None:
         error = error.__context__
     return brief(error)

@@ -1,4 +1,4 @@
-"""A model in which what is frozen stays as it is: weights, and the ranges that go with them."""
+"""A model in which frozen parts do not change: weights, and the ranges that belong to them."""
 
 import keras
 
@@ -8,10 +8,10 @@ from speq_keras.saving import SafeSaving
 
 
 class Part:
-    """The layers into which `wrap` has flattened a nested model, or a layer made of layers.
+    """The layers into which `wrap` flattened a nested model, or a layer made of layers.
 
     Attributes:
-        name: The name that the nested model had.
+        name: The name of the nested model.
         layers: Its layers in the quantized model, in order.
     """
 
@@ -20,7 +20,7 @@ class Part:
 
     @property
     def trainable(self):
-        """Whether a layer of it is trained. Setting it sets all, as Keras does; then compile."""
+        """Whether any of its layers is trained. Setting it sets all, as in Keras; then compile."""
         return any(layer.trainable for layer in self.layers)
 
     @trainable.setter
@@ -30,10 +30,10 @@ class Part:
 
 
 class FreezingModel(SafeSaving, keras.Model):
-    """A model whose activation quantizers train only while the layers that they belong to do.
+    """A model whose activation quantizers train only while the layers they belong to do.
 
-    A quantizer is a layer of its own. `layer.trainable = False` on the layer whose tensor it rounds
-    would not reach it, and a trained range moves all that comes after.
+    A quantizer is a separate layer. `layer.trainable = False` on the layer whose tensor it rounds
+    would not reach it, and a trained range affects everything after it.
     """
 
     def part(self, name):
@@ -57,20 +57,20 @@ class FreezingModel(SafeSaving, keras.Model):
         """
         parts = {}
         for layer in self.layers:
-            if not isinstance(layer, ActivationQuantizer):  # these follow their layers
+            if not isinstance(layer, ActivationQuantizer):  # they follow their layers
                 names = layer.name.split(".")
                 for end in range(1, len(names)):
                     parts.setdefault(".".join(names[:end]), []).append(layer)
         if name not in parts:
             known = ", ".join(map(repr, parts)) or "none"
             raise ValueError(
-                f"`name` must be that of a nested model that was wrapped with this one: {known}. "
-                f"{describe(name=name)} Layers are found by `get_layer`."
+                f"`name` must be the name of a nested model in the wrapped model: {known}. "
+                f"{describe(name=name)} Use `get_layer` for layers."
             )
         return Part(name, parts[name])
 
     def _give_ranges_to_layers(self, owners):
-        """Lets the range of every activation quantizer follow the layers that it belongs to.
+        """Makes the range of each activation quantizer follow the layers it belongs to.
 
         Args:
             owners: As in `Provenance`.
@@ -83,14 +83,14 @@ class FreezingModel(SafeSaving, keras.Model):
                 )
 
     def _trained(self, variables):
-        """Returns the variables that are in no frozen range."""
+        """Returns the variables that do not belong to a frozen range."""
         quantizers = [q for q in self.layers if isinstance(q, ActivationQuantizer) and q.is_frozen]
         frozen = {id(v) for q in quantizers for v in q.trainable_variables}
         return [v for v in variables if id(v) not in frozen]
 
     @property
     def trainable_variables(self):
-        """As in Keras; the ranges of a frozen layer's tensors are not among them.
+        """As in Keras, without the ranges of frozen layers' tensors.
 
         Example:
             >>> import speq_keras

@@ -4,7 +4,7 @@ import keras
 from keras import layers, ops
 
 
-# Named like its base, because reports, plans and export go by the names of classes.
+# Named like its base class, because reports, plans and export use class names.
 @keras.saving.register_keras_serializable(package="speq_keras")
 class BatchNormalization(layers.BatchNormalization):
     """Computes Keras' BatchNormalization with one kernel forward and one backward.
@@ -12,12 +12,12 @@ class BatchNormalization(layers.BatchNormalization):
         y = γ · (x − mean(x)) / √(var(x) + ε) + β
         moving ← momentum · moving + (1 − momentum) · new
 
-    Keras makes it of some ten operations, each of which goes through the whole tensor. Values,
-    gradients and moving statistics are the same to float accuracy.
+    Keras uses about ten operations, each of which passes over the whole tensor. Values, gradients
+    and moving statistics are the same to float accuracy.
 
     The kernel runs in training on the TensorFlow backend, on tensors with four axes of which the
-    last is normalized, in at most 32 bits. All else is left to Keras' own code: inference, masks,
-    `renorm`, `synchronized`, other backends.
+    last is normalized, in at most 32 bits. Everything else is left to Keras' own code: inference,
+    masks, `renorm`, `synchronized`, other backends.
 
     Args:
         All arguments of `keras.layers.BatchNormalization`.
@@ -30,7 +30,7 @@ class BatchNormalization(layers.BatchNormalization):
     """
 
     def call(self, inputs, training=None, mask=None):
-        """Normalizes `inputs`: with the kernel where there is one, else as Keras does."""
+        """Normalizes `inputs`: with the kernel if possible, otherwise like Keras."""
         if not (training and self.trainable and mask is None and self._has_kernel(inputs)):
             return super().call(inputs, training=training, mask=mask)
         x = ops.cast(inputs, "float32")
@@ -50,12 +50,12 @@ class BatchNormalization(layers.BatchNormalization):
             and self.axis in (-1, 3)
             and keras.backend.result_type(inputs.dtype, "float32") == "float32"
             and not self.synchronized
-            and not getattr(self, "renorm", False)  # older Keras has none
+            and not getattr(self, "renorm", False)  # older Keras lacks it
         )
 
 
 def fused(layer):
-    """Returns a copy with the kernel of a Keras BatchNormalization, and any other layer itself.
+    """Returns a copy of a Keras BatchNormalization with the kernel; other layers unchanged.
 
     Weights are not copied.
 
@@ -73,12 +73,12 @@ def fused(layer):
 
 def _kernel(x, gamma, beta, epsilon):
     """Returns `(y, mean, variance)`; no gradient flows through the statistics."""
-    import tensorflow as tf  # only where it is the backend
+    import tensorflow as tf  # only if it is the backend
 
     none = tf.zeros([0])
     made = tf.raw_ops.FusedBatchNormV3(
         x=x, scale=gamma, offset=beta, mean=none, variance=none, epsilon=epsilon, is_training=True
     )
-    # The kernel gives the sum of squares over n − 1, Keras averages it over n.
+    # The kernel divides the sum of squares by n − 1, Keras by n.
     count = tf.cast(tf.size(x) // x.shape[-1], "float32")
     return made.y, made.batch_mean, made.batch_variance * ((count - 1.0) / count)

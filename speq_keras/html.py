@@ -1,4 +1,4 @@
-"""A report as a self-contained web page: one file, no scripts, nothing loaded from anywhere."""
+"""A report as a self-contained web page: one file, no scripts, no external resources."""
 
 import html
 import re
@@ -7,7 +7,7 @@ from speq_keras.files import check_path
 from speq_keras.ops import MAX_BITS
 from speq_keras.processes import path_to_write
 
-# How many columns of the tables of a report hold words.
+# Number of text columns in a report's tables.
 LAYER_WORDS = 4
 RANGE_WORDS = 3
 
@@ -32,7 +32,7 @@ td[style] { background: linear-gradient(90deg, var(--fill, var(--bar)) var(--sha
             no-repeat .2rem 50% / calc(100% - .4rem) 70%; }
 td.float { --fill: var(--float); }
 tbody tr:hover { background: #8881; }
-/* On a phone the boxes stand in two columns, and a table scrolls under its first column. */
+/* On a phone the boxes form two columns, and a table scrolls under its first column. */
 @media (max-width: 60rem) {
   body { margin: 1rem auto; font-size: 14px; }
   dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .5rem; }
@@ -112,8 +112,8 @@ def written(path, make_page):
     """Returns a page, after writing it to a file.
 
     Args:
-        path: File, ".html", which is checked before the page is made; None: no file. It is written
-            whole or not at all; of several processes the first one writes.
+        path: File, ".html", checked before the page is made; None: no file. It is written
+            completely or not at all; of several processes the first one writes.
         make_page: Function without arguments that returns the page.
 
     Raises:
@@ -133,7 +133,7 @@ def page(title, parts):
 
     Args:
         title: Text.
-        parts: Strings of HTML, as `facts`, `heading` and `table` return them.
+        parts: HTML strings from `facts`, `heading` and `table`.
 
     Example:
         >>> page("a < b", [heading("Layers")]).splitlines()[-1]
@@ -177,9 +177,9 @@ def table(cells, bars, *, words=3):
 
     Args:
         cells: Rows of texts; the first one is the header.
-        bars: {(row, column): share of the cell that is filled, 0 to 1}, rows counted without the
-            header. A cell whose text begins with "float" has another colour.
-        words: How many columns hold words, or which ones: a collection of their numbers.
+        bars: {(row, column): filled share of the cell, 0 to 1}, rows counted without the header. A
+            cell whose text begins with "float" gets another colour.
+        words: Number of text columns, or a collection of their indices.
 
     Example:
         >>> text = table([("layer", "type", "", "kB"), ("a<b", "Dense", "", "3")], {(0, 3): 0.5})
@@ -215,7 +215,7 @@ def _cell(text, kind, share):
 
 
 def _breakable(text):
-    """Returns HTML whose long names break between their words: after _, / and ., before capitals.
+    """Returns HTML whose long names can break between words: after _, / and ., before capitals.
 
     Example:
         >>> _breakable("conv2_bn/GlobalAveragePooling2D")

@@ -13,7 +13,7 @@ from speq_keras.quantizers import ActivationQuantizer, WeightQuantizer
 
 @contextlib.contextmanager
 def _silent_masks():
-    """Keeps Keras from warning of a mask that ends here: who needs it has it as an argument."""
+    """Silences Keras' warning about a mask that ends here: layers get masks as arguments."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* was passed an input with a mask attached")
         yield
@@ -24,10 +24,10 @@ class QuantizedLayer(keras.layers.Wrapper):
     """Runs `layer` with quantized values in place of some of its variables.
 
     The layer itself is called, under a `keras.StatelessScope` that maps each variable to its value,
-    quantized or not. `layer.stateless_call` would be shorter but skips `__call__`: no autocasting,
-    no masks, no activity losses, and state updates lost. What the call changes in non-trainable
-    variables (moving statistics, seeds) is assigned back; under the SPEQ teacher an outer scope
-    catches that.
+    quantized or not. `layer.stateless_call` would be shorter but skips `__call__`: it would lose
+    autocasting, masks, activity losses and state updates. Changes to non-trainable variables
+    (moving statistics, seeds) are assigned back; under the SPEQ teacher an outer scope catches
+    them.
 
     The wrapper itself is float32 and does not autocast, so quantizers see the full weights while
     the layer computes in its own dtype.
@@ -64,10 +64,10 @@ class QuantizedLayer(keras.layers.Wrapper):
             **kwargs,
         )
         self.quantizers = dict(quantizers)
-        if not trainable:  # Keras tells those inside of a later change only
+        if not trainable:  # Keras passes only later changes on to inner layers
             for quantizer in self.quantizers.values():
                 quantizer.trainable = False
-        self.supports_masking = True  # what becomes of a mask, `compute_mask` says
+        self.supports_masking = True  # `compute_mask` decides about masks
 
     def build(self, input_shape):
         """Builds the layer, then the quantizers for its variables."""
@@ -89,7 +89,7 @@ class QuantizedLayer(keras.layers.Wrapper):
 
     def _check_axes(self, attribute, variable, quantizer):
         rank = len(variable.shape)
-        # The last axis is that of layers without any: a scalar has one scale.
+        # The default, the last axis, also applies to scalars: these have one scale.
         if any(not -max(rank, 1) <= axis < max(rank, 1) for axis in quantizer.channel_axes):
             raise ValueError(
                 f"Layer '{self.layer.name}' ({type(self.layer).__name__}): `channel_axes` must be "
@@ -112,11 +112,11 @@ class QuantizedLayer(keras.layers.Wrapper):
         return variable
 
     def call(self, inputs=None, *args, **kwargs):
-        """Returns what the layer makes of its inputs with quantized values of its variables."""
-        if inputs is not None:  # a layer with several inputs may be given all of them by name
+        """Returns the layer's output, computed with quantized values of its variables."""
+        if inputs is not None:  # all of several inputs may be given by name
             args = (inputs, *args)
-        # All variables, also the untouched ones: inside the scope below, values that an outer scope
-        # holds would not be seen.
+        # All variables, even unchanged ones: inside the scope below, values of an outer scope would
+        # not be visible.
         values = {id(v): (v, v.value) for v in self.layer.variables}
         for attribute, quantizer in self.quantizers.items():
             variable = self.variable(attribute)
@@ -126,7 +126,7 @@ class QuantizedLayer(keras.layers.Wrapper):
             with contextlib.nullcontext() if self.layer.supports_masking else _silent_masks():
                 outputs = self.layer(*args, **kwargs)
         for loss in scope.losses:
-            # A new tensor: Keras tells losses apart by identity, and would count this one twice.
+            # A new tensor: Keras tells losses apart by identity and would count this one twice.
             self.add_loss(1.0 * loss)
         for key, (variable, _) in values.items():
             after = scope.get_current_value(variable)
@@ -135,11 +135,11 @@ class QuantizedLayer(keras.layers.Wrapper):
         return outputs
 
     def compute_output_spec(self, *args, **kwargs):
-        """Returns that of the layer: computing with quantizers took half of the time of `wrap`."""
+        """Returns the layer's own: computing it with quantizers took half the time of `wrap`."""
         return self.layer.compute_output_spec(*args, **kwargs)
 
     def compute_mask(self, inputs, previous_mask=None):
-        """Returns that of the layer, None for one that knows no masks."""
+        """Returns the layer's own, or None if it does not support masks."""
         if not self.layer.supports_masking:
             return None
         return self.layer.compute_mask(inputs, previous_mask)
@@ -156,7 +156,7 @@ class QuantizedLayer(keras.layers.Wrapper):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """Makes the layer of `get_config`'s values."""
+        """Makes the layer from the values of `get_config`."""
         config = dict(config)
         layer = keras.saving.deserialize_keras_object(
             config.pop("layer"), custom_objects=custom_objects
@@ -170,12 +170,12 @@ class QuantizedLayer(keras.layers.Wrapper):
 
 @keras.saving.register_keras_serializable(package="speq_keras")
 class Constant(keras.layers.Layer):
-    """Returns the same array whatever it is called on: what a layer returns beside its tensors.
+    """Returns the same array for any input: a constant output of a layer.
 
     Args:
         value: The array, or a list of its values.
-        shape: Its shape; that of `value` unless given.
-        value_dtype: Its dtype; that of `value` unless given.
+        shape: Its shape; by default that of `value`.
+        value_dtype: Its dtype; by default that of `value`.
 
     Example:
         >>> Constant([1.0, 2.0])(keras.ops.zeros((5, 3))).shape == (2,)
@@ -199,14 +199,14 @@ class Constant(keras.layers.Layer):
         return {
             **super().get_config(),
             "value": self.value.ravel().tolist(),
-            "shape": list(self.value.shape),  # a list has no place for the sizes of an empty array
+            "shape": list(self.value.shape),  # nested lists lose the shape of an empty array
             "value_dtype": str(self.value.dtype),
         }
 
 
 @keras.saving.register_keras_serializable(package="speq_keras")
 class MaskedOutput(keras.layers.Layer):
-    """Hands on the first of two tensors, and the second one as its mask, for losses to see."""
+    """Returns the first of two tensors, with the second as its mask, so that losses see it."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -217,7 +217,7 @@ class MaskedOutput(keras.layers.Layer):
         return inputs[0]
 
     def compute_output_spec(self, inputs):
-        """Returns that of the tensor."""
+        """Returns the tensor's shape and dtype."""
         return keras.KerasTensor(inputs[0].shape, dtype=inputs[0].dtype)
 
     def compute_mask(self, inputs, previous_mask=None):
@@ -226,7 +226,7 @@ class MaskedOutput(keras.layers.Layer):
 
 
 def activation_quantizers(layer):
-    """Returns the `ActivationQuantizer`s of a layer: it is one, or has some inside.
+    """Returns the `ActivationQuantizer`s of a layer: the layer itself or those inside it.
 
     Example:
         >>> activation_quantizers(keras.layers.Dense(4))
@@ -238,7 +238,7 @@ def activation_quantizers(layer):
 
 
 def weight_quantizers(layer):
-    """Returns the `WeightQuantizer`s of a layer; empty for a layer that has none.
+    """Returns the `WeightQuantizer`s of a layer, if any.
 
     Example:
         >>> weight_quantizers(keras.layers.Dense(4))

@@ -1,19 +1,19 @@
-"""The user's own functions and classes, which a config names and only the live layers have.
+"""The user's functions and classes, which configs only name and live layers contain.
 
-In a config a Lambda's function is code, which Keras does not run for safety, and a function or a
-class that is not registered is a name. A wrapped model has the very objects in its own layers: they
-take their places, and no code of a config is run.
+In a config a Lambda's function is code, which Keras does not run for safety, and an unregistered
+function or class is only a name. A wrapped model has the objects themselves in its layers: they are
+substituted, and no code from a config is run.
 """
 
 import keras
 
 from speq_keras.layers import QuantizedLayer
 
-_OWN = "speq_keras_live>"  # no name that anybody registers
+_OWN = "speq_keras_live>"  # a name that nobody registers
 
 
 def own_classes(model):
-    """Returns the classes of all layers of a model, and of models in it, that are not Keras'."""
+    """Returns the classes, other than Keras' own, of all layers in a model and nested models."""
     classes = set()
     for layer in model.layers:
         if hasattr(layer, "layers"):
@@ -27,12 +27,12 @@ def own_classes(model):
 
 
 def with_live_objects(config, layers, classes=()):
-    """Returns a config with names in place of functions, and `custom_objects` for these names.
+    """Returns a config with functions replaced by names, and `custom_objects` for these names.
 
     Args:
-        config: That of a float model, as `serialize_keras_object` makes it; it is changed.
-        layers: The layers of the model that was made of it.
-        classes: Classes of layers of which that model has none any more.
+        config: A float model's config from `serialize_keras_object`; it is changed.
+        layers: The layers of the model made from it.
+        classes: Classes of layers that this model no longer contains.
     """
     layers = [part for layer in layers for part in _with_inner(layer)]
     lambdas = [layer for layer in layers if isinstance(layer, keras.layers.Lambda)]
@@ -43,7 +43,7 @@ def with_live_objects(config, layers, classes=()):
     for function in (getattr(layer, "activation", None) for layer in layers):
         if hasattr(function, "__name__"):
             functions.setdefault(function.__name__, set()).add(function)
-    # Of two with one name, the config does not say which one is meant.
+    # If two have the same name, the config does not say which one is meant.
     functions = {name: found.pop() for name, found in functions.items() if len(found) == 1}
     objects.update((f"{_OWN}{name}", function) for name, function in functions.items())
     named = {}
@@ -55,20 +55,20 @@ def with_live_objects(config, layers, classes=()):
 
 
 def _with_inner(layer):
-    """Yields a layer, and what it wraps."""
+    """Yields a layer, and the layers it wraps."""
     yield layer
     if isinstance(layer, QuantizedLayer | keras.layers.Wrapper):
         yield from _with_inner(layer.layer)
 
 
 def _put_names(config, lambdas, functions, prefix):
-    """Replaces functions in a config by names of live ones, in place.
+    """Replaces functions in a config with names of live ones, in place.
 
     Args:
         config: A config, or a part of one.
         lambdas: Names of the live Lambda layers.
         functions: Names of the live functions.
-        prefix: What comes before the names of layers here: those of nested models, with dots.
+        prefix: Prefix of the layers' names here: those of nested models, with dots.
     """
     parts = config.values() if isinstance(config, dict) else config
     if isinstance(config, dict):

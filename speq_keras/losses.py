@@ -10,11 +10,11 @@ Throughout, p is the teacher, q the student, T the temperature:
     dot       1 − p·q                          −Σ_j p_j (q_j δ_ij − q_j q_i)        Eq. 8, 9
     kl        Σ_i p_i log(p_i / q_i)           q_i − p_i                            Eq. 6, 7
 
-* "after the normalization" can be read in two ways, and both exist by name: `cosine` divides by the
+* "after the normalization" can be read in two ways, and both are available: `cosine` divides by the
 L2 norms and is zero where student and teacher agree; `dot` takes the softmax as the normalization,
-and only for it Eq. 9 holds. `dot` rewards confident outputs even where both agree.
+and Eq. 9 holds only for it. `dot` rewards confident outputs even where both agree.
 
-A loss of your own is a function `loss(p, q)`, given as it is or by a name: `register_distillation`.
+A custom loss is a function `loss(p, q)`, passed directly or by name: `register_distillation`.
 
 Reference: Boo, Shin, Choi, Sung, "Stochastic Precision Ensemble: Self-Knowledge Distillation for
 Quantized Deep Neural Networks" (AAAI 2021).
@@ -29,7 +29,7 @@ from keras import ops
 
 from speq_keras._checks import check_choice, check_name, check_number, describe
 
-# Where there is something to distil the method below, else none.
+# Resolves to the method below if there is something to distil, otherwise to None.
 AUTO = "auto"
 AUTO_METHOD = "cosine"
 HEADS = ("softmax", "sigmoid")
@@ -72,31 +72,31 @@ DISTANCES_TO_ZERO = ("cosine", "kl")
 _REGISTERED: dict = {}  # name: a user's function
 
 
-# ---- losses of your own ------------------------------------------------------------------------
+# ---- custom losses -------------------------------------------------------------------------------
 
 
 def register_distillation(name, function):
-    """Makes a distillation loss of your own known by `name`, to `wrap` and to saved models.
+    """Registers a custom distillation loss under `name`, for `wrap` and for saved models.
 
         loss(p, q) -> values
 
-    It is given what losses of Keras are given, such as `keras.losses.kl_divergence`, which will do:
-    the probabilities of teacher and student, softened at temperature T, as float32 tensors
-    (..., classes) that sum to one over the last axis. It returns one value per example and
+    It takes the same arguments as Keras' losses, such as `keras.losses.kl_divergence`, which can be
+    used as it is: the probabilities of teacher and student, softened at temperature T, as float32
+    tensors (..., classes) that sum to one over the last axis. It returns one value per example and
     position, a tensor (...). The factor T², sample weights and the mean over the batch are applied
-    to that. Every label of a sigmoid output is a distribution over two classes: (..., labels, 2).
+    afterwards. Each label of a sigmoid output is a distribution over two classes: (..., labels, 2).
 
-    The function runs in the compiled training step: write it with `keras.ops`. `wrap(distillation=
-    function)` works without any name. Then a saved model has the name under which the function was
-    registered with `keras.saving.register_keras_serializable`, or its own, for which
-    `keras.saving.load_model(path, custom_objects={...})` has to know the function.
+    The function runs in the compiled training step: write it with `keras.ops`.
+    `wrap(distillation=function)` works without registering a name. A saved model then contains the
+    name given to `keras.saving.register_keras_serializable`, or the function's own name, which
+    `keras.saving.load_model(path, custom_objects={...})` has to know.
 
     Args:
         name: A new name.
-        function: The function, or a callable object, such as a `keras.losses.Loss`.
+        function: The function, or a callable object such as a `keras.losses.Loss`.
 
     Raises:
-        TypeError: If `function` is no function of two arguments, or `name` no text.
+        TypeError: If `function` is not a function of two arguments, or `name` not a string.
         ValueError: If the name is taken.
 
     Example:
@@ -118,13 +118,13 @@ def register_distillation(name, function):
 
 @dataclasses.dataclass(frozen=True)
 class UnknownLoss:
-    """Takes the place of a loss that a file names and this process does not know.
+    """Stands in for a loss that a file names but this process does not know.
 
-    All but training goes on without it, and the model can be saved again.
+    Everything except training works without it, and the model can be saved again.
 
     Attributes:
         name: The name.
-        saved: What the file says.
+        saved: What the file contains.
 
     Example:
         >>> deserialize("a name of another process").name
@@ -137,7 +137,7 @@ class UnknownLoss:
     def __call__(self, p=None, q=None):
         """Raises a RuntimeError that says what to do."""
         raise RuntimeError(
-            "The distillation loss of a model must be known where it is trained. "
+            "The distillation loss of a model must be known when it is trained. "
             f"{describe(loss=self.name)} Before loading, register it, or pass "
             f"custom_objects={{{self.name!r}: ...}} to load_model; or set another one: "
             "`model.distillation`, `model.teacher_distillation`."
@@ -145,7 +145,7 @@ class UnknownLoss:
 
 
 def check_method(name, method, *, choices=()):
-    """Returns `method` after checking that it is a loss, by name or as a function, or a choice.
+    """Returns `method` after checking that it is a loss (by name or a function) or a choice.
 
     Example:
         >>> check_method("distillation", "auto", choices=(AUTO, None))
@@ -159,17 +159,17 @@ def check_method(name, method, *, choices=()):
 
 
 def _registered(name):
-    """Returns the function that was registered under a name, here or with Keras, or None."""
+    """Returns the function registered under a name, here or with Keras, or None."""
     function = _REGISTERED.get(name) or keras.saving.get_registered_object(name)
     return None if isinstance(function, type) else function
 
 
 def _check_function(name, function):
-    """Raises a TypeError for what cannot be called with two tensors."""
+    """Raises a TypeError if it cannot be called with two tensors."""
     try:
         if isinstance(function, type):
             raise TypeError("it is a class")
-        with contextlib.suppress(ValueError):  # of one of Python's own, which tells nothing
+        with contextlib.suppress(ValueError):  # built-in functions may have no signature
             inspect.signature(function).bind(None, None)
     except TypeError as error:
         raise TypeError(
@@ -179,7 +179,7 @@ def _check_function(name, function):
 
 
 def serialize(method):
-    """Returns what a file says of a method: a name, or of a function that is given as such a dict.
+    """Returns what is saved for a method: a name, or for an unnamed function a dict as below.
 
     Example:
         >>> serialize(keras.losses.kl_divergence)
@@ -218,12 +218,12 @@ def deserialize(saved):
         return found if callable(found) else UnknownLoss(name, saved)
     try:
         return keras.saving.deserialize_keras_object(saved)
-    except (TypeError, ValueError):  # Keras finds no such class
+    except (TypeError, ValueError):  # Keras does not know such a class
         return UnknownLoss(saved["class_name"], saved)
 
 
 def is_registered(method):
-    """Whether a process that registers the same functions can load a method from a file.
+    """Whether a method can be loaded from a file in a process that registers the same functions.
 
     Example:
         >>> is_registered("kl"), is_registered(lambda p, q: ops.sum(p * q, axis=-1))
@@ -234,12 +234,12 @@ def is_registered(method):
 
 
 def _distance_of(method):
-    """Returns the loss of a method as a function of log-probabilities."""
+    """Returns a method's loss as a function of log-probabilities."""
     if isinstance(method, str):
         if method in _DISTANCES:
             return _DISTANCES[method]
         method = _registered(method)
-    # What a `Loss` computes per example; called, it would average.
+    # What a `Loss` computes per example; calling it would average.
     function = method.call if isinstance(method, keras.losses.Loss) else method
 
     def distance(log_p, log_q):
@@ -266,17 +266,17 @@ def distillation_loss(teacher_logits, student_logits, *, method, temperature, he
     Args:
         teacher_logits: Float tensor (..., classes). No gradient is stopped here.
         student_logits: Float tensor of the same shape.
-        method: `"cosine"`, `"dot"` or `"kl"`, see the table above; or a function or a name of your
-            own, see `register_distillation`.
+        method: `"cosine"`, `"dot"` or `"kl"` (see the table above), or a function or registered
+            name, see `register_distillation`.
         temperature: T > 0. The factor T² keeps the gradient's size independent of T.
-        head: `"softmax"` over the last axis, or `"sigmoid"`: every entry of the last axis is a
-            label of its own, the two-class losses of which are averaged.
+        head: `"softmax"` over the last axis, or `"sigmoid"`: each entry of the last axis is a
+            separate label, and its two-class losses are averaged.
 
     Returns:
         A float32 tensor of shape (...): one loss per example and position.
 
     Raises:
-        TypeError: If `method` is no function of two arguments.
+        TypeError: If `method` is not a function of two arguments.
         ValueError: If `method` or `head` is unknown, `temperature` is not positive, the shapes
             differ, or a function returns anything but one value per example and position.
 
@@ -311,7 +311,7 @@ def _check_shapes(teacher_logits, student_logits):
 
 
 def _fit(shape, other):
-    """Whether two shapes, in which sizes may be open, can be the same."""
+    """Whether two shapes, which may have unknown sizes, can be equal."""
     return len(shape) == len(other) and all(
         a == b or None in (a, b) for a, b in zip(shape, other, strict=True)
     )
@@ -320,8 +320,8 @@ def _fit(shape, other):
 class DistillationLoss(keras.losses.Loss):
     """`distillation_loss` as a Keras loss: `loss(teacher_logits, student_logits, sample_weight)`.
 
-    Keras' own base class does the reduction, so masks, sample weights and the division by the
-    number of replicas under `tf.distribute` are those of the task loss.
+    Keras' base class does the reduction, so masks, sample weights and the division by the number of
+    replicas under `tf.distribute` are the same as for the task loss.
 
     Args:
         method, temperature, head: As in `distillation_loss`.
@@ -355,12 +355,12 @@ class DistillationLoss(keras.losses.Loss):
 
     @classmethod
     def from_config(cls, config):
-        """Makes the loss of `get_config`'s values."""
+        """Makes the loss from the values of `get_config`."""
         return cls(**{**config, "method": deserialize(config["method"])})
 
 
 def combine(task_loss, self_distillation_loss, external_teacher_loss=None, speq_weight=None):
-    """Adds up Eq. 2, or Eq. 4 where there is an external teacher.
+    """Adds up Eq. 2, or Eq. 4 if there is an external teacher.
 
         L_SPEQ = task + self-distillation                       (Eq. 2)
         L      = λ · L_SPEQ + (1 − λ) · external teacher        (Eq. 4)
@@ -376,7 +376,7 @@ def combine(task_loss, self_distillation_loss, external_teacher_loss=None, speq_
         return speq
     if speq_weight is None:
         raise TypeError(
-            "`speq_weight` must be a number where there is an external teacher. "
+            "`speq_weight` must be a number when there is an external teacher. "
             f"{describe(speq_weight=speq_weight)} Pass λ of Eq. 4, such as 0.5."
         )
     return speq_weight * speq + (1.0 - speq_weight) * external_teacher_loss

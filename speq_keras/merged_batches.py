@@ -1,4 +1,4 @@
-"""Batches of which one example is several of another tensor: steps, pixels or windows of it."""
+"""Batches in which an example is a step, pixel or window of another tensor, or the reverse."""
 
 import fractions
 import math
@@ -9,9 +9,9 @@ from speq_keras.operations import name_of
 
 
 def batches_in(graph):
-    """Returns {number of a tensor: how many times the batch its first axis is}, where not once.
+    """Returns {number of a tensor: its first axis as a multiple of the batch}, if not one.
 
-    `ops.reshape` may make examples of steps or pixels, and the other way round.
+    `ops.reshape` can turn steps or pixels into examples, and back.
     """
     times = {}
     for node in graph.nodes:
@@ -26,6 +26,6 @@ def batches_in(graph):
 
 
 def examples_in_one(graph):
-    """Returns how many examples of its inputs a graph makes one, so many have to be in a batch."""
+    """Returns how many examples of its inputs a graph merges into one, the least batch size."""
     times = batches_in(graph).values()
     return math.lcm(*(fractions.Fraction(x).denominator for x in times))

@@ -24,7 +24,7 @@ class SPEQModel(QuantizedModel):
     Made by `speq_keras.wrap`. Everything that a Keras model does works as usual (`compile`, `fit`,
     `evaluate`, `predict`, `save`, callbacks); `fit` adds the distillation loss of Eq. 2. The
     history has `loss` (what is minimized), `task_loss` (the compiled loss and regularizers),
-    `distillation_loss`, with an external teacher `teacher_loss`, and the metrics of the student.
+    `distillation_loss`, `teacher_loss` with an external teacher, and the student's metrics.
 
     Example:
         >>> import numpy as np, speq_keras
@@ -41,26 +41,26 @@ class SPEQModel(QuantizedModel):
     Reference: Boo et al., "Stochastic Precision Ensemble" (AAAI 2021).
     """
 
-    # The arguments are not spelled out, for the reason that `QuantizedModel` gives.
+    # The arguments are not spelled out, for the reason given in `QuantizedModel`.
     def __init__(self, *args, settings=None, **kwargs):
         super().__init__(*args, settings=settings, **kwargs)
         self.draw_seed = keras.random.SeedGenerator(self.settings.seed)
         self.task_loss_tracker = keras.metrics.Mean(name="task_loss")
         self.distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
         self.teacher_loss_tracker = None
-        # In a namespace, where Keras does not track them: an external teacher's weights are not
+        # In a namespace, so that Keras does not track them: an external teacher's weights are not
         # ours, and the training network shares all its layers with the model.
         self._untracked = types.SimpleNamespace(
             teacher=None, plan=None, next=None, loss_weights=None, said=set()
         )
 
-    # ---- settings: all can be set, with the checks of `wrap`; the next step is compiled anew -----
+    # ---- settings: settable, checked as in `wrap`; the next step is recompiled -------------------
 
     @property
     def distillation(self):
         """The loss against the model's own teacher; see `wrap`.
 
-        `training_plan().method` is what "auto" has come to.
+        `training_plan().method` shows what "auto" resolved to.
 
         Example:
             >>> import speq_keras
@@ -194,8 +194,8 @@ class SPEQModel(QuantizedModel):
         self._change(speq_weight=speq_weight_from(kept, teacher))
 
     def __setattr__(self, name, value):
-        # Keras tracks a model that is set as an attribute, before any property sees it: the
-        # external teacher would be saved and trained as a part of this model.
+        # Keras tracks a model that is set as an attribute before any property sees it: the external
+        # teacher would be saved and trained as part of this model.
         if name == "teacher":
             object.__setattr__(self, name, value)
         else:
@@ -213,13 +213,14 @@ class SPEQModel(QuantizedModel):
         function, plan = self.train_function, self._untracked.plan
         if function is None or plan is None:
             return
-        # Found out here: within `fit` on JAX, variables cannot be read when the next step begins.
+        # Decided here: within `fit` on JAX, variables cannot be read when the next step begins.
         self._untracked.next = self._plan_for_widths(plan)
 
         def decide_and_train(*args):
-            """Takes the place of the compiled step until it is called.
+            """Replaces the compiled step until it is called.
 
-            Widths that were changed for an evaluation are back by then: nothing is traced again.
+            Widths that were changed only for an evaluation are restored by then: nothing is
+            retraced.
             """
             self.train_function = function
             plan, sentences, error = self._untracked.next
@@ -235,7 +236,7 @@ class SPEQModel(QuantizedModel):
         self.train_function = decide_and_train
 
     def _plan_for_widths(self, plan):
-        """Returns `(plan, sentences, error)` for training at the widths as they are now."""
+        """Returns `(plan, sentences, error)` for training at the current widths."""
         try:
             if plan.fits(self):
                 return plan, (), None
@@ -247,7 +248,7 @@ class SPEQModel(QuantizedModel):
     # ---- saving --------------------------------------------------------------------------------
 
     def save(self, filepath, *args, **kwargs):
-        """Saves as `SafeSaving.save`, and warns if a loss is not registered: a file has its name.
+        """Saves like `SafeSaving.save`, and warns if a loss is not registered: a file has its name.
 
         Example:
             >>> import os, speq_keras, tempfile
@@ -262,7 +263,7 @@ class SPEQModel(QuantizedModel):
             loss = getattr(self, name)
             if not is_registered(loss):
                 self._say_once(
-                    "A file has no more than the name of a loss, which must be registered where "
+                    "A file contains only the name of a loss, which must be registered where "
                     f"the model is loaded. {describe(**{name: loss})} Register it with "
                     "keras.saving.register_keras_serializable(), or pass custom_objects to "
                     "load_model."
@@ -274,12 +275,12 @@ class SPEQModel(QuantizedModel):
     def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, *args, **kwargs):
         """Compiles as `keras.Model.compile` does."""
         super().compile(optimizer, loss, loss_weights, *args, **kwargs)
-        # Which outputs are distilled, and with which weight, depends on both.
+        # Which outputs are distilled, and with which weights, depends on both.
         self._untracked.loss_weights = loss_weights
         self._untracked.plan = None
 
     def compile_from_config(self, config):
-        """Compiles a loaded model as the saved one was."""
+        """Compiles a loaded model like the saved one."""
         compile_from_config(self, config)
 
     @property
@@ -297,7 +298,7 @@ class SPEQModel(QuantizedModel):
         return self._untracked.loss_weights
 
     def training_plan(self):
-        """Returns the `TrainingPlan`, after checking that the model can train as it is set up.
+        """Returns the `TrainingPlan`, after checking that the model can be trained as configured.
 
         Raises:
             RuntimeError: If an external teacher is missing after loading.
@@ -321,19 +322,19 @@ class SPEQModel(QuantizedModel):
             warnings.warn(message, stacklevel=3)
 
     def fit(self, x=None, y=None, batch_size=None, *args, **kwargs):
-        """Trains as `keras.Model.fit` does; calibrates on the first batch if need be."""
+        """Trains like `keras.Model.fit`; calibrates on the first batch if needed."""
         x = self._prepare(x, batch_size or 32)
         return super().fit(x, y, batch_size, *args, **kwargs)
 
     def train_on_batch(self, x, *args, **kwargs):
-        """Trains as `keras.Model.train_on_batch` does; calibrates on the batch if need be."""
+        """Trains like `keras.Model.train_on_batch`; calibrates on the batch if needed."""
         self._prepare(x, batch_size=None)
         return super().train_on_batch(x, *args, **kwargs)
 
     def _prepare(self, x, batch_size):
-        """Gets ready to train on `x`, and returns it; `batch_size` None: `x` is one batch."""
+        """Prepares training on `x`, and returns it; `batch_size` None: `x` is one batch."""
         if not self.compiled:
-            return x  # Keras says so
+            return x  # Keras reports this
         training.check_strategy(getattr(self, "distribute_strategy", None))
         plan = self._untracked.plan
         if plan is not None and not plan.fits(self):
@@ -345,20 +346,20 @@ class SPEQModel(QuantizedModel):
         if not uncalibrated or x is None:
             return x
         self._say_once(
-            "The activation ranges are not calibrated. They are set from the first batch now; "
+            "The activation ranges are not calibrated. They are now set from the first batch; "
             "`model.calibrate` with a few batches gives better ones."
         )
         first, x = peek(x, inputs_of(self), batch_size)
-        # Training comes next, so the ranges are those under the batch's own statistics.
+        # Training comes next, so the ranges are those with batch statistics.
         self._calibrate([packed(self, first)], uncalibrated, training=True, verbose=0, steps=1)
         return x
 
     def train_step(self, *args):
-        """Runs one step of SPEQ on a batch, that of the backend."""
+        """Runs the backend's step of SPEQ on a batch."""
         return training.train_step(self, *args)
 
     def test_step(self, *args):
-        """Evaluates a batch as Keras does; what only training measures is left out of the logs."""
+        """Evaluates a batch like Keras; losses measured only in training are not logged."""
         result = super().test_step(*args)
         if isinstance(result, tuple):  # JAX: metrics and state
             logs, state = result
@@ -367,6 +368,6 @@ class SPEQModel(QuantizedModel):
 
 
 def _without_training_losses(logs):
-    """Drops what only training measures; in evaluation `loss` is the task loss."""
+    """Drops losses measured only in training; in evaluation `loss` is the task loss."""
     names = ("task_loss", "distillation_loss", "teacher_loss")
     return {name: value for name, value in logs.items() if name not in names}

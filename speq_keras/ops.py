@@ -11,10 +11,10 @@ import numpy as np
 from keras import ops
 
 MAX_BITS = 8
-# Widths are run-time values. A table is exact, where 2**bits computed in float32 is not on every
-# backend. Entry 0 is for a width of "float" and keeps the divisions finite.
+# Widths are run-time values. A table is exact; 2**bits in float32 is not on every backend. Entry 0
+# stands for "float" and keeps the divisions finite.
 _LEVELS = np.array([2**bits - 1 if bits else 255 for bits in range(MAX_BITS + 1)], "float32")
-# The smallest clipping level: below it, divisions by a scale would leave float32.
+# The smallest clipping level: divisions by a smaller scale would overflow float32.
 SMALLEST_CLIP = 1e-5
 
 
@@ -37,10 +37,10 @@ def levels_of(bits):
 
 
 def entry_of(table, bits):
-    """Returns the part `bits` ... `bits` + 1 of the first axis of a table, at run time.
+    """Returns the slice `bits` ... `bits` + 1 of the first axis of a table, at run time.
 
-    `ops.take` does the same with three times the operations, for indices below zero, and a network
-    has a thousand of them.
+    `ops.take` does the same with three times the operations (it handles indices below zero), and a
+    network has a thousand of these look-ups.
 
     Args:
         table: NumPy array.
@@ -55,7 +55,7 @@ def round_straight_through(x):
 
         forward: round(x)        backward: ∂/∂x = 1
 
-    The difference `round(x) - x` is exact in floating point, so the sum is a whole number exactly.
+    The difference `round(x) - x` is exact in floating point, so the sum is exactly a whole number.
 
     Example:
         >>> round_straight_through(ops.convert_to_tensor([0.4, 0.5, 1.5])).numpy().tolist()
@@ -70,8 +70,8 @@ def round_straight_through(x):
 def replace_value(x, value):
     """Returns `value` in the forward pass and passes the gradient to `x` unchanged.
 
-    `x + stop_gradient(value - x)` would be shorter and is not exact: 1e-5 in place of -1e6 came out
-    as 0. Here the second term is exactly zero.
+    `x + stop_gradient(value - x)` would be shorter but is not exact: it returned 0 for x = -1e6,
+    value = 1e-5. Here the second term is exactly zero.
 
     Example:
         >>> float(replace_value(ops.convert_to_tensor(-1e6), 0.25))
@@ -94,8 +94,8 @@ def scale_gradient(x, factor):
 def keep_positive(clip):
     """Keeps a clipping level at or above `SMALLEST_CLIP` without stopping its gradient.
 
-    With a plain maximum, a level that one huge step pushed below zero would get no gradient and
-    stay there for ever.
+    With a plain maximum, a level pushed below zero by one huge step would get no gradient and stay
+    there forever.
 
     Example:
         >>> bool(keep_positive(ops.convert_to_tensor(-3.0)) > 0)
@@ -113,8 +113,8 @@ def fake_quantize(
 
     On TensorFlow this is one 8-bit fake-quant kernel with the range
     [−(255 − high_code)·scale, high_code·scale]: its upper end clips, its zero point is exact, and
-    it is the very encoding in which a stock int8 kernel computes fewer than 8 bits. It does not
-    clip below for narrow codes, so a maximum goes first.
+    it is the same encoding in which a stock int8 kernel computes fewer than 8 bits. The kernel does
+    not clip below for narrow codes, so a maximum is applied first.
 
     Rounding has gradient 1 inside the range. Outside it the gradient goes to the end of the range,
     which is PACT's gradient to a clipping level α where `scale` = α / steps.
@@ -126,11 +126,11 @@ def fake_quantize(
         scale: Positive float32 scalar, in units of `x`.
         low_code: Smallest code, a whole number ≤ 0 (number or float32 scalar).
         high_code: Largest code, a whole number ≥ 0; `high_code - low_code` ≤ 255.
-        clip_below: False where `x` is known to be ≥ `low_code * scale`, or where the codes fill the
+        clip_below: False if `x` is known to be ≥ `low_code * scale`, or if the codes fill the
             kernel's 8 bits, so that it clips below itself: saves one pass over `x` on TensorFlow.
         rounds: False clips and does not round; a bool scalar tensor decides at run time.
-        is_symmetric: True promises that there are no more codes above zero than below it, as those
-            of a signed width: saves passes over `x` in the gradient.
+        is_symmetric: True promises that there are no more codes above zero than below, as in a
+            signed width: saves passes over `x` in the gradient.
 
     Returns:
         A tensor like `x`.
@@ -154,7 +154,7 @@ def fake_quantize(
         fused_kernel = _tensorflow_kernel()
         return fused_kernel(x, -(255.0 - high_code) * scale, high_code * scale, rounds)
     x = ops.minimum(x, high_code * scale)
-    # Not `round_straight_through(x / scale) * scale`, which is LSQ's gradient to the scale.
+    # Not `round_straight_through(x / scale) * scale`, which has LSQ's gradient to the scale.
     rounded = replace_value(x, ops.round(x / scale) * scale)
     return rounded if rounds is True else ops.where(rounds, rounded, x)
 
@@ -163,12 +163,12 @@ def fake_quantize(
 def _tensorflow_maximum():
     """Returns f(x, low) = max(x, low) for a negative scalar, with a gradient in one pass.
 
-    TensorFlow's own goes through the tensor several times, slowly: on a signed quantizer it took
-    longer than all the rest. The gradient of a 2-bit fake-quant kernel from `low` to −2 · `low` is
-    the same: its zero point is 1, and 3 · low / 3 is `low` in floating point, too; what lies below
-    goes to `low`. Above its end it stops gradients, so none may arrive there.
+    TensorFlow's own gradient makes several slow passes over the tensor: on a signed quantizer it
+    took longer than everything else. A 2-bit fake-quant kernel from `low` to −2 · `low` has the
+    same gradient: its zero point is 1, 3 · low / 3 is `low` in floating point too, and the gradient
+    below `low` goes to `low`. It blocks gradients above its upper end, so no input may exceed it.
     """
-    import tensorflow as tf  # only where it is the backend
+    import tensorflow as tf  # only if it is the backend
 
     @tf.custom_gradient
     def maximum(x, low):
@@ -187,11 +187,10 @@ def _tensorflow_maximum():
 def _tensorflow_kernel():
     """Returns TensorFlow's 8-bit fake-quant kernel with a run-time switch: f(x, low, high, rounds).
 
-    The switch is traced once for the process, and its gradient, which is the same on both sides,
-    not at all: a `tf.cond` per quantizer took most of the time until the first step of a large
-    network.
+    The switch is traced once per process. Its gradient, the same on both sides, is not traced at
+    all: one `tf.cond` per quantizer took most of the time before the first step of a large network.
     """
-    import tensorflow as tf  # only where it is the backend
+    import tensorflow as tf  # only if it is the backend
 
     scalar = tf.TensorSpec([], tf.float32)
 
@@ -208,7 +207,7 @@ def _tensorflow_kernel():
 
     @tf.custom_gradient
     def switched(x, low, high, rounds):
-        """Rounds or clips, decided at run time; both have the kernel's gradient."""
+        """Rounds or clips, decided at run time; both use the kernel's gradient."""
         y = round_or_clip(x, low, high, rounds)
         y.set_shape(x.shape)
 

@@ -1,8 +1,8 @@
-"""Weights that a layer reads in a `call` of its own, as layers of the graph.
+"""Turns weights that a layer reads in its own `call` into layers of the graph.
 
-`x * self.gamma` has two tensors in it, and one of them is made by nobody. While such a layer is
-taken apart (`composite`), a `Weight` makes it; `wrapping` turns what it can into layers that have
-integer kernels: a `ChannelOperation` folds into the layer before it.
+`x * self.gamma` has two tensors, one of which has no producer. While such a layer is taken apart
+(`composite`), a `Weight` makes it; `wrapping` turns these into layers with integer kernels where
+possible: a `ChannelOperation` folds into the layer before it.
 """
 
 import keras
@@ -20,11 +20,11 @@ class _OneWeight(keras.layers.Layer):
     """A layer with one weight, `self.weight`, which has the layer's own dtype.
 
     Args:
-        shape: Of the weight.
-        weight_initializer: Zeros unless given.
-        weight_regularizer: None, or as of Keras' layers.
+        shape: Shape of the weight.
+        weight_initializer: By default zeros.
+        weight_regularizer: None, or as in Keras' layers.
         weight_constraint: Likewise.
-        variable: One that exists already and becomes the weight, or None.
+        variable: An existing variable that becomes the weight, or None.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class _OneWeight(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="speq_keras")
 class Weight(_OneWeight):
-    """Returns its weight, whatever it is called on: one that a user's layer reads in its `call`.
+    """Returns its weight for any input: a weight that a user's layer reads in its `call`.
 
     The result has the shape of the weight, without a batch.
 
@@ -91,16 +91,16 @@ class Weight(_OneWeight):
         return self.weight.value
 
     def compute_output_spec(self, inputs):
-        """Returns the shape of the weight, and the dtype that the layer computes in."""
+        """Returns the shape of the weight, and the layer's compute dtype."""
         return _WeightTensor(self.shape, dtype=self.compute_dtype)
 
 
 class _WeightTensor(keras.KerasTensor):
-    """A symbolic tensor that takes the keys of a variable: Keras' own has no `x[:3]`."""
+    """A symbolic tensor that can be indexed like a variable: Keras' own lacks `x[:3]`."""
 
     @property
     def __jax_array__(self):
-        # Keras' own raises an error; without it, an array of JAX leaves its sums to this class.
+        # Keras' own raises an error; without it, a JAX array leaves sums with it to this class.
         raise AttributeError("__jax_array__")
 
     def __getitem__(self, key):
@@ -109,13 +109,13 @@ class _WeightTensor(keras.KerasTensor):
 
 @keras.saving.register_keras_serializable(package="speq_keras")
 class ChannelOperation(_OneWeight):
-    """Adds or multiplies every channel by a number of its own, which is trained.
+    """Adds a trained number per channel, or multiplies by it.
 
     Args:
-        shape: Of the weight: () or (1,) for one number, or (..., channels) with 1 elsewhere.
+        shape: Shape of the weight: () or (1,) for one number, or (..., channels) with 1 elsewhere.
         operation: "add", "subtract", "multiply" or "divide".
         weight_first: Whether the weight is the first operand: `weight - x`.
-        **kwargs: As of `Weight`.
+        **kwargs: As in `Weight`.
 
     Example:
         >>> layer = ChannelOperation((2,), "multiply", weight_initializer="ones")
@@ -129,14 +129,14 @@ class ChannelOperation(_OneWeight):
         self.weight_first = weight_first
 
     def call(self, inputs):
-        """Returns the inputs with the operation of every channel."""
-        # The value: `convert_to_tensor` does not ask a StatelessScope what a variable is.
+        """Returns the inputs with the operation applied to each channel."""
+        # The value: `convert_to_tensor` does not look a variable up in a StatelessScope.
         operands = (inputs, self.weight.value)
         operands = operands[::-1] if self.weight_first else operands
         return _OPERATIONS[self.operation](*operands)
 
     def compute_output_spec(self, inputs):
-        """Returns the shape of the inputs, and the dtype that the layer computes in."""
+        """Returns the shape of the inputs, and the layer's compute dtype."""
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def get_config(self):

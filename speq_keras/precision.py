@@ -1,8 +1,8 @@
 """How the teacher's activation widths are drawn: Eq. 1, "Mix", fixed widths, and the greedy Eq. 5.
 
-A teacher precision proposes *candidates*: rows of widths, one column per quantizer that has the
-target width. One row is the rule; `Greedy` proposes all combinations, and training keeps the row
-whose task loss is lowest. A rule of your own is a subclass with `candidates` and `get_config`.
+A teacher precision proposes *candidates*: rows of widths, one column per quantizer with the target
+width. Usually there is one row; `Greedy` proposes all combinations, and training keeps the row with
+the lowest task loss. Subclass this with `candidates` and `get_config` for a custom rule.
 """
 
 import itertools
@@ -35,7 +35,7 @@ class TeacherPrecision:
             seed: A `keras.random.SeedGenerator`; drawing from it advances it.
 
         Returns:
-            A float32 tensor (rows, quantizers), or (1, quantizers) where nothing is compared.
+            A float32 tensor (rows, quantizers); (1, quantizers) if there is nothing to compare.
         """
         raise NotImplementedError
 
@@ -43,7 +43,7 @@ class TeacherPrecision:
         """Raises a ValueError if this rule cannot work with this many quantizers."""
 
     def may_differ(self, target_bits):
-        """Returns whether the teacher may have another width than the student somewhere.
+        """Returns whether the teacher's width can differ from the student's anywhere.
 
         Args:
             target_bits: The student's widths n_A, a list; None means float.
@@ -56,7 +56,7 @@ class TeacherPrecision:
 
     @classmethod
     def from_config(cls, config):
-        """Makes the rule of `get_config`'s values."""
+        """Makes the rule from the values of `get_config`."""
         return cls(**config)
 
     def __eq__(self, other):
@@ -71,7 +71,7 @@ class TeacherPrecision:
 
 
 def register(cls):
-    """Registers a teacher precision, so that a saved model finds it again.
+    """Registers a teacher precision, so that saved models can be loaded.
 
     Example:
         >>> @register
@@ -95,7 +95,7 @@ class _Rule(TeacherPrecision):
 
 @register
 class Bernoulli(_Rule):
-    """Eq. 1: n_A with probability u, n_H with probability 1 − u, for every quantizer and step.
+    """Eq. 1: n_A with probability u, else n_H, drawn for every quantizer and step.
 
     Args:
         quantization_probability: u, the probability of the target width, from 0 to 1.
@@ -125,7 +125,7 @@ class Bernoulli(_Rule):
 
 @register
 class UniformMix(_Rule):
-    """Every width from `low_bits` to `high_bits` with the same probability ("Mix" of Table 3).
+    """Every width from `low_bits` to `high_bits`, equally likely ("Mix" of Table 3).
 
     Args:
         low_bits, high_bits: The ends of the range in bits, both included.
@@ -179,9 +179,9 @@ class Fixed(_Rule):
 
 @register
 class Greedy(_Rule):
-    """Eq. 5: of all 2^L combinations of n_A and n_H the one whose task loss is lowest.
+    """Eq. 5: the combination of n_A and n_H with the lowest task loss among all 2^L.
 
-    Every step runs 2^L forward passes for L quantizers; more than 12 are refused.
+    Every step runs 2^L forward passes for L quantizers; L > 12 raises an error.
 
     Args:
         teacher_bits: n_H, the high precision in bits.

@@ -1,8 +1,8 @@
-"""Several processes that train one model, on JAX under `keras.distribution`.
+"""Support for several processes that train one model, on JAX with `keras.distribution`.
 
-Every process runs the same program on its part of each batch. JAX keeps equal what a step computes
-and refuses variables that differ at the start (call `keras.utils.set_random_seed`); what comes from
-a process' own data outside of the training step is made equal here.
+Every process runs the same program on its part of each batch. JAX keeps the results of a step equal
+and refuses variables that differ at the start (call `keras.utils.set_random_seed`); values from a
+process' own data outside the training step are made equal here.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from speq_keras.files import replacing
 
 
 def process_count():
-    """Returns how many processes run this program; 1 on backends that cannot have more."""
+    """Returns the number of processes that run this program; 1 on backends without support."""
     if keras.backend.backend() != "jax":
         return 1
-    import jax  # only where it is the backend
+    import jax  # only if it is the backend
 
     return jax.process_count()
 
@@ -35,16 +35,16 @@ def is_first_process():
 
 
 def path_to_write(path):
-    """Gives the first process what `files.replacing` gives, and the others a path to no purpose."""
+    """Gives the first process the path of `files.replacing`, and the others a path to discard."""
     return replacing(path) if is_first_process() else discarded(path)
 
 
 @contextlib.contextmanager
 def discarded(path):
-    """Gives a path with the name of `path`; what is written there is deleted again.
+    """Gives a path with the name of `path`; anything written there is deleted.
 
-    The variables lie on the devices of all processes: it takes all of them to read one, so all have
-    to go through the motions of writing.
+    Variables are on the devices of all processes: reading one takes all of them, so all have to
+    take part in writing.
     """
     with tempfile.TemporaryDirectory() as folder:
         yield pathlib.Path(folder) / (pathlib.Path(path).name or "folder")
@@ -61,15 +61,15 @@ def from_first_process(values):
     from jax.experimental import multihost_utils
 
     length = int(multihost_utils.broadcast_one_to_all(np.array(len(values))))
-    values = np.resize(values, length)  # what the others pass does not count
+    values = np.resize(values, length)  # the others' values are ignored
     return np.asarray(multihost_utils.broadcast_one_to_all(values))
 
 
 def local_values(variables):
-    """Returns [(variable, value)] with values that computations of this process alone can read.
+    """Returns [(variable, value)] with values that this process can use on its own.
 
-    The variables themselves lie on the devices of all processes. Empty for one process, which can
-    read them as they are.
+    The variables themselves are on the devices of all processes. Empty for a single process, which
+    can read them directly.
     """
     if process_count() == 1:
         return []

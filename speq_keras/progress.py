@@ -1,10 +1,10 @@
-"""What long work tells while it runs; nothing in its first two seconds.
+"""Progress reports of long work; silent for the first two seconds.
 
     counted    how much is done, in Keras' bar         calibrate, reestimate_batch_norm, search_bits
-    phases     what is being done, a line on stderr    settle, export_tflite
+    phases     the current phase, a line on stderr     settle, export_tflite
 
-`verbose="auto"` is silent unless the work lasts longer than that; 1 and 2 tell from the start, 2
-without a moving bar; 0 never tells anything. Of several processes the first one tells.
+`verbose="auto"` is silent unless the work lasts longer than that; 1 and 2 report from the start, 2
+without a moving bar; 0 never reports. Of several processes the first one reports.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ def check_verbose(verbose):
 
 
 def counted(items, total, *, unit, verbose):
-    """Yields items, and shows how many of them are done: in Keras' own progress bar.
+    """Yields items, and shows how many are done in Keras' own progress bar.
 
     Args:
         items: An iterable.
-        total: How many there will be; None: unknown.
-        unit: What an item is, a noun in the singular.
+        total: Their number; None: unknown.
+        unit: Name of an item, a singular noun.
         verbose: "auto", 0, 1 or 2, checked.
 
     Example:
@@ -59,10 +59,10 @@ def counted(items, total, *, unit, verbose):
 
 @contextlib.contextmanager
 def phases(title, verbose):
-    """Gives a function that is told what the work begins to do, and tells it on stderr.
+    """Gives a function that is called at the start of each phase, and reports it on stderr.
 
     Args:
-        title: Of the work: the name of the function that the user called.
+        title: Name of the work: the function that the user called.
         verbose: "auto", 0, 1 or 2, checked.
 
     Example:
@@ -76,7 +76,7 @@ def phases(title, verbose):
     timer = threading.Timer(DELAY_S if verbose == "auto" else 0.0, lines.show)
     timer.daemon = True
     if verbose == "auto":
-        timer.start()  # a phase that takes long gives no chance to look at the clock
+        timer.start()  # during a long phase there is no chance to check the time
     else:
         lines.show()
     try:

@@ -1,4 +1,4 @@
-"""Progressive width lowering: training begins with wide codes and ends at the target width."""
+"""Progressive width lowering: training starts with wide codes and ends at the target width."""
 
 import keras
 
@@ -9,25 +9,25 @@ from speq_keras.data import check_data, check_numbers, inputs_of, read
 class LowerWidths(keras.callbacks.Callback):
     """Lowers the widths of a `SPEQModel` during `fit`: 8, then 4, then 3, then 2 bits.
 
-    Wrap and calibrate the model with the last width. The widths are those of `SPEQModel.set_bits`,
-    and nothing is traced again but where distillation begins: at 8 bits the teacher has no other
-    widths. A run that is resumed (`initial_epoch`, `BackupAndRestore`) goes on with the width of
-    its epoch.
+    Wrap and calibrate the model with the last width. The widths are set by `SPEQModel.set_bits`,
+    and nothing is retraced except when distillation begins: at 8 bits the teacher has no other
+    widths. A resumed run (`initial_epoch`, `BackupAndRestore`) continues with the width of its
+    epoch.
 
-    Ranges belong to a width: the least-squares clipping level of 8 bits is far above that of 2. By
-    default they stay, so that the wide epochs train the network inside the range of the last width;
-    with `calibration_data` they are set again whenever the width changes.
+    A range belongs to a width: the least-squares clipping level of 8 bits is far above that of 2.
+    By default ranges are kept, so that the wide epochs train the network inside the range of the
+    last width; with `calibration_data` they are set again whenever the width changes.
 
     Args:
-        widths: {epoch: bits}: the width from that epoch on, counted from 0. The first epoch is 0,
-            and widths fall.
-        weights, activations: Whether the width of that side is lowered.
+        widths: {epoch: bits}: the width from that epoch on, counted from 0. The first epoch must be
+            0, and widths must decrease.
+        weights, activations: Whether to lower the width of that side.
         calibration_data: Inputs for `SPEQModel.calibrate`, as in training (batch statistics), or
-            None. What can be read once only, such as a generator, will not do.
-        calibration_steps: How many batches of them; None takes all, and data without end needs it.
+            None. Data that can be read only once, such as a generator, is not allowed.
+        calibration_steps: Number of batches of it; None takes all. Required for infinite data.
 
     Raises:
-        TypeError: If an argument has the wrong type, or the model in training is no `SPEQModel`.
+        TypeError: If an argument has the wrong type, or the trained model is not a `SPEQModel`.
         ValueError: If the widths are not allowed, or training ends before the last one.
 
     Example:
@@ -85,7 +85,7 @@ class LowerWidths(keras.callbacks.Callback):
         """Checks that model and data fit, and that training reaches the last width."""
         check_speq_model("model", self.model, of=" of LowerWidths")
         if self.calibration_data is not None:
-            # Arrays are checked now; batches are not touched before they are asked for.
+            # Arrays are checked now; batches are not read before they are needed.
             inputs, steps = inputs_of(self.model), self.calibration_steps
             read(self.calibration_data, inputs, name="calibration_data", steps=steps)
         last, epochs = max(self.widths), self.params["epochs"]
@@ -97,7 +97,7 @@ class LowerWidths(keras.callbacks.Callback):
             )
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Sets the width of the epoch, and the ranges that belong to it."""
+        """Sets the width of the epoch, and its ranges."""
         bits = self.widths[max(first for first in self.widths if first <= epoch)]
         if {q.bits for side in self.sides for q in self._quantizers(side)} == {bits}:
             return
@@ -114,7 +114,7 @@ class LowerWidths(keras.callbacks.Callback):
 
 
 def _check_widths(widths):
-    """Returns {epoch: bits} in the order of the epochs."""
+    """Returns {epoch: bits} in order of epochs."""
     rule = (
         "`widths` must be a dict from epochs, which begin at 0, to widths from 8 to 2 bits, each "
         "below the one before."

@@ -1,19 +1,20 @@
-"""Where a `SPEQModel` comes from: immutable, plain values."""
+"""The origin of a `SPEQModel`: immutable, plain values."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What `wrap` knew of the float model, and what became of its layers.
+    """What `wrap` knew about the float model, and what became of its layers.
 
     Args:
         reasons: ((layer name, why it stays float), ...).
         origins: ((layer name, layer of the float model, indices of its weights or None), ...).
-        owners: ((activation quantizer, ((layers, any of which freezes its range, layers that do
-            only together), ...)), ...), each with an entry for each tensor; see `wrapping.owners`.
+        owners: ((activation quantizer, ((layers of which any one freezes its range, layers that
+            must all be frozen), ...)), ...), each with an entry for each tensor; see
+            `wrapping.owners`.
         float_config: The float model's config as JSON text, or None.
-        output_names: The output names of the float model: targets, losses and metrics go by them.
+        output_names: The output names of the float model, used for targets, losses and metrics.
     """
 
     reasons: tuple = ()
@@ -24,7 +25,7 @@ class Provenance:
 
     @classmethod
     def of_graph(cls, graph, **others):
-        """Makes the provenance of a `QuantizedGraph`; `others` are the fields that it lacks."""
+        """Makes the provenance of a `QuantizedGraph`; `others` are fields that it lacks."""
         origins = graph.canonical.origins.items()
         return cls(
             reasons=tuple(graph.reasons.items()),
@@ -37,12 +38,12 @@ class Provenance:
         )
 
     def to_dict(self):
-        """Returns values that JSON can hold."""
+        """Returns values that JSON can represent."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values):
-        """Makes provenance of `to_dict`'s values, among others; what is missing has its default."""
+        """Makes provenance from `to_dict`'s values, ignoring others; missing ones get defaults."""
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: _as_tuples(values[name]) for name in names & values.keys()})
 

@@ -24,14 +24,14 @@ _RANDOM_STATE = "random_state_"
 class QuantizedModel(ExportableModel, FreezingModel):
     """Widths, ranges, reports, saving and float weights of a `SPEQModel`."""
 
-    # The user's own classes of layers in the float model; a loaded model does not know them.
+    # The user's layer classes in the float model; a loaded model does not know them.
     float_classes = ()
 
     # Arguments are those of a Functional model, because `keras.models.clone_model` builds the clone
-    # from (inputs, outputs, name) alone, and the config of a Functional model has room for no more.
-    # Clones and files have the configs of layers: the settings ride on that of a quantizer.
-    # They are not spelled out, because Keras before 3.15 takes a class that spells them out, and
-    # adds one, for no Functional model, and cannot load it.
+    # from (inputs, outputs, name) alone, and the config of a Functional model cannot hold more.
+    # Clones and files contain the configs of layers, so the settings are stored in that of a
+    # quantizer. The arguments are not spelled out, because Keras before 3.15 does not recognize a
+    # class that spells them out and adds one as a Functional model, and cannot load it.
     def __init__(self, *args, settings=None, **kwargs):
         with deep_graphs():
             super().__init__(*args, **kwargs)
@@ -53,7 +53,7 @@ class QuantizedModel(ExportableModel, FreezingModel):
 
     @property
     def settings(self):
-        """The `TrainingSettings`, immutable; the properties of the model change them.
+        """The `TrainingSettings`, immutable; the model's properties change them.
 
         Example:
             >>> import speq_keras
@@ -90,7 +90,7 @@ class QuantizedModel(ExportableModel, FreezingModel):
 
     @property
     def activation_quantizers(self):
-        """The activation quantizers, in graph order: layers, and those inside of recurrent layers.
+        """The activation quantizers in graph order: layers, and those inside recurrent layers.
 
         Example:
             >>> import speq_keras
@@ -119,7 +119,7 @@ class QuantizedModel(ExportableModel, FreezingModel):
 
     @property
     def target_quantizers(self):
-        """The activation quantizers that have the target width: those the teacher draws.
+        """The activation quantizers with the target width: those drawn for the teacher.
 
         Example:
             >>> import speq_keras
@@ -131,7 +131,7 @@ class QuantizedModel(ExportableModel, FreezingModel):
         return [q for q in self.activation_quantizers if q.has_target_width]
 
     def weight_widths(self):
-        """Returns the width variables of the weight quantizers that have the target width.
+        """Returns the width variables of the weight quantizers with the target width.
 
         Example:
             >>> import speq_keras
@@ -143,20 +143,20 @@ class QuantizedModel(ExportableModel, FreezingModel):
         return [q.width for q in self.weight_quantizers if q.width is not None]
 
     def set_bits(self, *, weights=_UNCHANGED, activations=_UNCHANGED):
-        """Changes the widths of all quantizers that have the target width, at run time.
+        """Changes the widths of all quantizers with the target width, at run time.
 
-        Ranges stay. Nothing is traced again, unless training finds that teacher and student have
-        the same widths now, or no longer (`distillation="auto"`). The first and last layers,
-        squeeze-excite blocks and 8-bit tensors keep their widths.
+        Ranges are kept. Nothing is retraced, unless teacher and student start or stop having the
+        same widths (`distillation="auto"`). The first and last layers, squeeze-excite blocks and
+        8-bit tensors keep their widths.
 
         Args:
-            weights: Width in bits, 2 to 8, or None: float weights. Left out: unchanged.
-            activations: Width in bits, 2 to 8, or None: clipped but not rounded. Left out:
+            weights: Width in bits, 2 to 8, or None: float weights. Omitted: unchanged.
+            activations: Width in bits, 2 to 8, or None: clipped but not rounded. Omitted:
                 unchanged.
 
         Raises:
             TypeError, ValueError: If a width is not allowed.
-            ValueError: If there is none, or no quantizer of that kind has the target width.
+            ValueError: If neither is given, or no quantizer of that kind has the target width.
 
         Example:
             >>> import speq_keras
@@ -180,8 +180,8 @@ class QuantizedModel(ExportableModel, FreezingModel):
             check_bits(name, bits)
             if not quantizers:
                 raise ValueError(
-                    f"`{name}` can be set where a quantizer has the target width, and no quantizer "
-                    f"of the {name} has. {describe(**{name: bits})} Wrap the float model with a "
+                    f"`{name}` can only be set if a quantizer has the target width, and none of "
+                    f"the {name} has. {describe(**{name: bits})} Wrap the float model with a "
                     "width for that side."
                 )
         for _, bits, quantizers in sides:
@@ -190,7 +190,7 @@ class QuantizedModel(ExportableModel, FreezingModel):
         self._widths_changed()
 
     def _widths_changed(self):
-        """Called after `set_bits`: what training does may depend on the widths."""
+        """Called after `set_bits`: training may depend on the widths."""
 
     # ---- calibration ---------------------------------------------------------------------------
 
@@ -208,33 +208,33 @@ class QuantizedModel(ExportableModel, FreezingModel):
         return all(quantizer.is_calibrated for quantizer in self.activation_quantizers)
 
     def calibrate(self, data, *, batch_size=32, steps=None, training=False, verbose="auto"):
-        """Sets every activation range from a few batches, to the least squared rounding error.
+        """Sets every activation range from a few batches, by the least squared rounding error.
 
-        The batches run through the float network, in inference mode unless said otherwise. All
-        ranges are set again, also those that were trained.
+        The batches run through the float network, by default in inference mode. All ranges are set
+        again, even trained ones.
 
         Args:
             data: What `fit` takes: arrays, a list or dict of them for several inputs, a
                 `tf.data.Dataset`, a `PyDataset`, a generator, a list or another iterable of batches
-                `x`, `(x, y)` or `(x, y, sample_weight)`. Such a tuple of arrays will do, too; only
-                `x` is read. A list is a list of batches, or has an array for each of several
+                `x`, `(x, y)` or `(x, y, sample_weight)`. Such a tuple of arrays is accepted, too;
+                only `x` is read. A list is a list of batches, or has an array for each of several
                 inputs.
             batch_size: Examples per batch, for arrays.
-            steps: Number of batches; None takes all, and data without end (`repeat()`, a
-                `PyDataset` whose `num_batches` is None) needs it. Of a generator no batch more than
-                that is taken; None reads one to its end.
-            training: Whether the network runs as in training: BatchNormalization uses the batches'
-                statistics, and dropout drops. For a network whose moving statistics mean nothing
-                yet, and for one with much dropout, which makes activations larger in training than
-                in inference: the ranges are then those that training needs. No state changes either
-                way.
+            steps: Number of batches; None takes all. Required for infinite data (`repeat()`, a
+                `PyDataset` whose `num_batches` is None). From a generator no more batches than that
+                are taken; None exhausts it.
+            training: Whether the network runs in training mode: BatchNormalization uses the
+                batches' statistics, and dropout is active. For a network whose moving statistics
+                are not meaningful yet, and for one with much dropout, which makes activations
+                larger in training than in inference: the ranges then fit training. No state changes
+                either way.
             verbose: "auto" shows a progress bar if it takes longer than two seconds; 1 and 2 as in
                 `fit`; 0 shows nothing.
 
         Raises:
-            TypeError: If `data` is no data, or an argument has the wrong type.
-            ValueError: If there is no batch or no end, if inputs do not fit the model, or if they
-                or the activations are not finite.
+            TypeError: If `data` is not data, or an argument has the wrong type.
+            ValueError: If there is no batch, the data is infinite, inputs do not fit the model, or
+                they or the activations are not finite.
 
         Example:
             >>> import speq_keras
@@ -255,10 +255,10 @@ class QuantizedModel(ExportableModel, FreezingModel):
         calibration.calibrate(self, batches, quantizers=quantizers, training=training)
 
     def reestimate_batch_norm(self, data, *, batch_size=32, steps=None, verbose="auto"):
-        """Computes the moving statistics of BatchNormalization again, at the current widths.
+        """Recomputes the moving statistics of BatchNormalization at the current widths.
 
-        Calibrate before, not after: calibration measures the network without rounding, and to that
-        one these statistics do not belong.
+        Calibrate before, not after: calibration measures the network without rounding, for which
+        these statistics are wrong.
 
         Args:
             data: As in `calibrate`.
@@ -270,7 +270,7 @@ class QuantizedModel(ExportableModel, FreezingModel):
             The number of layers that were set.
 
         Raises:
-            TypeError, ValueError: As `calibrate`.
+            TypeError, ValueError: As in `calibrate`.
 
         Example:
             >>> import speq_keras
@@ -291,7 +291,7 @@ class QuantizedModel(ExportableModel, FreezingModel):
     # ---- plan, report --------------------------------------------------------------------------
 
     def plan(self):
-        """Returns a `reporting.Report`: what is quantized, what it costs, what export makes of it.
+        """Returns a `reporting.Report`: what is quantized, what it costs, how it is exported.
 
         Example:
             >>> import speq_keras
@@ -304,7 +304,7 @@ class QuantizedModel(ExportableModel, FreezingModel):
         return reporting.report(self, title="plan")
 
     def report(self):
-        """Returns `plan()` with the ranges as they are now.
+        """Returns `plan()` with the current ranges.
 
         Example:
             >>> import speq_keras
@@ -318,7 +318,7 @@ class QuantizedModel(ExportableModel, FreezingModel):
     # ---- saving and float weights --------------------------------------------------------------
 
     def _random_states(self):
-        """All random state: the draw's and that of every layer. Keras saves none of it."""
+        """All random state: that of the draws and of every layer. Keras saves none of it."""
         weights = {id(v) for v in self.weights}
         return [v for v in self.variables if id(v) not in weights and v.dtype != "float32"]
 
@@ -339,7 +339,7 @@ class QuantizedModel(ExportableModel, FreezingModel):
     def float_model(self):
         """Returns the float model that was wrapped, with this model's weights.
 
-        Clipping levels and scales have no place in it. Random layers start from their own seeds.
+        It has no clipping levels and scales. Random layers start from their own seeds.
 
         Example:
             >>> import speq_keras
@@ -351,7 +351,7 @@ class QuantizedModel(ExportableModel, FreezingModel):
         return float_weights.model_with_weights_of(self)
 
     def load_float_weights(self, source):
-        """Takes the weights of a float checkpoint of the wrapped model; ranges stay as they are.
+        """Loads the weights of a float checkpoint of the wrapped model; ranges are kept.
 
         Args:
             source: A model of the same architecture, or a path to a `.keras` or `.weights.h5` file.

@@ -1,4 +1,4 @@
-"""plan() and report(): what is quantized, why not, and what it costs; as text and as a page."""
+"""plan() and report(): what is quantized, why not, and what it costs, as text and web page."""
 
 import dataclasses
 import math
@@ -42,15 +42,15 @@ class LayerRow:
 
     Attributes:
         name, type: The layer's name and class.
-        status: "quantized", "float: why", or what becomes of a layer without weights.
+        status: "quantized", "float: why", or what happens to a layer without weights.
         weight_quantizer: Name of the weight quantizer's class, or "".
         w_bits, a_bits: Width in bits of the weights and of the inputs; None: float, or no weights.
         parameters: Number of parameters.
         bytes: Size of the parameters with the weights packed at `w_bits`, the rest in float32.
-        macs: Multiply-accumulates per example; None where a shape or a formula is unknown.
+        macs: Multiply-accumulates per example; None if a shape or a formula is unknown.
         bitops: macs · w_bits · a_bits, with 32 for float.
-        in_file: What export makes of it: "integer", "float island", "refused: why", ...; "" where
-            not even that can be said.
+        in_file: How it is exported: "integer", "float island", "refused: why", ...; "" if even that
+            is unknown.
     """
 
     name: str
@@ -67,13 +67,13 @@ class LayerRow:
 
     @property
     def has_width(self):
-        """Whether it means something to speak of the widths of this layer."""
+        """Whether the widths of this layer are meaningful."""
         return self.macs is not None or bool(self.weight_quantizer)
 
 
 @dataclasses.dataclass(frozen=True)
 class RangeRow:
-    """One activation quantizer: its width, whether the teacher draws it, and its grid."""
+    """One activation quantizer: its width, whether it is drawn for the teacher, and its grid."""
 
     name: str
     type: str
@@ -87,7 +87,7 @@ class RangeRow:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A table that prints itself; `to_dict()` gives plain values, `to_html()` a web page.
+    """A printable table; `to_dict()` gives plain values, `to_html()` a web page.
 
     `file` is the `Verdict`: whether the model can be exported, and the sizes of the file.
     """
@@ -118,7 +118,7 @@ class Report:
 
     @property
     def totals(self):
-        """Sums over the layers, and how many times smaller than float32 they are."""
+        """Sums over the layers, and their ratios to float32."""
         parameters = sum(row.parameters for row in self.rows)
         size = sum(row.bytes for row in self.rows)
         known = [row for row in self.rows if row.macs]
@@ -146,14 +146,14 @@ class Report:
         }
 
     def to_html(self, path=None):
-        """Returns the tables as a web page that needs nothing beside itself.
+        """Returns the tables as a self-contained web page.
 
         Bars show widths (of 8 bits; float fills the cell in another colour), and sizes and bit
-        operations as shares of the largest layer's.
+        operations relative to the largest layer.
 
         Args:
-            path: File to write the page to, ".html", or None. It is written whole or not at all; of
-                several processes the first one writes.
+            path: File to write the page to, ".html", or None. It is written completely or not at
+                all; of several processes the first one writes.
 
         Returns:
             The page as text.
@@ -185,12 +185,12 @@ class Report:
         return "\n".join(lines)
 
     def _operations(self):
-        """Returns what the layers compute, in words: of open sizes nothing is known."""
+        """Returns the amount of computation as text; unknown for unknown sizes."""
         totals = self.totals
         unknown = sum(row.has_width and row.macs is None for row in self.rows)
         if unknown and not totals["macs"]:
             return "MMAC and GBitOP unknown"
-        besides = f", besides {unknown} layers of which it is unknown" if unknown else ""
+        besides = f", plus {unknown} layers for which it is unknown" if unknown else ""
         return (
             f"{totals['macs'] / 1e6:.2f} MMAC, {totals['bitops'] / 1e9:.3f} GBitOP "
             f"({totals['bitops_ratio']:.1f} times fewer than float32){besides}"
@@ -250,11 +250,11 @@ def report(model, *, title, with_ranges=False):
 
 
 def layer_rows(model, graph):
-    """Returns the `LayerRow`s of a wrapped model, without what becomes of them in the file.
+    """Returns the `LayerRow`s of a wrapped model, without their fate in the file.
 
     Args:
         model: The model.
-        graph: What `read_graph` makes of it.
+        graph: Its graph, from `read_graph`.
     """
     reasons = dict(model.provenance.reasons)
     rows, macs = {}, {}
@@ -277,8 +277,8 @@ def _row(node, graph, reasons, macs):
     status = "quantized" if quantized else _status(kind_of(operation), a_bits)
     if reason is not None:
         status = f"float: {reason}"
-        # Only weights that are float by a width are multiplied with codes (F/2); a layer that was
-        # skipped, or has no config, computes in float.
+        # Only weights that are float because of a width are multiplied with codes (F/2); a layer
+        # that was skipped, or has no config, computes in float.
         is_by_width = reason.startswith(("w_bits is None", "boundary_bits is None"))
         a_bits = a_bits if is_by_width else None
     parameters, size = _size(layer, quantizers, operation)
@@ -319,7 +319,7 @@ def _size(layer, quantizers, operation):
 
 
 def _input_bits(node, graph):
-    """Returns the width of the codes that a node reads, or None where it reads floats."""
+    """Returns the width of the codes that a node reads, or None if it reads floats."""
     index = node.inputs[0] if node.inputs else None
     while index is not None:
         producer = graph.tensors[index].producer
@@ -347,7 +347,7 @@ def _macs(node, graph):
     if not isinstance(layer, (layers.Dense, *_CONVOLUTIONS)):
         known = isinstance(layer, layers.Embedding) or layer is operation
         return 0 if known else None
-    # Every position of the output, or of the input of a transposed convolution, meets the kernel.
+    # Every position of the output, or of a transposed convolution's input, uses the kernel.
     index = node.inputs[0] if isinstance(layer, _TRANSPOSED) else node.outputs[0]
     shape = graph.tensors[index].shape
     first = getattr(layer, "data_format", None) == "channels_first"
@@ -380,7 +380,7 @@ def _add(a, b):
 def _range_row(quantizer):
     try:
         grid = quantizer.grid()
-    except ValueError:  # a user's own tfmot quantizer knows none
+    except ValueError:  # a user's tfmot quantizer may have none
         grid = None
     scale, low_code, high_code = grid if grid is not None else (None, None, None)
     return RangeRow(

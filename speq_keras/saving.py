@@ -1,4 +1,4 @@
-"""`save` and `save_weights` as Keras has them, but not in place: what was there stays whole."""
+"""`save` and `save_weights` as in Keras, but not in place: existing files stay intact."""
 
 import functools
 import os
@@ -10,31 +10,31 @@ import keras
 from speq_keras.files import check_folder, check_path
 from speq_keras.processes import discarded, is_first_process, path_to_write, process_count
 
-# What Keras takes for paths that are not on this machine, besides those with "://".
+# What Keras takes for remote paths, besides those with "://".
 _REMOTE = ("/cns", "/cfs", "/gcs", "/hdfs", "/readahead", "/placer", "/tfhub")
 
 
 class SafeSaving:
-    """Makes the files of a Keras model whole at every moment, whoever saves it: a callback, too.
+    """Keeps the files of a Keras model complete at every moment, even if saved by a callback.
 
-    Goes before the Keras model among the bases. It is none itself: Keras changes the bases of a
-    Functional model's classes, and they could serve no other model.
+    It precedes the Keras model in the list of bases, and is not a model itself: Keras changes the
+    bases of a Functional model's classes, so they could serve no other model.
 
     `keras.saving.save_model(model, path)`, the function, is Keras' own and writes in place.
     """
 
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
-        """Saves the model in a new file, which then replaces the one that was there.
+        """Saves the model to a new file, which then replaces an existing one.
 
-        Killed, or out of room, at any moment it leaves the old file or the new one. A folder
-        (`zipped=False`) is replaced file by file at the end. Paths that are not on this machine
-        (`hf://`, `gs://`, ...) are left to Keras. Of several processes, which all have to call
-        this, the first one writes.
+        If the process is killed or the disk is full, either the old or the new file remains. A
+        folder (`zipped=False`) is replaced file by file at the end. Remote paths (`hf://`, `gs://`,
+        ...) are left to Keras. With several processes, all must call this, and the first one
+        writes.
 
         Args:
             filepath: Path that ends in .keras, or in .h5 or .hdf5 for Keras' legacy format; with
                 `zipped=False`, of a folder. A link to a file is followed.
-            overwrite: Whether to replace what is there without asking.
+            overwrite: Whether to replace an existing file without asking.
             zipped: As in `keras.Model.save`.
             **kwargs: As in `keras.Model.save`.
 
@@ -50,13 +50,13 @@ class SafeSaving:
         _write(path, filepath, write, overwrite)
 
     def save_weights(self, filepath, overwrite=True, max_shard_size=None):
-        """Saves the weights in a new file, which then replaces the one that was there.
+        """Saves the weights to a new file, which then replaces an existing one.
 
-        As `save`. Of several files (`max_shard_size`) the .weights.json is replaced last.
+        Like `save`. Of several files (`max_shard_size`) the .weights.json is replaced last.
 
         Args:
             filepath: Path that ends in .weights.h5, or with `max_shard_size` in .weights.json.
-            overwrite: Whether to replace what is there without asking.
+            overwrite: Whether to replace an existing file without asking.
             max_shard_size: Size of the largest file in GB, or None: a single file.
 
         Raises:
@@ -80,20 +80,20 @@ class SafeSaving:
 
 
 def compile_from_config(model, config):
-    """Compiles a loaded model: Keras leaves out a class that has a `compile` of its own."""
+    """Compiles a loaded model: Keras skips classes that define their own `compile`."""
     model.compile(**keras.saving.deserialize_keras_object(config))
     if model.optimizer is not None and model.built:
         model.optimizer.build(model.trainable_variables)
 
 
 def _write(path, filepath, write, overwrite):
-    """Lets Keras write, to another path than the one that it is meant for.
+    """Lets Keras write to a different path than the one that it is meant for.
 
     Args:
-        path: Checked local path; None: Keras gets `filepath`, and knows what to say of it.
+        path: Checked local path; None: Keras gets `filepath`, and reports any problem.
         filepath: What the user passed.
         write: Keras' method, called as `write(target, overwrite=...)`.
-        overwrite: Whether not to ask.
+        overwrite: Whether to skip asking.
     """
     first = is_first_process()
     if path is None:
@@ -106,18 +106,18 @@ def _write(path, filepath, write, overwrite):
     stays = first and not overwrite and path.exists() and not _may_replace(filepath)
     if stays and process_count() == 1:
         return
-    # The others are on their way, and need the first one to read the variables.
+    # The other processes continue, and need the first one to read the variables.
     with (discarded if stays else path_to_write)(path) as target:
         write(target, overwrite=True)
 
 
 def _local(filepath):
-    """Returns the path of a file on this machine as text; None for all else."""
+    """Returns the path of a local file as text; None for everything else."""
     if isinstance(filepath, os.PathLike):
         filepath = os.fspath(filepath)
     if not isinstance(filepath, str) or "://" in filepath:
         return None
-    # Mounted, such a folder is one like any other.
+    # If mounted, such a folder is an ordinary one.
     if filepath.startswith(_REMOTE) and not os.path.isdir(os.path.dirname(filepath)):
         return None
     return filepath
@@ -134,7 +134,7 @@ def _path_of_model(text, is_folder):
         path = check_folder(text, name="filepath")
     else:
         path = check_path(text, name="filepath", suffix=None, in_new_folder=is_legacy)
-    if is_folder or is_legacy:  # Keras makes the folders of these
+    if is_folder or is_legacy:  # Keras creates the folders for these
         path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -160,12 +160,12 @@ def _path_of_weights(text, sharded):
 
 
 def _first_shard(path):
-    """Returns the name that Keras gives the first of several files of weights."""
+    """Returns Keras' name for the first of several weight files."""
     return f"{path.stem.replace('.weights', '')}_00000.weights.h5"
 
 
 def _may_replace(filepath):
-    """Asks, as Keras does, whether a file may be replaced."""
+    """Asks, like Keras, whether a file may be replaced."""
     reply = input(f"[WARNING] {filepath} already exists - overwrite? [y/n]").strip().lower()
     while reply not in ("y", "n"):
         reply = input('Enter "y" (overwrite) or "n" (cancel).').strip().lower()

@@ -17,7 +17,7 @@ class TrainingSettings:
     """How a model is trained.
 
     Args:
-        distillation: "auto", None, or a loss: "cosine", "dot", "kl", or one of the user's.
+        distillation: "auto", None, or a loss: "cosine", "dot", "kl", or a custom one.
         temperature: T of Eq. 2, positive.
         teacher_precision: A `TeacherPrecision`.
         speq_weight: λ of Eq. 4; None without an external teacher.
@@ -49,7 +49,7 @@ class TrainingSettings:
             )
 
     def to_dict(self):
-        """Returns values that JSON can hold."""
+        """Returns values that JSON can represent."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name in ("distillation", "teacher_distillation"):
             values[name] = serialize(values[name])
@@ -60,7 +60,7 @@ class TrainingSettings:
 
     @classmethod
     def from_dict(cls, values):
-        """Makes settings of `to_dict`'s values, among others; what is missing has its default."""
+        """Makes settings from `to_dict`'s values, ignoring others; missing ones get defaults."""
         names = {field.name for field in dataclasses.fields(cls)}
         found = {name: values[name] for name in names & values.keys()}
         for name in ("distillation", "teacher_distillation"):
@@ -75,10 +75,10 @@ class TrainingSettings:
 
 
 class SettingsText(str):
-    """Training settings and provenance as JSON text, for files, and as what they are, for clones.
+    """Training settings and provenance: as JSON text for files, and as objects for clones.
 
-    A config is all that Keras copies of a layer. `clone_model` hands on the very object, with
-    functions in it that no file could hold; what Keras loads is plain text.
+    Keras only copies a layer's config. `clone_model` passes on the object itself, including
+    functions that no file could hold; after loading it is plain text.
     """
 
     settings: TrainingSettings
@@ -86,14 +86,14 @@ class SettingsText(str):
 
     @classmethod
     def of(cls, settings, provenance):
-        """Makes the text, in which the fields of both stand side by side."""
+        """Makes the text, which contains the fields of both."""
         text = cls(json.dumps({**settings.to_dict(), **provenance.to_dict()}))
         text.settings, text.provenance = settings, provenance
         return text
 
     @classmethod
     def read(cls, text):
-        """Returns `(training settings, provenance)` of a text, or of None: the defaults."""
+        """Returns `(training settings, provenance)` of a text, or the defaults for None."""
         if isinstance(text, cls):
             return text.settings, text.provenance
         values = {} if text is None else json.loads(text)
@@ -101,7 +101,7 @@ class SettingsText(str):
 
 
 def teacher_precision_from(teacher_precision, teacher_bits, quantization_probability):
-    """Returns the teacher precision from `wrap`'s three arguments, which exclude each other."""
+    """Returns the teacher precision from `wrap`'s three mutually exclusive arguments."""
     if teacher_precision is None:
         return Bernoulli(
             0.5 if quantization_probability is None else quantization_probability,
@@ -110,7 +110,7 @@ def teacher_precision_from(teacher_precision, teacher_bits, quantization_probabi
     if teacher_bits is not None or quantization_probability is not None:
         raise ValueError(
             "`teacher_precision` must not be given together with `teacher_bits` or "
-            "`quantization_probability`: it holds them itself. "
+            "`quantization_probability`: it contains them. "
             + describe(
                 teacher_precision=teacher_precision,
                 teacher_bits=teacher_bits,
@@ -121,7 +121,7 @@ def teacher_precision_from(teacher_precision, teacher_bits, quantization_probabi
 
 
 def speq_weight_from(speq_weight, teacher):
-    """Returns λ of Eq. 4: 0.5 with a teacher unless given, None without one."""
+    """Returns λ of Eq. 4: by default 0.5 with a teacher, None without one."""
     if teacher is None and speq_weight is not None:
         raise ValueError(
             "`speq_weight` (Eq. 4) weighs SPEQ against an external teacher and needs `teacher`. "

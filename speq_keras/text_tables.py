@@ -6,7 +6,7 @@ def aligned(cells, left):
 
     Args:
         cells: Rows of texts, all with the same number of columns.
-        left: Numbers of the columns that are aligned on the left; the others are on the right.
+        left: Indices of the left-aligned columns; the others are right-aligned.
 
     Example:
         >>> aligned([("layer", "bits"), ("a", "3")], left=[0])
@@ -27,7 +27,7 @@ def table(cells, left):
 
     Args:
         cells: As in `aligned`.
-        left: How many columns, from the first on, are aligned on the left.
+        left: How many columns, from the first on, are left-aligned.
 
     Example:
         >>> table([("layer", "bits"), ("a", "3")], left=1)

@@ -199,8 +199,8 @@ WRAP = {
         ValueError,
         "`a_bits` of a QuantizeConfig must be left out",
     ),
-    "name": ({"name": 3}, TypeError, '`name` must be a text without "/", or None.*name=3'),
-    "name of a path": ({"name": "a/b"}, ValueError, '`name` must be a text without "/"'),
+    "name": ({"name": 3}, TypeError, '`name` must be a string without "/", or None.*name=3'),
+    "name of a path": ({"name": "a/b"}, ValueError, '`name` must be a string without "/"'),
     "fused_batch_norm": (
         {"fused_batch_norm": "no"},
         TypeError,
@@ -242,7 +242,7 @@ MODELS = {
         ValueError,
         "must be built.*keras.Input",
     ),
-    "a wrapped model": (wrapped, ValueError, "is wrapped already.*set_bits"),
+    "a wrapped model": (wrapped, ValueError, "is already wrapped.*set_bits"),
     "a wholly quantized graph": (
         cut_out_of_a_wrapped_model,
         ValueError,
@@ -498,7 +498,7 @@ def test_float_weights_without_biases_are_refused():
 def test_a_model_made_by_hand_has_no_float_model():
     inputs = keras.Input((4,))
     model = speq_keras.SPEQModel(inputs, quantizers.PACT()(inputs))
-    with pytest.raises(RuntimeError, match="this one was made in another way"):
+    with pytest.raises(RuntimeError, match="this one was not made by it"):
         model.float_model()
 
 
@@ -520,7 +520,7 @@ def test_float_weights_of_another_shape_are_refused():
 
 def test_set_bits_names_the_side_that_has_no_target_width():
     model = speq_keras.wrap(float_model(), 2, None, distillation=None)
-    with pytest.raises(ValueError, match="no quantizer of the activations has"):
+    with pytest.raises(ValueError, match="none of the activations has"):
         model.set_bits(activations=4)
 
 
@@ -642,7 +642,7 @@ BLOCKS = {
     "the same axes": (
         lambda: quantizers.SAWB(channel_axes=(1, 1)),
         ValueError,
-        "each of them another axis. Received: channel_axes=",
+        "each of them a different axis. Received: channel_axes=",
     ),
     "axes of a layer": (
         lambda: speq_keras.QuantizedLayer(
@@ -651,16 +651,16 @@ BLOCKS = {
         ValueError,
         r"must be axes of its 'kernel', which has 2. Received: channel_axes=\(5,\)",
     ),
-    "quantizer name": (lambda: quantizers.PACT(name=3), TypeError, "`name` must be a text"),
+    "quantizer name": (lambda: quantizers.PACT(name=3), TypeError, "`name` must be a string"),
     "layer name": (
         lambda: speq_keras.QuantizedLayer(layers.Dense(2), {}, name="a/b"),
         ValueError,
-        "`name` must be a text",
+        "`name` must be a string",
     ),
     "register a number": (
         lambda: quantizers.register_quantizer(3, quantizers.SAWB),
         TypeError,
-        '`name` must be a text without "/". Received: name=3',
+        '`name` must be a string without "/". Received: name=3',
     ),
     "register a precision": (lambda: precision.register(3), TypeError, "TeacherPrecision.*cls=3"),
     "logits of two shapes": (
@@ -845,7 +845,7 @@ def test_inputs_of_unequal_length_are_refused():
     a, b = keras.Input((6,), name="a"), keras.Input((2,), name="b")
     x = layers.Dense(3)(layers.Concatenate()([a, b]))
     model = speq_keras.wrap(keras.Model([a, b], layers.Dense(2)(x)), 3, 3, distillation=None)
-    sentence = "`data` must have as many examples for each input. Received: examples={'a': 8, 'b':"
+    sentence = "same number of examples for each input. Received: examples={'a': 8, 'b':"
     for data in ([X, X[:3, :2]], [[X, X[:3, :2]]]):
         with pytest.raises(ValueError, match=sentence):
             model.calibrate(data, verbose=0)
@@ -917,7 +917,7 @@ ARGUMENTS = {
     ),
     "lower once": (
         lambda: speq_keras.LowerWidths({0: 8, 1: 2}, calibration_data=itertools.cycle([X])),
-        "`calibration_data` must be .* which can be gone through many times",
+        "`calibration_data` must be .* which can be read many times",
     ),
 }
 

@@ -193,7 +193,8 @@ BAD_CALLS = {
     "missing model": (["export", "no.keras", "m.tflite"], MODEL_RULE + "'no.keras'. There is no "),
     "float model": (
         ["export", "float.keras", "m.tflite"],
-        MODEL_RULE + "'float.keras'. It holds a Functional. Train what `speq_keras.wrap` makes of",
+        MODEL_RULE
+        + "'float.keras'. It holds a Functional. Train what `speq_keras.wrap` returns for",
     ),
     "damaged model": (
         ["export", "damaged.keras", "m.tflite"],
@@ -223,7 +224,7 @@ BAD_CALLS = {
     ),
     "plan of a wrapped model at other widths": (
         ["plan", "m.keras", "--w_bits", "2", "--a_bits", "float"],
-        "this one is wrapped already. Received: w_bits=2, a_bits=None. Leave that out",
+        "this one is already wrapped. Received: w_bits=2, a_bits=None. Omit them",
     ),
     "plan of a width that no code has": (
         ["plan", "float.keras", "--w_bits", "9"],

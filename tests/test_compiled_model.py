@@ -98,6 +98,6 @@ def test_where_no_process_can_be_started_the_report_says_so(executable, tmp_path
     report = exported(tmp_path)
     assert report.proof.holds
     assert report.proof.runtimes == ("default",)
-    assert "in LiteRT's interpreter alone" in str(report)
-    with pytest.raises(RuntimeError, match="sys.executable has none"):
+    assert "in LiteRT's interpreter only" in str(report)
+    with pytest.raises(RuntimeError, match="sys.executable cannot be run"):
         exported(tmp_path, runtimes=["compiled"])

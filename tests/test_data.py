@@ -383,7 +383,7 @@ ONLY_ONCE = {("PrecisionReport", "cycle"), ("search_bits", "cycle")}
 def test_data_without_end_needs_steps(one, tmp_path, reader, kind):
     call = readers(one, tmp_path)[reader]
     if (reader, kind) in ONLY_ONCE:
-        with pytest.raises(TypeError, match="which can be gone through many times"):
+        with pytest.raises(TypeError, match="which can be read many times"):
             call(ENDLESS[kind](), 3)
         return
     name = {"predict": "inputs", "predict_float": "inputs", "evaluate": "x"}.get(reader, "data")

@@ -231,7 +231,7 @@ def test_squad_runs_through_all_stages_and_goes_on_where_it_was(squad_dir, prese
     assert status == 0, text
     status, text = run("bert_squad.py", *flags, cwd=tmp_path)
     assert status == 0, text
-    assert "pretrain: goes on after step" in text
+    assert "pretrain: resumes after step" in text
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     stages = ["pretrain", "retrain", "control", "speq", "settled", ".tflite"]
     assert [row["name"] for row in rows] == stages

@@ -117,7 +117,7 @@ def test_a_finished_stage_is_loaded_and_not_trained_again(tmp_path):
 def test_sigterm_ends_the_run_between_two_steps_and_says_how_to_go_on(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(SystemExit, match=r"SIGTERM\. The same command goes on"):
+        with pytest.raises(SystemExit, match=r"SIGTERM\. The same command resumes"):
             run(network, tmp_path, callbacks=[KillAt(5, lambda: signal.raise_signal(15))])
     finally:
         signal.signal(signal.SIGTERM, before)

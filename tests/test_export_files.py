@@ -300,7 +300,7 @@ ODD = {
     "circle": (lambda path: path.symlink_to(path), "This is a link that leads in a circle: "),
     "lost": (lambda path: path.symlink_to(path.parent / "no" / "m"), "Create '{parent}/no' first."),
     "long": (None, "The name is too long for the file system: shorten it."),
-    "NUL": (None, "No file can have this name: leave out NUL and what is no text."),
+    "NUL": (None, "No file can have this name: leave out NUL and invalid characters."),
 }
 ODD_NAMES = {"long": "m" * 300, "NUL": "m\0"}
 
@@ -359,7 +359,7 @@ def test_what_is_no_folder_is_refused(make, sentence, tmp_path):
     path.parent.mkdir()
     make(path)
     sentence = sentence.format(parent=path.parent)
-    rule = f"`path` must be a folder, which may not exist yet. Received: path={str(path)!r}. "
+    rule = f"`path` must be a folder, which need not exist yet. Received: path={str(path)!r}. "
     with pytest.raises(ValueError, match=f"^{re.escape(rule + sentence)}$"):
         check_folder(path)
 

@@ -173,7 +173,7 @@ def test_powers_of_two_tensors_are_a_float_island():
         one, other = (layers.ReLU()(layers.Conv2D(4, 1)(inputs)) for _ in range(2))
         return layers.Conv2D(3, 1)(ops.power(one + 1, other))
 
-    why = "there is a kernel for it with one tensor and a constant alone"
+    why = "there is a kernel for it only with one tensor and a constant"
     check_float_island(body, (6, 6, 4), "power", why)
 
 

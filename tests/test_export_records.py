@@ -106,5 +106,5 @@ def test_a_product_of_tensors_beyond_its_kernel_is_computed_in_float():
             for variable in quantizer.trainable_variables:
                 variable.assign(variable * 1e-5)
     folded = speq_keras.fold(model)
-    assert "output steps wide, and kernels take" in folded.notes[0]
+    assert "output steps wide, and kernels accept" in folded.notes[0]
     assert "matmul" in folded.notes[-1]

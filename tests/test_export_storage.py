@@ -96,7 +96,7 @@ def test_a_file_that_is_another_network_on_arm_says_so(tmp_path):
     model.calibrate(data, verbose=0)
     report = model.export_tflite(tmp_path / "m.tflite", storage="smallest", data=data)
     assert 0 < report.on_arm.differing < 1
-    assert f"{report.on_arm.differing:.2%} of the output values are others than on x86" in str(
+    assert f"{report.on_arm.differing:.2%} of the output values differ from those on x86" in str(
         report
     )
     assert "NOT the same network everywhere" in str(report)

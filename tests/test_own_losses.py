@@ -340,7 +340,7 @@ def cosine(p, q):
 
 
 def test_a_function_that_is_not_registered_is_said_to_be_saved_by_its_name(tmp_path):
-    with pytest.warns(UserWarning, match="no more than the name of a loss.*distillation=<functio"):
+    with pytest.warns(UserWarning, match="only the name of a loss.*distillation=<functio"):
         saved(tmp_path, distillation=cosine)
     assert loaded(tmp_path, custom_objects={"cosine": cosine}).distillation is cosine
 
@@ -358,7 +358,7 @@ def test_a_loss_that_is_not_known_stands_in_nobodys_way_but_trainings(unknown):
     assert isinstance(unknown.distillation, UnknownLoss)
     unknown.calibrate(x, verbose=0)
     compiled(unknown, jit_compile=False).evaluate(x, y, verbose=0)
-    with pytest.raises(RuntimeError, match="must be known where it is trained. Rec.*loss='cosine'"):
+    with pytest.raises(RuntimeError, match="must be known when it is trained. Rec.*loss='cosine'"):
         unknown.training_plan()
     unknown.distillation = "kl"
     unknown.fit(x, y, verbose=0)

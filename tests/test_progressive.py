@@ -209,7 +209,7 @@ def test_a_float_model_is_refused():
 
 def test_activations_that_are_float_cannot_be_lowered():
     model = compiled(quantized_model(a_bits=None, distillation=None, w_bits=2))
-    with pytest.raises(ValueError, match="`activations` can be set where a quantizer has"):
+    with pytest.raises(ValueError, match="`activations` can only be set if a quantizer has"):
         fit(model, LowerWidths({0: 8, 1: 2}))
 
 

@@ -147,8 +147,7 @@ def test_the_report_says_what_is_unrolled(folder):
     _, report, _ = exported("both directions", folder)
     unrolled = [note for note in report.notes if note.startswith("Unrolled")]
     assert unrolled == [
-        "Unrolled, every step by itself, with constants in common: both.forward_gru, "
-        "both.backward_gru."
+        "Unrolled into separate steps that share constants: both.forward_gru, both.backward_gru."
     ]
 
 

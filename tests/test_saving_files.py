@@ -472,7 +472,7 @@ def test_what_is_no_file_is_refused_before_any_work(way, odd, by_link, folder, m
 )
 def test_what_is_no_folder_is_refused_before_any_work(make, sentence, folder, model, monkeypatch):
     make("m")
-    rule = "`filepath` must be a folder, which may not exist yet. Received: filepath='m'. "
+    rule = "`filepath` must be a folder, which need not exist yet. Received: filepath='m'. "
     with (
         no_work(monkeypatch),
         pytest.raises(ValueError, match=f"^{re.escape(rule + sentence)}$"),
@@ -497,8 +497,8 @@ def test_shards_with_names_too_long_are_refused(length, folder, model, monkeypat
 
 BAD_NAMES = {
     "too long": ("m" * 300, "The name is too long for the file system: shorten it."),
-    "NUL": ("m\0", "No file can have this name: leave out NUL and what is no text."),
-    "no text": ("m\ud800", "No file can have this name: leave out NUL and what is no text."),
+    "NUL": ("m\0", "No file can have this name: leave out NUL and invalid characters."),
+    "no text": ("m\ud800", "No file can have this name: leave out NUL and invalid characters."),
     "tilde": ("~/m", "A leading `~` is not expanded: call `os.path.expanduser` on the path."),
     "missing folder": ("a/m", "Create 'a' first."),
     "folder in a file": ("file/m", "Create 'file' first."),

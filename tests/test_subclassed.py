@@ -215,7 +215,7 @@ REFUSED = {
     "training=False in its call": (Frozen, "as a graph it computes other values.* in training"),
     "another graph in training": (
         lambda: Other(lambda x, training: ops.relu(x) if training else x),
-        "it is another graph in training",
+        "its graph differs in training",
     ),
     "other values in training": (
         lambda: Other(lambda x, training: x * (2.0 if training else 1.0)),

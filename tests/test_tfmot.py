@@ -365,10 +365,10 @@ def error_cases():
     return {
         "unknown layer": (lambda: q_model(lstm), RuntimeError, r"\(LSTM\). Pass one to"),
         "unknown function": (lambda: q_model(elu), ValueError, "Received: 'elu' in layer"),
-        "nested": (lambda: q_model(nested), ValueError, "must have no model inside"),
+        "nested": (lambda: q_model(nested), ValueError, "must not contain a model"),
         "no annotation": (lambda: q_apply(plain), ValueError, "must be annotated"),
         "no model": (lambda: q_apply("model"), ValueError, "`model` must be a Functional"),
-        "no layer": (lambda: tfmot.quantize_annotate_layer(plain), ValueError, "is no model"),
+        "no layer": (lambda: tfmot.quantize_annotate_layer(plain), ValueError, "is not a model"),
         "no config": (
             lambda: tfmot.quantize_annotate_layer(keras.layers.Dense(2), "8 bits"),
             ValueError,
@@ -416,7 +416,7 @@ def test_exported_codes_are_those_of_the_simulation(tmp_path, name):
     ("name", "message"),
     [
         ("concatenate", "'quant_cat' (Concatenate): its inputs have different grids"),
-        ("pooling", "what it makes must have the grid of its input"),
+        ("pooling", "its output must have the grid of its input"),
     ],
 )
 def test_what_integer_kernels_cannot_compute_is_a_float_island(tmp_path, name, message):

@@ -15,13 +15,14 @@ import logging
 import pathlib
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of the next imports
+import quiet_start  # noqa: F401 - before Keras
+
 import keras
 from absl import app, flags
 
-import speq_keras
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of the next imports
 import quickstart
+import speq_keras
 from oscillations import OscillationMeter
 from program_flags import own_flags, set_defaults
 from training_run import write_file

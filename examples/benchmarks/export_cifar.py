@@ -19,16 +19,17 @@ import pathlib
 import sys
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of the next imports
+import quiet_start  # noqa: F401 - before Keras
+
 import keras
 import numpy as np
 from absl import app, flags
 
-import speq_keras
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of the next imports
 import cifar_data
 import cifar_networks
 import cifar_stream
+import speq_keras
 
 # Network, width of weights and activations in bits, activation quantizer.
 CASES = (

@@ -19,6 +19,9 @@ import pathlib
 import sys
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of the next imports
+import quiet_start  # noqa: F401 - before Keras
+
 import keras
 import numpy as np
 import paired_splits
@@ -27,8 +30,6 @@ from absl import app, flags
 from ai_edge_litert.interpreter import Interpreter
 
 import speq_keras
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of the next imports
 from program_flags import own_flags
 from training_run import write_file
 

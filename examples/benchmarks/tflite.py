@@ -19,16 +19,17 @@ import sys
 import time
 import warnings
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of the next imports
+import quiet_start  # noqa: F401 - before Keras
+
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
 from ai_edge_litert.interpreter import Interpreter
 
-import speq_keras
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of the next import
 import cifar_networks
+import speq_keras
 
 NETWORKS = ("resnet8", "resnet20", "MobileNetV2", "EfficientNetB0", "MobileNetV3Large", "DarkNet")
 

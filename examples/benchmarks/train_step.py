@@ -19,16 +19,17 @@ import platform
 import sys
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of the next imports
+import quiet_start  # noqa: F401 - before Keras
+
 import keras
 import numpy as np
 import step_times
 import tensorflow as tf
 from absl import app, flags
 
-import speq_keras
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of the next import
 import cifar_networks
+import speq_keras
 import training_run
 
 FLAGS = flags.FLAGS

@@ -17,13 +17,15 @@ import logging
 import pathlib
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of the next imports
+import quiet_start  # noqa: F401 - before Keras
+
 import keras
 import numpy as np
 import paired_splits
 from absl import app, flags
 from keras import layers
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # of the next imports
 from program_flags import own_flags, set_defaults
 from training_run import write_file
 

@@ -27,16 +27,17 @@ import pathlib
 import sys
 import time
 
-import keras
-import numpy as np
-from absl import app, flags
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # of the next imports
+import quiet_start  # noqa: F401 - before Keras
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # the folder of the next imports
 import figures
+import keras
 import methods
 import networks
+import numpy as np
 import programs
 import tables
+from absl import app, flags
 from results import table
 
 import image_data

@@ -1,17 +1,17 @@
-"""Pictures of codes against levels, a panel per activation quantizer."""
+"""Plots of codes against levels, with a panel per activation quantizer."""
 
 import numpy as np
 
 COLUMNS, ROWS = 4, 6  # of panels on a page
 _BINS = 100
-_MOST_LINES = 40  # of levels; more of them would hide what is behind them
+_MOST_LINES = 40  # of levels; more would hide the histogram behind them
 _MOST_LABELS = 16
-_MARGIN = 0.25  # of the quantizer's range is shown on both sides of it
+_MARGIN = 0.25  # fraction of the quantizer's range shown on both sides
 _LONGEST_NAME = 44  # letters that fit above a panel
 _VALUES, _LEVELS, _CODES = "#9aa7b5", "#c8382b", "#2a6fb0"
 _LEGEND = (
     (_VALUES, "values before the quantizer (logarithmic)"),
-    (_LEVELS, "its levels, or where they lie"),
+    (_LEVELS, "its levels, or their positions"),
     (_CODES, "how often each code is used"),
 )
 
@@ -36,7 +36,7 @@ def pages(observations, title):
 
 
 def _page(observations, title):
-    from matplotlib.figure import Figure  # only where something is drawn
+    from matplotlib.figure import Figure  # only needed for drawing
     from matplotlib.patches import Patch
 
     columns = max(1, min(COLUMNS, len(observations)))
@@ -79,7 +79,7 @@ def _draw(observation, above, below):
         axes.spines[["top", "right"]].set_visible(False)
     above.set_title(_caption(observation), loc="left", fontsize=8.5, linespacing=1.3)
     if observation.values.size:
-        # What lies beyond the ends of the picture is counted in its outermost bins.
+        # Values beyond the ends of the plot are counted in its outermost bins.
         values = np.clip(observation.values, low, high)
         counts, edges = np.histogram(values, bins=_BINS, range=(low, high))
         shares = counts / values.size
@@ -124,7 +124,7 @@ def _draw_few_codes(axes, codes, levels, shares, scale):
 
 
 def _show_percent(axes, shares=None):
-    """Labels the axis in percent; makes it logarithmic where there are `shares` to fit it to."""
+    """Labels the axis in percent, logarithmically if there are `shares` to fit it to."""
     from matplotlib.ticker import MaxNLocator, NullLocator
 
     axes.yaxis.set_major_locator(MaxNLocator(3))
@@ -137,7 +137,7 @@ def _show_percent(axes, shares=None):
 
 
 def _ends(observation):
-    """Returns what part of the axis is shown: what is read, but not far from the range."""
+    """Returns the part of the axis to show: the inputs, but not far beyond the range."""
     values = observation.values
     low, high = (values.min(), values.max()) if values.size else (0.0, 1.0)
     if observation.has_levels:
@@ -175,5 +175,5 @@ def _caption(observation):
 
 
 def _percent(share, _):
-    """Returns a share in percent, as short as it can be (a formatter of Matplotlib's ticks)."""
+    """Returns a share in percent, as short as possible (a formatter of Matplotlib's ticks)."""
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"

@@ -1,4 +1,4 @@
-"""What every activation quantizer reads in a batch, and which codes it makes of that."""
+"""What each activation quantizer reads in a batch, and the codes that it makes."""
 
 import dataclasses
 
@@ -17,13 +17,13 @@ class Observation:
     Attributes:
         name: The quantizer's name.
         bits: Its width in bits; None: float.
-        scale: Distance of its levels in units of the values; None where the width is float.
-        low_code, high_code: The ends of its codes.
-        values: Float32 vector: evenly spaced ones of the finite values that it reads.
-        counts: How often each code occurs, `high_code - low_code + 1` numbers.
-        size: How many values it reads.
-        clipped: How many of them it moves by more than half a step, because they lie outside.
-        not_finite: How many are NaN or infinite.
+        scale: Distance between its levels in units of the values; None if the width is float.
+        low_code, high_code: Its smallest and largest code.
+        values: Float32 vector: an evenly spaced sample of the finite values that it reads.
+        counts: Frequency of each code, `high_code - low_code + 1` numbers.
+        size: Number of values that it reads.
+        clipped: Number of these that it moves by more than half a step, because they are outside.
+        not_finite: Number that are NaN or infinite.
     """
 
     name: str
@@ -44,18 +44,18 @@ class Observation:
 
 
 def observe(model, batch, quantizers):
-    """Runs the student on a batch in inference mode; nothing is updated, no random state is used.
+    """Runs the student on a batch in inference mode, without updates or random state.
 
-    All processes have to call this; the first one runs the network.
+    All processes must call this; the first one runs the network.
 
     Args:
         model: The `SPEQModel`.
         batch: Its inputs.
-        quantizers: The activation quantizers to look at.
+        quantizers: The activation quantizers to observe.
 
     Returns:
-        An `Observation` per quantizer that ran, or None in all processes but the first. A quantizer
-        that several tensors share has what it reads of all of them.
+        An `Observation` per quantizer that ran, or None in all processes except the first. For a
+        quantizer shared by several tensors, it covers all of them.
     """
     grids = {id(quantizer): quantizer.grid() for quantizer in quantizers}
     widths = {id(quantizer): quantizer.bits for quantizer in quantizers}
@@ -65,7 +65,7 @@ def observe(model, batch, quantizers):
     seen = {}
 
     def look(quantizer, inputs):
-        """Takes down what a quantizer reads and makes, and returns the latter."""
+        """Records a quantizer's inputs and outputs, and returns the outputs."""
         x = ops.cast(inputs, "float32")
         y = quantizer.quantized(x)
         seen.setdefault(id(quantizer), []).append(

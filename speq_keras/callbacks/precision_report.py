@@ -27,46 +27,44 @@ FIGURES = ("student_accuracy", "teacher_accuracy", "agreement", "distance")
 
 
 class PrecisionReport(keras.callbacks.Callback):
-    """Reads the network as student and as its own teacher, and compares what they say.
+    """Evaluates the network as student and as its own teacher, and compares their outputs.
 
     At the end of every epoch the logs get
 
         student_accuracy    of the network at its own widths
-        teacher_accuracy    of the same network at widths that are drawn as in training (Eq. 1)
+        teacher_accuracy    of the same network at widths drawn as in training (Eq. 1)
         agreement           how often both have the same top class
         distance            mean L2 distance between their softmax or sigmoid outputs
 
-    and with them `History`, and every callback that comes after this one in the list (`CSVLogger`,
-    `TensorBoard`). Where a model has several outputs, the name of the output goes in front:
-    "digit_student_accuracy". SPEQ makes the distance smaller; that the teacher is the better one is
-    what it lives on.
+    These are also in `History` and available to every later callback in the list (`CSVLogger`,
+    `TensorBoard`). If a model has several outputs, the name of the output is a prefix:
+    "digit_student_accuracy". SPEQ reduces the distance; it relies on the teacher being the better
+    one.
 
-    Both run in inference mode: with moving statistics and without dropout, other than in training.
-    An external teacher has no part in it. Of the model nothing changes, nor of its random state:
-    every batch has a draw of its own, and the draws are the same in every epoch. `set_bits` has no
-    influence on the drawn widths but for the target width itself. A model with `distillation=None`
-    is read as the teacher that its `teacher_precision` would be.
+    Both run in inference mode, with moving statistics and without dropout, unlike in training.
+    External teachers play no part. Neither the model nor its random state changes: each batch has
+    its own draw, and the draws are the same in every epoch. `set_bits` affects the drawn widths
+    only through the target width itself. A model with `distillation=None` is evaluated as the
+    teacher that its `teacher_precision` would give.
 
-    Every position of a sequence counts, also one that a mask hides, unless its sample weight is 0.
-    Of several processes, each of which has data of its own, the figures of the first one are
-    taken.
+    Every position of a sequence counts, even if masked, unless its sample weight is 0. With several
+    processes, each with its own data, the figures are those of the first one.
 
     Args:
-        data: What the network does not train on: `(inputs, labels)` or `(inputs, labels,
-            sample_weight)` as arrays, a `tf.data.Dataset` or a `PyDataset` of such batches, or a
-            list of them; not a generator, which ends with the first epoch. Labels are class numbers
-            or one-hot.
+        data: Held-out data: `(inputs, labels)` or `(inputs, labels, sample_weight)` as arrays, a
+            `tf.data.Dataset` or a `PyDataset` of such batches, or a list of them; not a generator,
+            which is exhausted after one epoch. Labels are class numbers or one-hot.
         batch_size: Examples per batch, for arrays.
-        steps: Batches per epoch; None takes all, and data without end needs it.
+        steps: Batches per epoch; None takes all. Required for infinite data.
         teacher_precision: How the teacher's widths are drawn; None: as in training.
-            `precision.Fixed(8)` reads it at 8 bits everywhere.
-        draws: Teachers per batch; the figures are means over them.
+            `precision.Fixed(8)` evaluates it at 8 bits everywhere.
+        draws: Teachers per batch; the figures are averaged over them.
         seed: Seed of the draws, a whole number.
         verbose: 1 prints a line per epoch.
 
     Raises:
-        TypeError, ValueError: If an argument is not allowed; where the model or the batches decide,
-            in `fit`.
+        TypeError, ValueError: If an argument is not allowed; raised in `fit` if that depends on the
+            model or the batches.
 
     Example:
         >>> import numpy as np, speq_keras
@@ -113,7 +111,7 @@ class PrecisionReport(keras.callbacks.Callback):
         self.draws = check_count("draws", draws)
         if seed is None:
             raise ValueError(
-                "`seed` must be a whole number, as all epochs get the same draws. "
+                "`seed` must be a whole number, because all epochs get the same draws. "
                 f"{describe(seed=seed)} Leave it out, or pass 0."
             )
         self.seed = check_seed(seed)
@@ -133,7 +131,7 @@ class PrecisionReport(keras.callbacks.Callback):
             print(f"Epoch {epoch + 1}: {text}", flush=True)
 
     def measure(self, model):
-        """Returns the figures of a model as it is now: {name: number}.
+        """Returns the figures of a model in its current state: {name: number}.
 
         Args:
             model: A `SPEQModel`, or an `Apprentice` or `CoStudy` with one; compiled, unless its
@@ -166,7 +164,7 @@ class PrecisionReport(keras.callbacks.Callback):
             if not parts[-1]:
                 raise ValueError(
                     "`data` of a PrecisionReport must hold examples. Received: none, or sample "
-                    "weights that are all 0. Pass some that the network does not train on."
+                    "weights that are all 0. Pass held-out data."
                 )
             prefix = f"{name}_" if len(student.outputs) > 1 else ""
             means = parts[:-1] / parts[-1]
@@ -232,9 +230,9 @@ def _draw(student, rule, random):
 
 
 def _predict(model, x, widths=()):
-    """Returns the outputs as a flat list of arrays, at other widths than the model's."""
+    """Returns the outputs as a flat list of arrays, with the given widths set meanwhile."""
     if process_count() > 1:
-        # Compiled, a pass takes all processes and all of their data.
+        # A compiled pass would need all processes and all of their data.
         with keras.StatelessScope([*local_values(model.variables), *widths]):
             outputs = tree.flatten(model(x, training=False))
         return [ops.convert_to_numpy(output) for output in outputs]
@@ -255,7 +253,7 @@ def _sums(head, student, teacher, labels, weights):
     mine, theirs = (_decisions(head, outputs) for outputs in (student, teacher))
     truth = _truth(head, labels, student.shape)
     apart = np.linalg.norm(student - teacher, axis=-1)
-    if head.kind == "sigmoid":  # every label counts in an accuracy, and all of them in a distance
+    if head.kind == "sigmoid":  # accuracy is per label, the distance is over all labels
         apart = np.broadcast_to(apart[..., None], mine.shape)
     weights = _weights(weights, mine.shape)
     found = (mine == truth, theirs == truth, mine == theirs, apart)
@@ -280,7 +278,7 @@ def _truth(head, labels, shape):
     """Returns the labels in the form of `_decisions`."""
     if head.kind == "softmax":
         return class_numbers(labels, shape, output=head.name)
-    # Every entry is a label of its own: two classes, of which the number is 0 or 1.
+    # Every entry is a separate label with two classes, 0 and 1.
     return class_numbers(labels, (*shape, 2), output=head.name) > 0.5
 
 

@@ -1,4 +1,4 @@
-"""ActivationSnapshot: pictures of what the activation quantizers do, epoch by epoch."""
+"""ActivationSnapshot: plots of what the activation quantizers do, epoch by epoch."""
 
 import io
 
@@ -15,33 +15,32 @@ from speq_keras.files import check_folder, write_safely
 
 
 class ActivationSnapshot(keras.callbacks.Callback):
-    """Draws, at the end of epochs, what every activation quantizer reads and which codes it makes.
+    """Plots, at the end of epochs, the inputs and codes of every activation quantizer.
 
-    A picture has a panel per quantizer: above, the distribution of the float values that it reads,
-    with its levels as lines; below, how often each of its codes is used. Codes that are never used
-    are bits that are wasted, values far beyond the last level are what the clipping level cuts off.
-    The files are `epoch_0001.png` after the first epoch and so on; networks with more than 24
-    quantizers get pages, `epoch_0001_01.png` and so on. A page takes seconds: `layers`
-    and `every` choose.
+    A picture has a panel per quantizer: above, the distribution of its float inputs, with its
+    levels as lines; below, how often each of its codes is used. Codes that are never used are
+    wasted bits; values far beyond the last level are cut off by the clipping level. The files are
+    `epoch_0001.png` after the first epoch and so on; networks with more than 24 quantizers get
+    pages, `epoch_0001_01.png` and so on. A page takes seconds: use `layers` and `every` to limit
+    them.
 
-    The student runs on the batch in inference mode. Nothing of the model changes, and no random
-    state: training goes on as it would have without the callback. Of several processes the first
-    one writes.
+    The student runs on the batch in inference mode. Neither the model nor any random state changes:
+    training continues as it would without the callback. Of several processes the first one writes.
 
     Args:
-        data: A batch of inputs, as the model takes them: an array, or a list or dict of arrays, all
-            of which are one batch. Of whatever else `SPEQModel.calibrate` takes, the first batch,
-            which is read once.
-        directory: Folder of the pictures, made if need be.
+        data: A batch of inputs in the form that the model takes: an array, or a list or dict of
+            arrays, which together are one batch. From anything else that `SPEQModel.calibrate`
+            accepts, the first batch, which is read once.
+        directory: Folder for the pictures, created if needed.
         layers: Name or names of activation quantizers, shell patterns ("block1*"); None: all.
         every: Epochs between two pictures.
         tensorboard: Whether to write TensorBoard events to `directory`, too: the histogram of the
-            codes under "codes/" and the quantizer's name, one bucket per code. Their step is the
-            number of the epoch from 0, as that of Keras' own TensorBoard callback. Needs
-            TensorFlow, on every backend.
+            codes under "codes/" and the quantizer's name, one bucket per code. The step is the
+            index of the epoch, counted from 0 as in Keras' TensorBoard callback. Needs TensorFlow,
+            on every backend.
 
     Raises:
-        TypeError, ValueError: If an argument is not allowed; where the model decides, in `fit`.
+        TypeError, ValueError: If an argument is not allowed; in `fit` if that depends on the model.
         RuntimeError: If Matplotlib, or TensorFlow for `tensorboard`, is not installed.
 
     Example:
@@ -83,7 +82,7 @@ class ActivationSnapshot(keras.callbacks.Callback):
         self._batch()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes the pictures and events of an epoch, if it is one of those that are wanted."""
+        """Writes the pictures and events of an epoch, if it is due."""
         if (epoch + 1) % self.every:
             return
         observations = observe(self._student(), self._batch(), self.chosen())
@@ -95,7 +94,7 @@ class ActivationSnapshot(keras.callbacks.Callback):
             self._write_events(epoch, observations)
 
     def on_train_end(self, logs=None):
-        """Closes the file of events."""
+        """Closes the event file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -116,7 +115,7 @@ class ActivationSnapshot(keras.callbacks.Callback):
         return packed(student, inputs.arrays(self._first.x))
 
     def chosen(self):
-        """Returns the quantizers to look at."""
+        """Returns the quantizers to observe."""
         quantizers = self._student().activation_quantizers
         if self.layers is None:
             return quantizers
@@ -138,11 +137,11 @@ class ActivationSnapshot(keras.callbacks.Callback):
             write_safely(self.directory / name, content.getvalue())
 
     def _write_events(self, epoch, observations):
-        import tensorflow as tf  # on JAX, too, and only for this
+        import tensorflow as tf  # also on JAX, and only for this
 
         if self._writer is None:
             self._writer = tf.summary.create_file_writer(str(self.directory))
-        # As `tf.summary.histogram` writes it, which would make its own buckets, of all the values.
+        # Like `tf.summary.histogram`, which would make its own buckets from all values.
         data = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="histograms")
         metadata = tf.compat.v1.SummaryMetadata(plugin_data=data)
         with self._writer.as_default(step=epoch):

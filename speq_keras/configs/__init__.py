@@ -1,4 +1,4 @@
-"""Quantize configs: what is quantized in which layer."""
+"""Quantize configs: what to quantize in each layer."""
 
 import keras
 
@@ -8,14 +8,14 @@ from speq_keras.configs.quantize_config import TARGET, QuantizeConfig, matches
 
 
 def register_config(layer_class, config):
-    """Registers how a layer class of your own is quantized.
+    """Registers how a custom layer class is quantized.
 
     Args:
         layer_class: A subclass of `keras.layers.Layer`.
         config: A `QuantizeConfig` with `weights`, or a function of the layer that returns one.
 
     Raises:
-        TypeError: If `layer_class` is no layer class or `config` neither.
+        TypeError: If `layer_class` is not a layer class, or `config` is neither of these.
 
     Example:
         >>> class MyDense(keras.layers.Dense):

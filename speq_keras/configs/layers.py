@@ -9,9 +9,9 @@ from speq_keras.ops import einsum_axes
 from speq_keras.own_weights import Weight
 
 _LAST = QuantizeConfig(weights=("kernel",), channel_axes=(-1,))
-# (height, width, channels, multiplier): a channel of the output is a pair of the last two.
+# (height, width, channels, multiplier): each pair of the last two is an output channel.
 _DEPTHWISE = QuantizeConfig(weights=("kernel",), channel_axes=(-2, -1))
-# A row is looked up as a whole, so one scale for the table.
+# Rows are looked up whole, so the table has one scale.
 _TABLE = QuantizeConfig(weights=("embeddings",), channel_axes=())
 # The products with the inputs and with the state; see `speq_keras.recurrent`.
 _RECURRENT = QuantizeConfig(weights=("cell.kernel", "cell.recurrent_kernel"), channel_axes=(-1,))
@@ -29,7 +29,7 @@ def _einsum_dense(layer):
 
 
 def _of_cell(layer):
-    """An RNN around one of Keras' own cells has the weights of that."""
+    """An RNN around one of Keras' cells has the weights of the cell."""
     return _RECURRENT if type(layer.cell) in _CELLS else None
 
 
@@ -51,19 +51,19 @@ REGISTRY = {
     layers.GRU: _RECURRENT,
     layers.SimpleRNN: _RECURRENT,
     layers.RNN: _of_cell,
-    # As that of a PositionEmbedding below: 8 bits, and nothing is read.
+    # Like PositionEmbedding below: an 8-bit table, and inputs are not read.
     Weight: QuantizeConfig(weights=("weight",), channel_axes=(), w_bits=8, a_bits=None),
 }
-if hasattr(layers, "ReversibleEmbedding"):  # not in the oldest Keras that is supported
+if hasattr(layers, "ReversibleEmbedding"):  # not in the oldest supported Keras
     REGISTRY[layers.ReversibleEmbedding] = _TABLE
 
 
-# Packages that need not be installed: module, class in it, config.
+# Optional packages: module, class, config.
 _ELSEWHERE = (
     (
         "keras_hub.layers",
         "PositionEmbedding",
-        # Rows of a table of 8 bits; of what it reads it takes the shape alone.
+        # Rows of an 8-bit table; only the shape of its input is used.
         QuantizeConfig(weights=("position_embeddings",), channel_axes=(), w_bits=8, a_bits=None),
     ),
 )
@@ -72,7 +72,7 @@ _ELSEWHERE = (
 def registered_config(layer):
     """Returns the config of exactly this layer's class, or None.
 
-    A subclass may compute something else with its weights, so it does not inherit the config.
+    A subclass may use its weights differently, so it does not inherit the config.
 
     Example:
         >>> registered_config(layers.Dense(4)).weights

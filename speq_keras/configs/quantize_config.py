@@ -16,7 +16,7 @@ TARGET = "target"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
-    """How one layer is quantized; fields left out come from the layer's class and from `wrap`.
+    """How one layer is quantized; omitted fields come from the layer's class and from `wrap`.
 
     Args:
         weights: Names of the layer's attributes that hold the variables to quantize, such as
@@ -24,11 +24,12 @@ class QuantizeConfig:
         channel_axes: Axes of the weights that number the output channels (per-channel quantizers).
         w_bits: Width of the weights in bits (2 to 8), None for float, or "target": the width given
             to `wrap`, which `set_bits` changes.
-        a_bits: Width of the layer's inputs, likewise. A number is not drawn by the teacher.
+        a_bits: Width of the layer's inputs, likewise. A number is fixed: the teacher does not draw
+            it.
         weight_quantizer, activation_quantizer: Name or object. None: `wrap`'s.
-        output_quantizer: `ActivationQuantizer` for what the layer makes: after its activation
-            function, or before one that integer kernels compute by table on a grid of its own
-            (softmax, sigmoid, tanh). None: what those who read it demand.
+        output_quantizer: `ActivationQuantizer` for the layer's output: after its activation
+            function, or before one that integer kernels compute by table on a fixed grid (softmax,
+            sigmoid, tanh). None: the readers of the output decide.
 
     Example:
         >>> QuantizeConfig(w_bits=8, a_bits=8).w_bits
@@ -71,7 +72,7 @@ class QuantizeConfig:
             )
 
     def over(self, base):
-        """Returns this config with what it leaves open taken from `base`."""
+        """Returns this config with omitted fields taken from `base`."""
         return dataclasses.replace(
             self,
             weights=base.weights if self.weights is None else self.weights,
@@ -84,12 +85,12 @@ TRANSLATIONS = {}
 
 
 def is_config(value):
-    """Whether `value` is a `QuantizeConfig`, or one of another package that can be translated."""
+    """Whether `value` is a `QuantizeConfig`, or a translatable one of another package."""
     return isinstance(value, (QuantizeConfig, *TRANSLATIONS))
 
 
 def translated(config, layer):
-    """Returns a config as a `QuantizeConfig` for `layer`, which has to be built."""
+    """Returns a config as a `QuantizeConfig` for `layer`, which must be built."""
     for cls, translation in TRANSLATIONS.items():
         if isinstance(config, cls):
             return translation(config, layer)

@@ -1,4 +1,4 @@
-"""One reader for data of every kind that Keras takes.
+"""One reader for every kind of data that Keras takes.
 
     arrays             NumPy's, what converts to them (pandas, nested lists of numbers), tensors
     several inputs     a list, tuple or dict of arrays: by position, or by the names of the inputs
@@ -6,9 +6,10 @@
     batches            a `tf.data.Dataset`, a `keras.utils.PyDataset`, a generator, an iterator, a
                        list, or anything else that yields any of the above
 
-What has no end is refused unless `steps` says how many batches are wanted, and of what can be read
-only once, no batch more than asked for is taken. Batches are NumPy arrays in the order, dtype and
-rank of the model's inputs; whatever does not fit is one sentence. TensorFlow is not imported.
+Infinite data is refused unless `steps` limits the number of batches, and from data that can be read
+only once, no more batches are taken than requested. Batches are NumPy arrays in the order, dtype
+and rank of the model's inputs; data that does not fit raises a one-sentence error. TensorFlow is
+not imported.
 """
 
 from speq_keras.data.arrays import class_numbers, is_array, to_array

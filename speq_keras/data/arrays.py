@@ -1,4 +1,4 @@
-"""Arrays of numbers from whatever holds some."""
+"""Arrays of numbers from any object that contains some."""
 
 import sys
 
@@ -10,7 +10,7 @@ from speq_keras._checks import brief
 
 
 def is_array(value):
-    """Whether a value is one array: NumPy's, a tensor, a table, or numbers in lists."""
+    """Whether a value is one array: a NumPy array, a tensor, a table, or numbers in lists."""
     if isinstance(value, type):
         return False
     return any(hasattr(value, name) for name in ("shape", "__array__")) or are_numbers(value)
@@ -28,11 +28,11 @@ def to_array(value, name):
     """Returns a NumPy array of real numbers.
 
     Raises:
-        TypeError: If there is none in `value`: text, objects, complex numbers.
+        TypeError: If `value` does not contain any: text, objects, complex numbers.
     """
     try:
         array = _converted(value)
-    except Exception as error:  # from the conversion of other people
+    except Exception as error:  # from third-party conversions
         raise TypeError(
             f"`{name}` must hold arrays of numbers. Received: {name} with a value of type "
             f"{type(value).__name__}, which NumPy does not convert ({brief(error)}). Convert it "
@@ -56,20 +56,20 @@ def _converted(value):
         value = tf.sparse.to_dense(value)
     if isinstance(value, keras.Variable) or ops.is_tensor(value):
         return np.asarray(ops.convert_to_numpy(value))
-    if hasattr(value, "toarray"):  # SciPy's sparse matrices
+    if hasattr(value, "toarray"):  # SciPy sparse matrices
         value = value.toarray()
     return np.asarray(value)
 
 
 def to_arrays(structure, name):
-    """Returns labels or weights, however nested, with arrays in them; None stays None."""
+    """Returns labels or weights, however nested, converted to arrays; None stays None."""
     if is_array(structure):
         return to_array(structure, name)
     return tree.map_structure(lambda x: None if x is None else to_array(x, name), structure)
 
 
 def adjusted(array, shape):
-    """Returns an array with or without a last axis of 1, as Keras adjusts it."""
+    """Returns an array with a last axis of 1 added or removed, as in Keras."""
     if array.ndim == len(shape) + 2 and array.shape[-1] == 1:
         return array[..., 0]
     if array.ndim == len(shape) and array.ndim and shape[-1] == 1:
@@ -78,7 +78,7 @@ def adjusted(array, shape):
 
 
 def finite_in(dtype, array, name):
-    """Returns an array in its dtype, after checking that all of it is finite before and after."""
+    """Returns an array in its dtype, after checking that it is finite before and after."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(
             f"`{name}` must be finite. Received: {name} with NaN or infinity. Clean the data first."
@@ -103,15 +103,15 @@ def class_numbers(labels, shape, *, name="data", output=None):
 
     Args:
         labels: Class numbers of the shape without the classes or with a 1 for them, or one-hot.
-        shape: Of the outputs, classes last.
-        name: Of the argument, for errors.
-        output: Name of the output, for errors where there are several.
+        shape: Shape of the outputs, classes last.
+        name: Name of the argument, for errors.
+        output: Name of the output, for errors if there are several.
 
     Raises:
         ValueError: If they have another shape, or are not finite.
     """
     which = "" if output is None else f" of output '{output}'"
-    if isinstance(labels, list | tuple) and len(labels) == 1:  # of the only output
+    if isinstance(labels, list | tuple) and len(labels) == 1:  # for the only output
         labels = labels[0]
     labels = np.zeros(0) if labels is None else to_array(labels, name)
     positions = tuple(shape[:-1])

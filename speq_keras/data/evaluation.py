@@ -28,7 +28,7 @@ class _Batches(keras.utils.PyDataset):
 
 
 def evaluation_of(model, data, *, batch_size, steps=None):
-    """Returns the arguments of `evaluate` for data that can be gone through many times.
+    """Returns the arguments of `evaluate` for data that can be read many times.
 
     Args:
         model: A Functional model.
@@ -37,7 +37,7 @@ def evaluation_of(model, data, *, batch_size, steps=None):
         steps: Batches each time; None: all.
 
     Raises:
-        TypeError, ValueError: As `read` does, or if there are no labels or no examples.
+        TypeError, ValueError: As in `read`, or if there are no labels or no examples.
     """
     check_count("batch_size", batch_size)
     check_count("steps", steps, optional=True)
@@ -59,7 +59,7 @@ def evaluation_of(model, data, *, batch_size, steps=None):
 
 
 def _as_batch(*parts):
-    """Returns a batch as a `PyDataset` may have it: Keras takes tuples in it, and no lists."""
+    """Returns a batch as a `PyDataset` may return it: Keras takes tuples there, but no lists."""
     parts = [part[0] if isinstance(part, list) and len(part) == 1 else part for part in parts]
     return tuple(
         tuple(part) if isinstance(part, list) else part for part in parts if part is not None

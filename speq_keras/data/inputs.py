@@ -1,4 +1,4 @@
-"""What a model reads, and what of a batch goes where."""
+"""A model's inputs, and how the parts of a batch are assigned to them."""
 
 import dataclasses
 
@@ -10,12 +10,12 @@ from speq_keras.data.arrays import adjusted, are_numbers, finite_in, is_array, t
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a model reads, input by input.
+    """The inputs of a model.
 
     Args:
         names: Their names.
-        shapes: Their shapes without the axis of the examples; None where a size is open.
-        dtypes: What they are converted to; None: they stay as they are.
+        shapes: Their shapes without the axis of the examples; None for unknown sizes.
+        dtypes: The dtypes they are converted to; None: unchanged.
         keys: The keys of the dict that a model was made with, in the same order, or ().
     """
 
@@ -25,14 +25,14 @@ class Inputs:
     keys: tuple = ()
 
     def arrays(self, x, *, name="data"):
-        """Returns a list of finite NumPy arrays, one for each input, of what a model takes.
+        """Converts a model's input data to a list of finite NumPy arrays, one for each input.
 
         Args:
             x: An array, or a list, tuple or dict of arrays.
-            name: Of the argument, for errors.
+            name: Name of the argument, for errors.
 
         Raises:
-            TypeError: If there is no number in them.
+            TypeError: If they do not contain numbers.
             ValueError: If they do not fit the inputs, or are not finite.
         """
         parts = self.parts(x, name)
@@ -49,12 +49,12 @@ class Inputs:
             shapes = [(None, *shape) for shape in self.shapes]
             raise ValueError(
                 f"`{name}` must have inputs of the shapes {shapes}, examples first. "
-                f"{describe(shapes=[array.shape for array in arrays])} An example alone is a "
+                f"{describe(shapes=[array.shape for array in arrays])} A single example is a "
                 "batch of one: x[None]."
             )
         if len({len(array) for array in arrays}) > 1:
             raise ValueError(
-                f"`{name}` must have as many examples for each input. "
+                f"`{name}` must have the same number of examples for each input. "
                 f"{describe(examples=dict(zip(self.names, map(len, arrays), strict=True)))}"
             )
         return [
@@ -62,7 +62,7 @@ class Inputs:
         ]
 
     def parts(self, x, name):
-        """Returns what is given for each input, a list."""
+        """Returns the data given for each input, a list."""
         if isinstance(x, dict):
             keys = next((k for k in (self.keys, self.names) if k and {*k} <= {*x}), None)
             if keys is None:
@@ -82,8 +82,8 @@ class Inputs:
     def split(self, batch, name):
         """Returns `(x, y, sample_weight)` of a batch, each as it was given, or None.
 
-        Keras takes a list or tuple for `(x, y)`; where it has an array for each of several inputs,
-        it can only be these.
+        Keras takes a list or tuple as `(x, y)`; if it has an array for each of several inputs, it
+        must be the inputs.
         """
         if not isinstance(batch, list | tuple) or are_numbers(batch) or self.are_in(batch):
             return batch, None, None

@@ -1,4 +1,4 @@
-"""Data of every kind that Keras takes, batch by batch."""
+"""Reads every kind of data that Keras takes, batch by batch."""
 
 import dataclasses
 import itertools
@@ -34,28 +34,28 @@ def input_batches(model, data, **arguments):
     Args:
         model: A Functional model.
         data: See `read`.
-        arguments: Those of `read`.
+        arguments: As in `read`.
     """
     return (packed(model, batch.x) for batch in read(data, inputs_of(model), **arguments))
 
 
 def read(data, inputs, *, name="data", batch_size=None, steps=None, labels=False):
-    """Returns an iterator over the `Batch`es of any data; those without examples are left out.
+    """Returns an iterator over the `Batch`es of any data, without empty ones.
 
-    What can be seen of the data is checked at once, each batch of an iterable as it comes.
+    What is known of the data is checked immediately, each batch of an iterable when it is read.
 
     Args:
-        data: See the head of the package `data`.
-        inputs: The `Inputs`. A list of arrays is one for each of them, where there are several:
-            a batch for them is never a single array. Other lists are lists of batches.
-        name: Of the argument, for errors.
+        data: See the docstring of the package `data`.
+        inputs: The `Inputs`. If there are several, a list of arrays has one for each of them: a
+            batch for them is never a single array. Other lists are lists of batches.
+        name: Name of the argument, for errors.
         batch_size: Examples per batch, for arrays; None: all of them.
         steps: Read no more batches than this; None: until the data ends.
-        labels: Whether labels and sample weights are read; else they are not looked at.
+        labels: Whether labels and sample weights are read; otherwise they are ignored.
 
     Raises:
-        TypeError: If this is no data.
-        ValueError: If it does not fit the inputs, is not finite, or has no end and no `steps`.
+        TypeError: If it is not data.
+        ValueError: If it does not fit the inputs, is not finite, or is infinite without `steps`.
 
     Example:
         >>> from speq_keras.data import Inputs
@@ -73,12 +73,12 @@ def read(data, inputs, *, name="data", batch_size=None, steps=None, labels=False
 
 
 def first_batch(data, inputs, **arguments):
-    """Returns the first `Batch` of data, with or without an end, that has examples; or None.
+    """Returns the first non-empty `Batch` of data, finite or not, or None.
 
     Args:
         data: See `read`.
         inputs: See `read`.
-        arguments: Those of `read`.
+        arguments: As in `read`.
     """
     steps = 1 if _is_data(data) and is_endless(data) else None
     batch = next(read(data, inputs, steps=steps, **arguments), None)
@@ -86,18 +86,18 @@ def first_batch(data, inputs, **arguments):
 
 
 def check_data(data, *, name="data", steps=None, again=False, steps_name="steps"):
-    """Checks what can be said of data before the model is known, and returns it.
+    """Checks what can be checked before the model is known, and returns the data.
 
     Args:
         data: See `read`.
-        name: Of the argument, for errors.
-        steps: How many batches are wanted, or None.
+        name: Name of the argument, for errors.
+        steps: Number of batches wanted, or None.
         again: Whether the data must be readable more than once.
-        steps_name: What `steps` is called.
+        steps_name: Name of the argument `steps`.
 
     Raises:
-        TypeError: If this is no data, or can be read once only.
-        ValueError: If it has no end and `steps` is None.
+        TypeError: If it is not data, or can be read only once.
+        ValueError: If it is infinite and `steps` is None.
     """
     rule = f"`{name}` must be {_KINDS}"
     received = f"Received: {name} of type {type(data).__name__}."
@@ -106,7 +106,7 @@ def check_data(data, *, name="data", steps=None, again=False, steps_name="steps"
         raise TypeError(f"{rule}. {received} {what}")
     if again and hasattr(data, "__next__"):
         raise TypeError(
-            f"{rule}, which can be gone through many times. {received} It ends after the first "
+            f"{rule}, which can be read many times. {received} It ends after the first "
             "time: pass a list of its batches."
         )
     if isinstance(data, dict) and not data:
@@ -120,10 +120,10 @@ def check_data(data, *, name="data", steps=None, again=False, steps_name="steps"
 
 
 def check_numbers(data, *, name="data"):
-    """Checks what an array holds before the model is known, and returns the data, whatever it is.
+    """Checks an array's values before the model is known, and returns the data, whatever it is.
 
     Raises:
-        TypeError: If it holds no numbers.
+        TypeError: If it does not contain numbers.
         ValueError: If it is empty or not finite.
     """
     x = data[0] if isinstance(data, tuple) and data else data  # of (x, y)
@@ -138,7 +138,7 @@ def check_numbers(data, *, name="data"):
 
 
 def is_endless(data):
-    """Whether data is known to have no end. That of a generator is not known."""
+    """Whether data is known to be infinite. For generators this is unknown."""
     if is_dataset(data):
         return int(data.cardinality()) == sys.modules["tensorflow"].data.INFINITE_CARDINALITY
     if isinstance(data, keras.utils.PyDataset):
@@ -147,29 +147,29 @@ def is_endless(data):
 
 
 def peek(x, inputs, batch_size):
-    """Returns the first batch of inputs, and data that still begins with it.
+    """Returns the first batch of inputs, and data that still starts with it.
 
     Args:
-        x: What `fit` takes as `x`.
+        x: The argument `x` of `fit`.
         inputs: The `Inputs`.
-        batch_size: Of arrays; None: `x` is one batch.
+        batch_size: For arrays; None: `x` is one batch.
 
     Raises:
-        TypeError, ValueError: As `read` does, or if there is no batch.
+        TypeError, ValueError: As in `read`, or if there is no batch.
     """
     if batch_size is None:
         return _not_empty(inputs.arrays(x, name="x")), x
     if hasattr(x, "__next__"):
         taken = list(itertools.islice(x, 1))
 
-        def begin_again():  # a generator: Keras takes no other iterator
+        def begin_again():  # a generator: Keras accepts no other iterators
             yield from taken
             yield from x
 
         return _first(taken, inputs), begin_again()
     is_whole = isinstance(x, dict) or is_array(x)
     is_whole = is_whole or (isinstance(x, list | tuple) and all(map(is_array, x)))
-    return _first((x,) if is_whole else x, inputs, batch_size), x  # such a tuple is no `(x, y)`
+    return _first((x,) if is_whole else x, inputs, batch_size), x  # such a tuple is not `(x, y)`
 
 
 def _first(data, inputs, batch_size=None):
@@ -186,7 +186,7 @@ def _not_empty(arrays):
 
 
 def is_dataset(data):
-    """Whether this is a `tf.data.Dataset`; where there is one, TensorFlow is loaded."""
+    """Whether this is a `tf.data.Dataset`; if so, TensorFlow is already loaded."""
     module = getattr(sys.modules.get("tensorflow"), "data", None)
     return module is not None and isinstance(data, module.Dataset)
 
@@ -201,7 +201,7 @@ def _is_data(data):
 
 
 def _is_indexed(data):
-    """Whether batches are read by their number."""
+    """Whether batches are read by index."""
     if isinstance(data, keras.utils.PyDataset):
         return True
     has = [hasattr(data, name) for name in ("__getitem__", "__len__", "__iter__")]
@@ -209,7 +209,7 @@ def _is_indexed(data):
 
 
 def _length(data):
-    """Returns how many batches indexed data has; None: there is no end to them."""
+    """Returns the number of batches in indexed data; None: infinite."""
     if not isinstance(data, keras.utils.PyDataset):
         return len(data)
     try:
@@ -237,14 +237,14 @@ def _whole(data, inputs, name):
 
 
 def _each(data, inputs, name, steps, labels):
-    """Yields the `Batch`es of an iterable, or of what is indexed."""
+    """Yields the `Batch`es of an iterable or of indexed data."""
     if _is_indexed(data):
         length = _length(data)
         numbers = itertools.count() if length is None else range(length)
         batches = map(data.__getitem__, numbers)
     else:
         batches = iter(data)
-    # Not one more than `steps` is taken: whoever goes on with an iterator finds the rest.
+    # No more than `steps` are taken, so that the caller can continue with the iterator.
     for batch in itertools.islice(batches, steps):
         x, y, sample_weight = inputs.split(batch, name)
         found = _checked(inputs.arrays(x, name=name), y, sample_weight, name, labels)
@@ -258,9 +258,9 @@ def _parts_of(whole, inputs, name, batch_size, steps, labels):
     x = [_sliceable(part, name) for part in inputs.parts(x, name)]
     lengths = {len(part) for part in x}
     if len(lengths) > 1:
-        inputs.arrays([part[:1] for part in x], name=name)  # whose shapes may be the reason
+        inputs.arrays([part[:1] for part in x], name=name)  # their shapes may be the reason
         raise ValueError(
-            f"`{name}` must have as many examples for each input. "
+            f"`{name}` must have the same number of examples for each input. "
             f"{describe(examples=dict(zip(inputs.names, map(len, x), strict=True)))}"
         )
     (count,) = lengths
@@ -268,13 +268,13 @@ def _parts_of(whole, inputs, name, batch_size, steps, labels):
     if steps is not None:
         count = min(count, steps * size)
     labelled = _checked(x, y, sample_weight, name, labels)
-    if all(type(part) is np.ndarray for part in x):  # others may be on a disk
+    if all(type(part) is np.ndarray for part in x):  # others may be on disk
         for start in range(0, max(count, 1), _EXAMPLES_AT_ONCE):
             end = min(start + _EXAMPLES_AT_ONCE, count)
             inputs.arrays([part[start:end] for part in x], name=name)
 
     def slices():
-        # All of no examples is a batch, too: its outputs have shapes.
+        # An empty batch counts too: its outputs have shapes.
         for start in range(0, count or (batch_size is None), size):
             place = slice(start, min(start + size, count))
             arrays = inputs.arrays([part[place] for part in x], name=name)
@@ -290,7 +290,7 @@ def _cut(structure, place):
 
 
 def _sliceable(value, name):
-    """Returns an array, or what gives one when it is sliced and may be too large for memory."""
+    """Returns an array, or an object that gives one when sliced and may exceed memory."""
     is_elsewhere = all(hasattr(value, n) for n in ("shape", "dtype", "__getitem__", "__len__"))
     in_memory = isinstance(value, np.ndarray | keras.Variable) or ops.is_tensor(value)
     if isinstance(value, np.memmap) or (is_elsewhere and not in_memory):
@@ -299,13 +299,13 @@ def _sliceable(value, name):
     if not array.ndim:
         raise ValueError(
             f"`{name}` must be arrays with the examples on the first axis. {describe(shape=())} "
-            "An example alone is a batch of one: x[None]."
+            "A single example is a batch of one: x[None]."
         )
     return array
 
 
 def _checked(x, y, sample_weight, name, labels):
-    """Returns a `Batch`, after checking that all of it has as many examples."""
+    """Returns a `Batch`, after checking that all parts have the same number of examples."""
     if not labels:
         return Batch(x)
     y, sample_weight = to_arrays(y, name), to_arrays(sample_weight, name)

@@ -1,8 +1,8 @@
 """Integer TFLite export: fold, simulate, write, prove.
 
-Of it, this is for programs around an export: `run_file` runs a file on one of `RUNTIMES`,
-`missing_reason` says why one cannot be used here, `partitions` what of a file XNNPACK takes;
-`STORAGES` are the values of `storage=`.
+For programs that use an export: `run_file` runs a file on one of `RUNTIMES`, `missing_reason` says
+why one cannot be used here, `partitions` shows what XNNPACK takes of a file; `STORAGES` are the
+values of `storage=`.
 """
 
 from speq_keras.export.storage import STORAGES

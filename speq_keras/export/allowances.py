@@ -1,7 +1,7 @@
-"""How far a code may be from what the trained network rounds there.
+"""How far a code may be from the value that the trained network rounds to it.
 
-Half a step; half a unit of the channel's own bias, unless the bias is on the grid of the sums; what
-the kernel adds; and the noise of float32.
+Half a step; half a unit of the channel's bias, unless the bias is on the grid of the sums; the
+kernel's own rounding; and float32 noise.
 """
 
 import numpy as np
@@ -10,9 +10,9 @@ from speq_keras.export.tflite.operations import OPS, slack_steps
 from speq_keras.export.tflite.products import unit_steps
 
 # Float32 sums of the training graph at up to 255 steps, and XNNPACK's 20-bit factors of sums: a
-# code of 255 may be off by 2 · 255 / 2^20 steps before it is rounded.
+# code of 255 may be off by 2 · 255 / 2^20 steps before rounding.
 NOISE_STEPS = 2e-3
-# Float kernels sum in another order; a code after a float island may lie this much further away.
+# Float kernels sum in another order; a code after a float island may be off by this much more.
 ISLAND_STEPS = 255 * 2.0**-13
 
 
@@ -26,7 +26,7 @@ def _settled(step):
 
 
 def allowances(folded, network, makers):
-    """Returns {tensor name: the largest distance, in steps, that roundings explain}.
+    """Returns {tensor name: the largest distance, in steps, that rounding explains}.
 
     Args:
         folded: The `FoldedNetwork`.
@@ -44,7 +44,7 @@ def allowances(folded, network, makers):
 
 
 def _source(makers, name):
-    """Returns the node that computes a tensor, before reshapes and second clippings; or None."""
+    """Returns the node that computes a tensor, before reshapes and second clippings, or None."""
     while name in makers and makers[name].kind in ("reshape", "mul"):
         node = makers[name]
         if node.kind == "mul" and not node.inputs[1].endswith("/one"):
@@ -54,7 +54,7 @@ def _source(makers, name):
 
 
 def _units(network, makers, name):
-    """Returns the distance of neighbouring sums, in steps of the output: a vector over channels."""
+    """Returns the distance between neighbouring sums in output steps, a vector over channels."""
     node = _source(makers, name)
     if node is None or not OPS[node.kind].has_bias:
         return 0.0
@@ -62,7 +62,7 @@ def _units(network, makers, name):
 
 
 def _kernel_steps(network, makers, name):
-    """Returns how far the kernel's own rounding may move a result, in steps of the output."""
+    """Returns how far the kernel's own rounding may move a result, in output steps."""
     node = _source(makers, name)
     if node is None:
         return 0.0

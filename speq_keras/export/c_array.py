@@ -1,4 +1,4 @@
-"""A TFLite file as a C array, as programs for microcontrollers have it: a source and a header."""
+"""Writes a TFLite file as a C array for microcontrollers: a source and a header."""
 
 import os
 import re
@@ -8,9 +8,9 @@ from speq_keras._version import __version__
 from speq_keras.files import check_path, replacing
 
 SUFFIXES = (".cc", ".cpp")
-ALIGNMENT_BYTES = 16  # what TensorFlow Lite Micro asks for
+ALIGNMENT_BYTES = 16  # required by TensorFlow Lite Micro
 _BYTES_PER_LINE = 16
-# What can follow "g_" in C++: two underscores in a row belong to the compiler.
+# What can follow "g_" in C++: double underscores are reserved.
 _NAME = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*")
 
 _SOURCE = """\
@@ -39,13 +39,13 @@ def check_c_array_path(path, *, name="path"):
     """Returns (path of the source, path of the header), after checking that both can be written.
 
     Args:
-        path: Path of the source; its name makes that of the array: "digits.cc" has `g_digits`.
-        name: Of the argument, for the sentence.
+        path: Path of the source; the array is named after it: "digits.cc" has `g_digits`.
+        name: Name of the argument, for the error.
 
     Raises:
-        TypeError: If `path` is no path.
-        ValueError: If it ends in none of `SUFFIXES`, its name cannot be part of a name in C++, or
-            one of both files cannot be written.
+        TypeError: If `path` is not a path.
+        ValueError: If it has none of the `SUFFIXES`, its name cannot be part of a C++ name, or one
+            of the two files cannot be written.
     """
     plain = os.fspath(path) if isinstance(path, os.PathLike) else path
     is_cpp = isinstance(plain, str) and plain.endswith(SUFFIXES[1])
@@ -62,7 +62,7 @@ def check_c_array_path(path, *, name="path"):
 
 
 def write_c_array(content, path):
-    """Writes the bytes of a file as a C array, with a header beside it.
+    """Writes the bytes of a file as a C array, with a header next to it.
 
     Args:
         content: The bytes.
@@ -72,7 +72,7 @@ def write_c_array(content, path):
         (path of the source, path of the header).
 
     Raises:
-        TypeError, ValueError: As `check_c_array_path`.
+        TypeError, ValueError: As in `check_c_array_path`.
         OSError: If the disk is full or fails; nothing is left behind.
     """
     source, header = check_c_array_path(path)

@@ -35,7 +35,7 @@ from speq_keras.files import check_path, write_safely
 from speq_keras.processes import is_first_process, local_values
 
 MOST_EXAMPLES = 32  # in the proof
-BATCH_SIZE = 64  # of what the training graph predicts
+BATCH_SIZE = 64  # of the training graph's predictions
 
 
 def export_tflite(
@@ -55,8 +55,8 @@ def export_tflite(
 ):
     """Writes a model as an integer TFLite file.
 
-    What the arguments mean, and their defaults, stands at `SPEQModel.export_tflite` alone; `begin`
-    is told what it does.
+    The arguments and their defaults are documented at `SPEQModel.export_tflite` only; `begin` is
+    called with a description of each stage.
     """
     start = time.monotonic()
     path, self_test = _checked_paths(path, self_test)
@@ -96,17 +96,17 @@ def export_tflite(
 
 
 def _require(proof, path, strict):
-    """Raises where a file has to be the trained network and is not."""
+    """Raises an error if a file does not compute the trained network as required."""
     if strict and not proof.holds:
         raise RuntimeError(
             f"The exported file does not compute the trained network: {proof.first_failure()}. "
             f"{describe(path=str(path))} Nothing was written. This is a defect of the export or "
-            "of the runtime: please report it; `strict=False` writes the file all the same."
+            "of the runtime: please report it; `strict=False` writes the file anyway."
         )
 
 
 def _folded(model, storage, io, softmax, for_micro):
-    """Returns the `FoldedModel` and its network, which for Micro has only the kernels of that."""
+    """Returns the `FoldedModel` and its network, for Micro restricted to Micro's kernels."""
     integer_model = fold(model, storage=storage, io=io, softmax=softmax)
     if for_micro:
         use_tables_for_micro(integer_model.network)
@@ -123,7 +123,7 @@ def _checked_paths(path, self_test):
 
 
 def _write_files(path, self_test, content, inputs):
-    """Moves all files into place, the network's own as the last one; in the first process."""
+    """Moves all files into place, the network's own last; in the first process only."""
     if not is_first_process():
         return
     if self_test is not None:
@@ -133,7 +133,7 @@ def _write_files(path, self_test, content, inputs):
 
 
 def _on_arm(network, inputs):
-    """Returns the `Deviation` of what ARM and browsers compute; None: the same."""
+    """Returns the `Deviation` of the results on ARM and in browsers; None: the same."""
     if not any(differs_elsewhere(node, network.tensors) for node in network.nodes):
         return None
     here, there = (simulate.simulate(network, inputs, elsewhere=x) for x in (False, True))
@@ -157,10 +157,10 @@ def _check_options(storage, io, batch_size, runtimes):
 
 
 def _examples(data, model, steps):
-    """Returns the inputs for the proof, and all labelled batches for the accuracy; or Nones.
+    """Returns the inputs for the proof, and all labelled batches for the accuracy, or Nones.
 
-    No more is read here than the proof needs: the other batches come when they are asked for, and
-    not at all where no accuracy is measured.
+    Only what the proof needs is read here: the other batches are read on demand, and not at all if
+    no accuracy is measured.
     """
     if data is None:
         check_count("steps", steps, optional=True)
@@ -183,7 +183,7 @@ def _examples(data, model, steps):
     if all(batch.y is None for batch in first) or len(model.outputs) > 1 or classes in ([], [1]):
         return examples, None
     for batch in first:
-        _class_numbers(batch, model)  # whatever is wrong with them is said before any work
+        _class_numbers(batch, model)  # problems with labels are reported before any work
     return examples, itertools.chain(first, batches)
 
 
@@ -198,7 +198,7 @@ def _class_numbers(batch, model):
 
 
 def _agreement(model, integer_model, arrays, outputs, softmax):
-    """Returns the `Agreement` of `model.predict` and the file's outputs, as the proof saw them."""
+    """Returns the `Agreement` of `model.predict` with the file's outputs from the proof."""
     trained = _predict(model, arrays) if softmax else TrainedGraph(model, softmax=False).run(arrays)
     file = [
         in_float(integer_model.network.tensors[name], stored)
@@ -217,7 +217,7 @@ def _agreement(model, integer_model, arrays, outputs, softmax):
 
 
 def _accuracy(model, integer_model, content, batches):
-    """Returns the accuracy of training graph, integer simulation and file, on all batches."""
+    """Returns the accuracies of training graph, integer simulation and file, on all batches."""
     right, count, apart = np.zeros(3), 0, 0
     for batch in batches:
         arrays = batch.x
@@ -237,9 +237,9 @@ def _accuracy(model, integer_model, content, batches):
 
 
 def _predict(model, arrays):
-    """Returns the outputs of the training graph, a list; several processes each ask on their own.
+    """Returns the training graph's outputs, a list; each of several processes calls it itself.
 
-    The model is called as it is: `predict` would trace it first, which takes longer than the proof.
+    The model is called directly: `predict` would trace it first, which takes longer than the proof.
     """
     parts = []
     for start in range(0, len(arrays[0]), BATCH_SIZE):

@@ -29,14 +29,14 @@ IO_TYPES = ("float32", "int8", "uint8")
 
 @dataclasses.dataclass(eq=False)
 class FoldedModel:
-    """A trained model in integers, as a TFLite file holds it.
+    """A trained model in integers, as stored in a TFLite file.
 
     Attributes:
-        folded: The `FoldedNetwork`: what stands between two roundings is one step.
-        network: The `IntegerNetwork`: one node for every operation of the file.
+        folded: The `FoldedNetwork`: the operations between two roundings form one step.
+        network: The `IntegerNetwork`: one node per operation of the file.
         storage: See `fold`.
-        graph: The trained model's own `Graph`, as it was read: every step of recurrent layers.
-        keys: Those of the dict that the trained model takes, in the order of its inputs, or ().
+        graph: The trained model's `Graph`, with every step of recurrent layers.
+        keys: The keys of the trained model's input dict, in the order of its inputs, or ().
 
     `print(folded)` shows one line per step.
     """
@@ -51,23 +51,23 @@ class FoldedModel:
         """Returns what the exported file computes on LiteRT's default runtime, bit for bit.
 
         Args:
-            inputs: As the data of `SPEQModel.calibrate`; float32 unless folded with another `io`,
-                whose codes are taken as they are.
-            steps: Number of batches; None takes all, and data without end needs it.
+            inputs: Like the data of `SPEQModel.calibrate`; float32 unless folded with another `io`,
+                whose codes are used as they are.
+            steps: Number of batches; None takes all. Required for infinite data.
 
         Returns:
-            An array, or a list of arrays where the model has several outputs.
+            An array, or a list of arrays if the model has several outputs.
 
         Raises:
-            TypeError, ValueError: If the inputs are none, do not fit, or are not finite.
+            TypeError, ValueError: If the inputs are missing, do not fit, or are not finite.
         """
         return simulate.predict(self.network, inputs, steps=steps, keys=self.keys)
 
     def predict_float(self, inputs, *, steps=None):
-        """Returns what the folded network, its biases rounded, computes in float arithmetic.
+        """Returns what the folded network, with rounded biases, computes in float arithmetic.
 
         Args:
-            inputs: As in `predict`; real values whatever the `io`.
+            inputs: As in `predict`; real values for any `io`.
             steps: As in `predict`.
         """
         values = self.folded.inputs
@@ -86,17 +86,17 @@ class FoldedModel:
         Args:
             x: Inputs; without `y`, data of any kind with labels: `(inputs, labels)`, or a data set
                 of such batches.
-            y: Labels, as numbers or one-hot; None where `x` has them.
+            y: Labels, as numbers or one-hot; None if `x` contains them.
             steps: As in `predict`.
 
         Raises:
-            TypeError, ValueError: As `predict`, or if labels are missing or do not fit.
+            TypeError, ValueError: As in `predict`, or if labels are missing or do not fit.
         """
         return simulate.evaluate(self.network, x, y, steps=steps, keys=self.keys)
 
     @property
     def notes(self):
-        """Sentences about what folding had to do: dead channels, cut biases, ..."""
+        """Sentences about what folding did: dead channels, clipped biases, ..."""
         return self.network.notes
 
     def __str__(self):
@@ -111,17 +111,17 @@ class FoldedModel:
 
 
 def fold(model, *, storage="int8", io="float32", softmax=True):
-    """Turns a calibrated SPEQModel into integers: what `export_tflite` writes.
+    """Turns a calibrated SPEQModel into the integer network that `export_tflite` writes.
 
-    BatchNormalization goes into per-channel scales, weights become whole numbers (times a factor
-    that fills their container), biases become 32-bit whole numbers, and every tensor gets a scale
-    and a zero point at which stock int8 kernels compute 2- to 8-bit codes.
+    BatchNormalization is folded into per-channel scales, weights become integers (times a factor
+    that fills their container), biases become 32-bit integers, and every tensor gets a scale and a
+    zero point at which stock int8 kernels compute 2- to 8-bit codes.
 
     Args:
         model: A calibrated `SPEQModel`.
         storage: "int8", "int4", "int2" or "smallest"; see `SPEQModel.export_tflite`.
         io: Type of inputs and outputs: "float32", "int8" or "uint8".
-        softmax: False leaves out a softmax or sigmoid at the end: the outputs are logits.
+        softmax: False omits a final softmax or sigmoid: the outputs are logits.
 
     Returns:
         A `FoldedModel`.
@@ -158,7 +158,7 @@ def fold(model, *, storage="int8", io="float32", softmax=True):
 
 
 def metadata_of(model, storage):
-    """Returns {name: text}: what a file says about the model it was made of."""
+    """Returns {name: text}: the metadata in a file about the model it was made from."""
     widths = {
         "speq_keras_version": __version__,
         "storage": storage,
@@ -173,7 +173,7 @@ def _widths(quantizers):
 
 
 def check_model(model):
-    """Raises an error if a model cannot be folded, for reasons that cost no time to see."""
+    """Raises an error if a model cannot be folded, for reasons that are quick to check."""
     check_speq_model("model", model)
     require_calibrated("model", model)
     reason = unfoldable_reason(model) or float_widths_reason(model)
@@ -182,7 +182,7 @@ def check_model(model):
 
 
 def float_widths_reason(model):
-    """Returns why no file can be made of a model with activations in float, or None."""
+    """Returns why a model with float activations cannot be exported, or None."""
     for quantizer in model.activation_quantizers:
         if quantizer.bits is None:
             return (
@@ -193,7 +193,7 @@ def float_widths_reason(model):
 
 
 def unfoldable_reason(model):
-    """Returns why a model cannot be folded, whatever its layers are, or None."""
+    """Returns why a model cannot be folded, regardless of its layers, or None."""
     for variable in model.weights:
         if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
             return (

@@ -1,4 +1,4 @@
-"""Inputs for the proof: random ones that fill the trained ranges, and how a file takes them."""
+"""Random inputs for the proof that fill the trained ranges, and their form for a file."""
 
 import numpy as np
 
@@ -10,9 +10,9 @@ GENERATED_EXAMPLES = 4
 def generate_inputs(folded, seed=0):
     """Returns `GENERATED_EXAMPLES` random examples for a `FoldedNetwork`, one array per input.
 
-    They fill the trained ranges of the inputs and the tables, and differ in kind: noise, levels,
-    ramps, sparse values. Of noise alone the means of all examples would be the same, and what comes
-    after them would show a single code.
+    They fill the trained ranges of the inputs and the tables, and are of different kinds: noise,
+    levels, ramps, sparse values. With noise alone, the means of all examples would be equal, and
+    layers after them would show a single code.
     """
     rng = np.random.default_rng(seed)
     readers = {id(step.inputs[0]): step for step in folded.steps if step.inputs}
@@ -21,13 +21,13 @@ def generate_inputs(folded, seed=0):
 
 def _array(rng, value, reader, seed):
     shape = (GENERATED_EXAMPLES, *value.shape[1:])
-    if value.dtype == "int32":  # places in a table, or a mask
+    if value.dtype == "int32":  # positions in a table, or a mask
         is_table = reader is not None and reader.kind == "embedding"
         if value.whole and not is_table:
             return rng.integers(value.whole[0], value.whole[1] + 1, shape, dtype="int32")
         rows = len(reader.codes) if is_table else 2
         return rng.integers(0, rows, shape, dtype="int32")
-    low, high = -3.0, 3.0  # nothing says what range a layer in float has
+    low, high = -3.0, 3.0  # the range of a float layer is unknown
     if reader is not None and reader.kind == "quantize":
         grid = reader.output.grid
         low, high = grid.low * np.float64(grid.scale), grid.high * np.float64(grid.scale)
@@ -37,7 +37,7 @@ def _array(rng, value, reader, seed):
     return (np.rint(values) if value.whole else values).astype("float32")
 
 
-# Each returns numbers from 0 to 1, shares of a range, in a shape that broadcasts to `shape`.
+# Each returns numbers from 0 to 1, fractions of a range, in a shape that broadcasts to `shape`.
 
 
 def _noise(rng, shape):
@@ -68,7 +68,7 @@ _KINDS = (_noise, _ramps, _level, _sparse, _normal)
 
 
 def as_network_inputs(folded, network, arrays):
-    """Returns float inputs in the type of the network's inputs: codes where it reads codes."""
+    """Returns float inputs in the type of the network's inputs: codes if it reads codes."""
     readers = {id(step.inputs[0]): step for step in folded.steps if step.kind == "quantize"}
     converted = []
     for value, name, array in zip(folded.inputs, network.inputs, arrays, strict=True):
@@ -77,6 +77,6 @@ def as_network_inputs(folded, network, arrays):
             codes = readers[id(value)].output.grid.round(array)
             array = (codes + tensor.zero_point).astype(tensor.dtype)
         elif tensor.dtype == "float32":
-            array = np.asarray(array, "float32")  # of whole numbers, too
+            array = np.asarray(array, "float32")  # also from integers
         converted.append(np.asarray(array))
     return converted

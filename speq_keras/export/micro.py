@@ -25,11 +25,11 @@ KERNELS = frozenset(
     UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK VAR_HANDLE WHILE ZEROS_LIKE
     """.split()
 )
-# Words of an operator's name that its method spells otherwise than with one capital.
+# Words of an operator's name that its method does not write with just one capital.
 _SPELLINGS = {"2D": "2D", "CUMSUM": "CumSum", "LSTM": "LSTM", "MATMUL": "MatMul", "PADV2": "PadV2"}
-# In a process of its own: what is wrong Micro tells on stderr alone, and where the arena is too
-# small it may as well crash as say so. So each size is tried in a child of that process. What Micro
-# prints as its total is less than it takes to load a small file.
+# In a separate process: Micro reports errors on stderr only, and if the arena is too small it may
+# crash instead. So each size is tried in a child of that process. The total that Micro prints is
+# less than it takes to load a small file.
 _MEASURE = """
 import os, resource, sys
 sys.path = [folder for folder in sys.path if folder]  # no module of the folder we are in
@@ -63,15 +63,14 @@ class MicroNeeds:
 
     Attributes:
         operators: Names of the file's operators in the TFLite schema, each once.
-        without_kernel: Those of them that Micro has no kernel for, and what it has none for with
-            the types of the file.
+        without_kernel: Operators that Micro has no kernel for, at all or for the types in the file.
         flash_bytes: Size of the file, which stays in flash and is read there.
-        arena_bytes: The smallest arena, a multiple of 16 bytes on a multiple of 16, with which the
-            installed tflite-micro loads the file on this machine; None: not measured. It has the
-            reference kernels and pointers of 64 bits: with those of 32 its tables need less, and
-            kernels for a chip (CMSIS-NN) may need more to work in.
+        arena_bytes: The smallest arena, a multiple of 16 bytes on a 16-byte boundary, with which
+            the installed tflite-micro loads the file on this machine; None: not measured. This is
+            with reference kernels and 64-bit pointers: with 32-bit pointers its tables need less,
+            and kernels for a chip (CMSIS-NN) may need more working memory.
         why_no_arena: Why it was not measured, or "".
-        measured_by: Version of tflite-micro that measured it, or "".
+        measured_by: Version of tflite-micro used for the measurement, or "".
     """
 
     operators: tuple
@@ -83,13 +82,13 @@ class MicroNeeds:
 
     @property
     def resolver(self):
-        """The C++ lines that register the operators, those with a kernel."""
+        """The C++ lines that register the operators that have a kernel."""
         known = [name for name in self.operators if name in KERNELS]
         lines = [f"tflite::MicroMutableOpResolver<{len(known)}> resolver;"]
         return "\n".join([*lines, *(f"resolver.{method_of(name)}();" for name in known)])
 
     def to_dict(self):
-        """Returns plain lists, numbers and strings; `resolver` too."""
+        """Returns plain lists, numbers and strings, including `resolver`."""
         plain = {
             key: list(x) if isinstance(x, tuple) else x
             for key, x in dataclasses.asdict(self).items()
@@ -118,11 +117,11 @@ def micro_needs(path_or_bytes, *, measure=True):
 
     Args:
         path_or_bytes: Path of the file, or its bytes.
-        measure: Whether to measure the arena, where tflite-micro is installed: in a process of its
-            own, which takes a fraction of a second.
+        measure: Whether to measure the arena if tflite-micro is installed: in a separate process,
+            which takes a fraction of a second.
 
     Raises:
-        TypeError, ValueError: As `reading.read_model`: no file, no TFLite file, a damaged one.
+        TypeError, ValueError: As in `reading.read_model`: not a file, not TFLite, or damaged.
     """
     content, model = read_model(path_or_bytes)
     from ai_edge_litert import schema_py_generated as schema
@@ -160,7 +159,7 @@ def method_of(operator):
 
 
 def _refused(weights, schema):
-    """Yields what Micro's kernel of dense layers and 1×1 convolutions does not take, of weights."""
+    """Yields the weights that Micro's kernel of dense layers and 1×1 convolutions rejects."""
     quantization = weights.quantization
     scales = None if quantization is None else quantization.scale
     if weights.type == schema.TensorType.INT4 and scales is not None and len(scales) > 1:
@@ -187,6 +186,6 @@ def _measured(content, model):
         return int(arena_bytes), version.decode(), ""
     said = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
     said = said or [f"its process ended with status {done.returncode}"]
-    # Micro's own words come first; without any there is Python's last line.
+    # Micro's own messages first; if there are none, Python's last line.
     words = said[-1] if said[0].startswith("Traceback") else said[0]
     return None, "", f"tflite-micro cannot load this file: {words}"

@@ -5,22 +5,22 @@ from speq_keras.export.lowering import lower
 
 
 class IntegerNetworks:
-    """Folds and lowers a model; what no integer kernel computes is in float.
+    """Folds and lowers a model; layers without integer kernel are computed in float.
 
-    Some of that is found out only when operations are chosen: then the model is folded again.
+    Sometimes this is only discovered when operations are chosen: then the model is folded again.
 
     Args:
         model: The SPEQModel.
-        graph: What `read_graph` makes of it.
+        graph: Its graph, from `read_graph`.
         grids: See `fold_graph`.
-        forgives_ranges: Whether what depends on ranges is left as it is: they are not the final
-            ones.
+        forgives_ranges: Whether to ignore problems that depend on ranges, because the ranges are
+            not final.
     """
 
     def __init__(self, model, graph, grids=None, *, forgives_ranges=False):
         self.model, self.graph, self.grids = model, graph, grids
         self.forgives_ranges = forgives_ranges
-        self._folded = {}  # by the nodes that are known to have no integer kernel
+        self._folded = {}  # by the nodes known to have no integer kernel
 
     def of(self, storage, *, io="float32", softmax=True):
         """Returns `(folded, network, problems)`.
@@ -28,11 +28,11 @@ class IntegerNetworks:
         Args:
             storage: See `export.storage`.
             io: See `lowering.lower`.
-            softmax: False leaves out a softmax or sigmoid at the end.
+            softmax: False omits a final softmax or sigmoid.
 
         Returns:
-            The `FoldedNetwork`, the `IntegerNetwork`, and the `Problem`s of what neither integer
-            nor float kernels compute; with one, both are no networks.
+            The `FoldedNetwork`, the `IntegerNetwork`, and the `Problem`s of layers without integer
+            and float kernels; if there are any, neither network is usable.
         """
         known = {}
         while True:
@@ -45,8 +45,8 @@ class IntegerNetworks:
             if not new.keys() - known.keys():
                 problems = [known.get(id(problem.node), problem) for problem in problems]
                 problems = [*self._counting(folded.problems), *problems]
-                return folded, network, list(dict.fromkeys(problems))  # steps of one layer
-            known = {**new, **known}  # what was said first stays
+                return folded, network, list(dict.fromkeys(problems))  # steps repeat a problem
+            known = {**new, **known}  # the first reason is kept
 
     def _counting(self, problems):
         return [p for p in problems if not (self.forgives_ranges and p.by_ranges)]

@@ -1,4 +1,4 @@
-"""An export as pictures: a web page, and numbers for the nodes of Google's Model Explorer."""
+"""An export in pictures: a web page, and numbers for nodes in Google's Model Explorer."""
 
 import math
 import pathlib
@@ -6,11 +6,11 @@ import pathlib
 from speq_keras.html import facts, heading, page, paragraph, table
 from speq_keras.ops import MAX_BITS
 
-# What a value becomes that no JSON can hold; two codes of a byte are never further apart.
+# Replaces values that JSON cannot represent; two codes of a byte are never further apart.
 _FURTHEST = 255.0
 _LOW, _HIGH, _WRONG = (0xF4, 0xF8, 0xFD), (0x8F, 0xBC, 0xE6), "#f0a09a"  # under dark text
 
-# {suffix of the file's name: what its numbers are}.
+# {file name suffix: meaning of its numbers}.
 NODE_DATA = {"": "deviation, steps", "_codes": "codes in use", "_bits": "bits"}
 
 
@@ -23,8 +23,8 @@ def export_page(report):
         heading("Tensors"),
         paragraph(
             "Bars show the bits out of 8, the codes in use out of all codes of the grid, and the "
-            "largest deviation from what the trained network rounds, in steps, as a part of what a "
-            "correct code may have."
+            "largest deviation from the value that the trained network rounds, in steps, relative "
+            "to the largest that a correct code can have."
         ),
         table(code_cells(proof.tensors), _code_bars(report), words=(0, 1)),
     ]
@@ -85,7 +85,7 @@ def code_cells(rows):
 
 
 def weight_cells(rows):
-    """Returns the table of the weights as text, with its header; the last column holds words."""
+    """Returns the table of the weights as text, with its header; the last column is text."""
     header = "weights,type,bits,used,largest,times,bytes,why not narrower".split(",")
     return [header] + [
         [
@@ -103,7 +103,7 @@ def weight_cells(rows):
 
 
 def _code_bars(report):
-    """Returns {(row, column): share} for bits, codes in use, the most frequent, and deviation."""
+    """Returns {(row, column): share} for bits, codes in use, most frequent code, and deviation."""
     header = code_cells(report.proof.tensors)[0]
     bars = {}
     for number, row in enumerate(report.proof.tensors):
@@ -132,7 +132,7 @@ def _weight_bars(report):
 
 
 def _share(part, whole):
-    """Returns a share, 0 to 1; 1 of what is no number."""
+    """Returns a ratio, 0 to 1; 1 if it is not a number."""
     return min(part / whole, 1.0) if whole and math.isfinite(part) else float(bool(part))
 
 
@@ -140,11 +140,10 @@ def _share(part, whole):
 
 
 def node_data(report):
-    """Returns {suffix of `NODE_DATA`: a graph's node data, as Model Explorer reads it from JSON}.
+    """Returns {suffix of `NODE_DATA`: a graph's node data in Model Explorer's JSON format}.
 
-    A node is found by the name of the tensor that it makes. Its colour is the darker, the nearer
-    the number is to what it can be at most (half a step, all codes, 8 bits), and red where the
-    proof failed.
+    A node is identified by the name of its output tensor. Its colour is darker the closer the
+    number is to its maximum (half a step, all codes, 8 bits), and red if the proof failed.
     """
     proof = report.proof
     deviations = {

@@ -1,11 +1,12 @@
-"""The proof in every export: the file is run, and every tensor of it compared.
+"""The proof in every export: the file is run, and every one of its tensors is compared.
 
-trained graph against file   every code has to be a nearest one to what the trained network computes
-                             from the file's codes before it; float outputs to a tolerance
-file against simulation      every code of every tensor has to be the same
+trained graph against file   every code must be a nearest one to the value that the trained network
+                             computes from the file's previous codes; float outputs to a tolerance
+file against simulation      every code of every tensor must be the same
 
-The first begins at the Keras model (see `trained`), so it holds whatever folding and lowering did.
-The second says that the runtime computes what the file says, also in tensors between two roundings.
+The first comparison starts from the Keras model (see `trained`), so it holds whatever folding and
+lowering did. The second shows that the runtime computes what the file specifies, including tensors
+between two roundings.
 """
 
 import dataclasses
@@ -19,19 +20,20 @@ class TensorRow:
     """One tensor of codes in the proof.
 
     Attributes:
-        name: The trained layer's name where it is the output of one.
-        kind: What made it.
+        name: The trained layer's name if it is the output of one.
+        kind: The kind of operation that made it.
         shape: Its shape in the file.
-        codes: How many codes its grid has.
-        used: How many of them occurred.
-        largest_share: How often the most frequent code occurred, 0 to 1.
-        channels, flat_channels: Channels of the last axis, and how many showed a single code.
-        mismatches: How many codes differ between file and simulation.
-        deviation: Largest distance from what the trained network rounds there, in steps; None where
-            it rounds nothing.
-        allowed: Largest distance of a code that is rounded right; of the channel that allows most.
-        outside: How many codes are further away.
-        layers: The trained layers since the last codes.
+        codes: Number of codes of its grid.
+        used: Number of these that occurred.
+        largest_share: Frequency of the most frequent code, 0 to 1.
+        channels, flat_channels: Channels of the last axis, and the number that showed a single
+            code.
+        mismatches: Number of codes that differ between file and simulation.
+        deviation: Largest distance from the value that the trained network rounds, in steps; None
+            if it does not round here.
+        allowed: Largest distance of a correctly rounded code; for the channel that allows most.
+        outside: Number of codes that are further away.
+        layers: The trained layers since the previous codes.
         problem: Why the trained network's values could not be compared, or "".
     """
 
@@ -52,20 +54,20 @@ class TensorRow:
 
     @property
     def bits(self):
-        """How many bits its codes take: what is left of the byte that holds one is not used."""
+        """The number of bits that its codes need; the rest of their byte is unused."""
         return max(self.codes - 1, 0).bit_length()
 
     @property
     def holds(self):
-        """Whether all codes of this tensor are those of the trained network."""
+        """Whether all codes of this tensor are the trained network's."""
         return not (self.mismatches or self.outside or self.problem)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputRow:
-    """One output in the proof, in its own units; `layers` as of a `TensorRow`.
+    """One output in the proof, in its own units; `layers` as in a `TensorRow`.
 
-    `mismatches`: how many values are others where tensors before them are outputs too, or where the
+    `mismatches`: number of values that differ when tensors before them are outputs too, or when the
     file runs in LiteRT's `CompiledModel`.
     """
 
@@ -83,18 +85,18 @@ class OutputRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What the comparison found.
+    """The result of the comparison.
 
     Attributes:
         examples: Number of examples.
         generated: Whether they are random.
         compared: Codes compared.
-        rounded: Of these, the ones that the trained network rounds: compared with its own graph.
-        tensors: A `TensorRow` per tensor, in computing order.
+        rounded: Those that the trained network rounds: compared with its own graph.
+        tensors: A `TensorRow` per tensor, in execution order.
         outputs: An `OutputRow` per output.
         settled: Whether every bias is on the grid of its sums; see `SPEQModel.settle`.
-        runtimes: Names of the runtimes that the file ran on: LiteRT's interpreter ("default") and
-            its `CompiledModel` ("compiled"), if a process can be started for it.
+        runtimes: Names of the runtimes that ran the file: LiteRT's interpreter ("default") and its
+            `CompiledModel` ("compiled"), if a process can be started for it.
     """
 
     examples: int
@@ -113,17 +115,17 @@ class Proof:
 
     @property
     def mismatches(self):
-        """How many codes and output values differ between file and simulation."""
+        """Number of codes and output values that differ between file and simulation."""
         return sum(row.mismatches for row in (*self.tensors, *self.outputs))
 
     @property
     def outside(self):
-        """How many codes are no nearest code of what the trained network rounds."""
+        """Number of codes that are not nearest to the value that the trained network rounds."""
         return sum(row.outside for row in self.tensors)
 
     @property
     def deviation(self):
-        """Largest distance of a code from the value it rounds, in steps."""
+        """Largest distance of a code from the value that it rounds, in steps."""
         return max((row.deviation for row in self.tensors if row.deviation is not None), default=0)
 
     @property

@@ -1,12 +1,12 @@
-"""The folded network in floating point, `FoldedModel.predict_float`: what folding alone changes.
+"""The folded network in floating point, `FoldedModel.predict_float`: the effect of folding alone.
 
 Every step is computed by the trained model's own Keras layers and quantizers, with the folded
-weights and the rounded bias in place of the trained ones. Nothing of how the file encodes codes,
-and none of the integer arithmetic, is in it.
+weights and the rounded bias instead of the trained ones. It contains nothing of the file's encoding
+of codes, and none of the integer arithmetic.
 
-Sums are taken over whole numbers and scaled in float64, and where float32 in a quantizer cannot
-tell which of two codes is nearer, float64 does. Without that one code in 100,000 went to the wrong
-side, and in a deep network one wrong code of an early layer moves thousands behind it.
+Sums are taken over integers and scaled in float64. Where float32 in a quantizer cannot tell which
+of two codes is nearer, float64 decides. Without that, one code in 100,000 was wrong, and in a deep
+network one wrong code in an early layer changes thousands after it.
 """
 
 import math
@@ -17,7 +17,7 @@ import numpy as np
 from speq_keras.export.trained import in_float32
 from speq_keras.graph import map_refs
 
-# The fake-quant op of 8 bits is off by up to 255 · 2^-23 steps.
+# The 8-bit fake-quant op is off by up to 255 · 2^-23 steps.
 _NEAR_HALF = 2.0**-12
 
 
@@ -27,7 +27,7 @@ def run_steps(folded, inputs, *, keep=False):
     Args:
         folded: The network.
         inputs: List of float arrays, one per input, batch first.
-        keep: Whether to return all values in between, too.
+        keep: Whether to return all intermediate values, too.
 
     Returns:
         A list of arrays, one per output; with `keep`, `(outputs, {Value name: array})`.
@@ -42,9 +42,9 @@ def run_steps(folded, inputs, *, keep=False):
 
 
 def compute(step, arrays, *, rounds=True):
-    """Returns what one step makes of float inputs: values on the grid of its output.
+    """Returns the result of one step on float inputs: values on the grid of its output.
 
-    With `rounds` False it returns what would have been rounded.
+    With `rounds` False it returns the values before rounding.
     """
     if step.is_float:
         return _in_float(step, arrays)
@@ -68,7 +68,7 @@ def compute(step, arrays, *, rounds=True):
 
 
 def _in_float(step, arrays):
-    """Calls a layer of a float island, or an operation on whole numbers."""
+    """Calls a layer of a float island, or an operation on integers."""
     if step.output.dtype == "int32":
         return keras.ops.convert_to_numpy(call(step.nodes[0], arrays)).astype("int32")
     if len(arrays) == 2 and step.inputs[1].dtype == "int32":  # the mask of a softmax
@@ -78,7 +78,7 @@ def _in_float(step, arrays):
 
 
 def _rounded(step, y):
-    """Rounds as the trained quantizer does, and halves as float64 has them."""
+    """Rounds like the trained quantizer, with halves decided in float64."""
     if _has_own_grid(step):
         return _on_grid(step.output.grid, y)
     y32 = y.astype("float32")
@@ -98,17 +98,17 @@ def _on_grid(grid, y):
 
 
 def _has_own_grid(step):
-    """Whether the grid of a step's output is not what its trained quantizer, if any, rounds to."""
+    """Whether the grid of a step's output differs from that of its trained quantizer, if any."""
     if step.quantizer is None:
         return step.kind == "table"  # the end of the model
     return np.float32(step.quantizer.grid()[0]) != step.output.grid.scale  # nudged
 
 
 def _average_pool(step, array, rounds):
-    """Averages codes, not values: their sums are exact, so that halves are halves, and go up.
+    """Averages codes, not values: their sums are exact, so halves are exact and are rounded up.
 
-    One average in four of 2×2 codes is halfway between two codes. In units of the output the last
-    bits of the scale would send it up or down, differently on every machine.
+    One average in four of 2×2 codes is halfway between two codes. In units of the output, the last
+    bits of the scale would decide, differently on every machine.
     """
     scale = step.output.grid.scale
     codes = np.rint(array / np.float64(scale)).astype("float32")
@@ -118,7 +118,7 @@ def _average_pool(step, array, rounds):
 
 
 def _matmul(step, arrays):
-    """Multiplies codes, as `_linear` does."""
+    """Multiplies codes, like `_linear`."""
     scales = [np.float64(value.grid.scale) for value in step.inputs]
     codes = [np.rint(a / s).astype("float32") for a, s in zip(arrays, scales, strict=True)]
     return _float64(call(step.nodes[0], [keras.ops.convert_to_tensor(c) for c in codes])) * (
@@ -127,7 +127,7 @@ def _matmul(step, arrays):
 
 
 def _linear(step, array):
-    """Calls the trained layer with codes for weights and input, whose sums are whole numbers."""
+    """Calls the trained layer with codes for weights and input, whose sums are integers."""
     wrapper, weights = step.nodes[0].operation, step.weights
     input_scale = np.float64(step.inputs[0].grid.scale)
     x = keras.ops.convert_to_tensor(np.rint(array / input_scale).astype("float32"))

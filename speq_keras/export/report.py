@@ -1,4 +1,4 @@
-"""What an export tells: sizes, the proof, where it runs, what became of every layer."""
+"""The report of an export: sizes, the proof, where it runs, how every layer was exported."""
 
 import dataclasses
 import functools
@@ -31,12 +31,12 @@ class WeightRow:
         name: The layer's name.
         tensor: The tensor's name in the file.
         type: "int8", "int4" or "int2".
-        bits: The width that was trained.
-        used: How many different codes there are.
+        bits: The trained width.
+        used: Number of different codes.
         largest: Largest magnitude of the trained codes.
-        multiplier: What they were multiplied by to fill the container (the largest of the layer).
+        multiplier: Their factor to fill the container (the largest of the layer).
         bytes: Size of the packed codes.
-        why: Why not a narrower container, or "".
+        why: Why the container is not narrower, or "".
     """
 
     name: str
@@ -54,7 +54,7 @@ class WeightRow:
 class Accuracy:
     """Top-1 accuracies on the same examples, 0 to 1.
 
-    `apart`: on how many examples either the training graph or the file is right, but not both.
+    `apart`: number of examples on which exactly one of training graph and file is right.
     """
 
     examples: int
@@ -65,9 +65,9 @@ class Accuracy:
 
     @property
     def differs(self):
-        """Whether the file is another network's: three deviations of a fair coin, and one example.
+        """Whether the file is a different network: over 3 sigma of a fair coin, plus one example.
 
-        Roundings send examples to either side alike: of `apart` many, half are right in the file.
+        Rounding affects examples either way alike: of `apart` examples, half are right in the file.
         """
         difference = abs(self.file - self.trained) * self.examples
         return difference > 3 * self.apart**0.5 + 1
@@ -75,13 +75,13 @@ class Accuracy:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How near `model.predict` and the file are, on the examples of the proof.
+    """How close `model.predict` and the file are, on the examples of the proof.
 
     Attributes:
         examples: Number of examples.
         top1: Share of the same top-1 classes, 0 to 1; None: not a classifier.
         distance: Largest difference of an output value.
-        span: The outputs' largest value less their smallest.
+        span: The outputs' largest value minus their smallest.
     """
 
     examples: int
@@ -94,23 +94,23 @@ class Agreement:
 class ExportReport:
     """The result of `export_tflite`; prints as a table.
 
-    `to_dict()` gives plain values, `to_html()` a web page, `to_model_explorer()` pictures of nodes.
+    `to_dict()` gives plain values, `to_html()` a web page, `to_model_explorer()` colours for nodes.
 
     Attributes:
-        path: Where the file is.
-        storage, io: As asked for.
+        path: Path of the file.
+        storage, io: As requested.
         bytes: Size of the file.
         proof: A `Proof`.
-        partitions: A `Partitions`: what the default runtime hands to its fast delegate.
+        partitions: A `Partitions`: what the default runtime delegates to XNNPACK.
         agreement: An `Agreement` of `model.predict` and the file.
-        accuracy: An `Accuracy`, or None: no labelled data given.
-        other_runtimes: A `Deviation` for each of the other runtimes that were asked for.
-        on_arm: A `Deviation`, simulated, of what a file with `storage="smallest"` computes on ARM
-            and in browsers; None: the same.
+        accuracy: An `Accuracy`, or None if no labelled data was given.
+        other_runtimes: A `Deviation` for each of the other requested runtimes.
+        on_arm: A `Deviation`, simulated, of the results on ARM and in browsers of a file with
+            `storage="smallest"`; None: the same.
         weights: A `WeightRow` per layer.
-        notes: Sentences about what folding had to do.
+        notes: Sentences about what folding did.
         micro: A `MicroNeeds`: what a program for TensorFlow Lite Micro registers, and its memory.
-        seconds: How long the export took, proof included.
+        seconds: Duration of the export, including the proof.
     """
 
     path: str
@@ -130,20 +130,20 @@ class ExportReport:
 
     @functools.cached_property
     def gzip_bytes(self):
-        """Size of what an app package makes of the file: of the one at `path` when first asked."""
+        """Compressed size of the file at `path`, as in an app package; computed when first used."""
         return len(gzip.compress(pathlib.Path(self.path).read_bytes()))
 
     def to_c_array(self, path):
         """Writes the file at `self.path` as a C array, for programs that keep it in flash.
 
         Args:
-            path: Where the source goes; ends in ".cc" or ".cpp". "digits.cc" defines the bytes
-                `g_digits`, aligned to 16 of them; "digits.h", beside it, declares them and their
+            path: Path of the source, ending in ".cc" or ".cpp". "digits.cc" defines the bytes
+                `g_digits`, aligned to 16 bytes; "digits.h", next to it, declares them and their
                 number, `g_digits_size`.
 
         Raises:
             TypeError, ValueError: If nothing can be written there, or the name of the file cannot
-                be part of a name in C++; nothing is written.
+                be part of a C++ name; nothing is written.
         """
         check_c_array_path(path)
         if is_first_process():
@@ -166,15 +166,15 @@ class ExportReport:
         return plain
 
     def to_html(self, path=None):
-        """Returns the report as a web page that needs nothing beside itself.
+        """Returns the report as a self-contained web page.
 
-        Bars show widths (of 8 bits), how many of the codes of a grid are in use, the largest
-        distance from what the trained network rounds (of the largest that a right code can have),
-        and bytes as shares of the largest layer's.
+        Bars show widths (of 8 bits), the share of a grid's codes in use, the largest distance from
+        the value that the trained network rounds (of the largest that a correct code can have), and
+        bytes relative to the largest layer.
 
         Args:
-            path: File to write the page to, ".html", or None. It is written whole or not at all; of
-                several processes the first one writes.
+            path: File to write the page to, ".html", or None. It is written completely or not at
+                all; of several processes the first one writes.
 
         Returns:
             The page as text.
@@ -189,11 +189,11 @@ class ExportReport:
 
         Model Explorer shows one number per node and file of node data, so there are three files:
 
-            x.json        largest distance from what the trained network rounds, in steps
-            x_codes.json  how many different codes occurred; of weights, how many there are
+            x.json        largest distance from the value that the trained network rounds, in steps
+            x_codes.json  number of different codes that occurred; for weights, that there are
             x_bits.json   the width in bits
 
-        `pip install ai-edge-model-explorer` has the program:
+        The program is installed by `pip install ai-edge-model-explorer`:
 
             model-explorer m.tflite --node_data_paths=x.json,x_codes.json,x_bits.json
 
@@ -239,7 +239,7 @@ class ExportReport:
         )
 
     def remarks(self):
-        """Yields those of the sentences that are no mere figures."""
+        """Yields the sentences that are more than mere figures."""
         if self.accuracy is not None and self.accuracy.differs:
             yield _accuracy_line(self.accuracy)
         figures, codes, *flat = _proof_lines(self.proof)
@@ -252,12 +252,12 @@ class ExportReport:
 
 _WAYS = {
     ("default", "compiled"): "in LiteRT's interpreter and in its CompiledModel",
-    ("default",): "in LiteRT's interpreter alone: no process can be started for its CompiledModel",
+    ("default",): "in LiteRT's interpreter only: no process can be started for its CompiledModel",
 }
 
 
 def _proof_lines(proof):
-    """Returns what the proof found, and how much it saw."""
+    """Returns the lines about the proof's result and its coverage."""
     kind = "random examples" if proof.generated else "examples"
     verdict = "all equal" if proof.holds else f"NOT equal: {proof.first_failure()}"
     yield (
@@ -271,8 +271,8 @@ def _proof_lines(proof):
     )
     if proof.flat_share > FLAT_SHARE:
         yield (
-            f"{proof.flat_share:.1%} of the channels showed a single code, so that little is known "
-            "of them: give `data` with more variety"
+            f"{proof.flat_share:.1%} of the channels showed a single code, so little is known "
+            "about them: pass `data` with more variety"
         )
 
 
@@ -294,7 +294,7 @@ def _accuracy_line(accuracy):
         return figures
     return (
         f"CAUTION: the file is not as accurate as the training graph, by more than sampling "
-        f"explains ({accuracy.apart} examples are right in one of both alone). {figures}"
+        f"explains ({accuracy.apart} examples are right in only one of the two). {figures}"
     )
 
 
@@ -305,7 +305,7 @@ def _sentence(row):
 
 def _arm_line(row):
     return (
-        "NOT the same network everywhere: kernels outside of XNNPACK round once "
+        "NOT the same network everywhere: kernels outside XNNPACK round once "
         f"{_difference('on ARM and in browsers', row, 'on x86')} (simulated)"
     )
 
@@ -313,13 +313,13 @@ def _arm_line(row):
 def _difference(where, row, than):
     agreement = "" if row.agreement is None else f", top-1 agreement {row.agreement:.1%}"
     return (
-        f"{where}: {row.differing:.2%} of the output values are others than {than}, by up to "
+        f"{where}: {row.differing:.2%} of the output values differ from those {than}, by up to "
         f"{row.largest:.3g}{agreement}"
     )
 
 
 def _micro_lines(report):
-    """Returns what a program for a microcontroller needs; where none is in sight, where it is."""
+    """Returns what a program for a microcontroller needs, or where to find it."""
     if report.io != "float32" or report.micro.arena_bytes is not None:
         return str(report.micro).splitlines()
     return ["TensorFlow Lite Micro: `print(report.micro)` has what a program registers"]

@@ -1,8 +1,8 @@
-"""Runs a TFLite file on this device and compares its outputs with what they have to be.
+"""Runs a TFLite file on this device and compares its outputs with the expected ones.
 
 Usage: python RUNNER.py [MODEL.tflite [SELF_TEST.npz]]
 
-Needs NumPy and one of ai-edge-litert, tflite-runtime, tensorflow. Ends with status 0 where all
+Needs NumPy and one of ai-edge-litert, tflite-runtime, tensorflow. Exits with status 0 if all
 outputs are equal, bit for bit.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def interpreter_class():
-    """Returns the Interpreter of the first runtime that is installed."""
+    """Returns the Interpreter of the first installed runtime."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -25,10 +25,10 @@ def interpreter_class():
 
 
 def main(model="MODEL.tflite", data="SELF_TEST.npz"):
-    """Runs all examples and returns how many output values differ."""
+    """Runs all examples and returns the number of output values that differ."""
     here = pathlib.Path(__file__).parent
     arrays = np.load(here / data)
-    # Not by its path: the runtimes take no name that is no text.
+    # Passes the content, not the path: the runtimes only accept names that are text.
     interpreter = interpreter_class()(model_content=(here / model).read_bytes())
     interpreter.allocate_tensors()
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()

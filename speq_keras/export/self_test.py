@@ -1,4 +1,4 @@
-"""Inputs and expected codes for the proof on the device itself, with the program that compares."""
+"""Inputs and expected codes for a test on the device itself, with the program that compares."""
 
 import io
 import pathlib
@@ -12,7 +12,7 @@ _RUNNER = pathlib.Path(__file__).parent / "runner.py"
 
 
 def self_test_files(model_path, path, content, inputs):
-    """Returns [(path, bytes)] of the self test: an .npz file and a runner beside it.
+    """Returns [(path, bytes)] of the self test: an .npz file and a runner next to it.
 
     Args:
         model_path: Path of the .tflite file.
@@ -30,14 +30,14 @@ def self_test_files(model_path, path, content, inputs):
 
 
 def runner_path(path):
-    """Returns the path of the program that compares, beside the .npz file at `path`."""
+    """Returns the path of the comparing program, next to the .npz file at `path`."""
     return path.with_name(f"{path.stem}_runner.py")
 
 
 def _program(model, data):
-    """Returns the source of the runner, in which the names of the two files are string literals."""
-    # `ascii` also writes the bytes of a name that is no text. All names in one pass: one of them
-    # may hold the other's place.
+    """Returns the source of the runner, with the names of the two files as string literals."""
+    # `ascii` also handles names that are not text. Both names are replaced in one pass: one of them
+    # may contain the other's placeholder.
     literals = {'"MODEL.tflite"': ascii(model), '"SELF_TEST.npz"': ascii(data)}
     places = "|".join(re.escape(place) for place in literals)
     program = _RUNNER.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Runs a file and compares all of it, one batch after the other."""
+"""Runs a file and compares all of it, one batch at a time."""
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from speq_keras.export.trained import End, TrainedGraph
 
 PLAIN = ("float32", "int32")
 MOST_DRAWS = 4  # of random inputs
-# Where the first draw finds more channels than this at a single code, the network itself is
-# constant there (untrained statistics make it so), and further draws show nothing new.
+# If the first draw leaves more channels than this at a single code, the network itself is constant
+# there (because of untrained statistics), and further draws show nothing new.
 HOPELESS_SHARE = 0.5
 
 
@@ -25,16 +25,16 @@ def prove(model, integer_model, content, arrays=None, *, batch_size=1, softmax=T
 
     Args:
         model: The `SPEQModel`.
-        integer_model: The `FoldedModel` that was made of it.
+        integer_model: The `FoldedModel` made from it.
         content: The file's bytes.
         arrays: Float inputs, a list; None: random ones that fill the trained ranges, drawn until
             nearly all channels show more than one code.
-        batch_size: Of the file.
-        softmax: Whether the file computes a softmax or sigmoid at its end.
-        seed: Of the random inputs.
+        batch_size: Batch size of the file.
+        softmax: Whether the file has a final softmax or sigmoid.
+        seed: Seed of the random inputs.
 
     Returns:
-        `(proof, arrays, outputs)`: a `Proof`, the inputs that were used, and what the file made of
+        `(proof, arrays, outputs)`: a `Proof`, the inputs that were used, and the file's outputs for
         them, lists.
     """
     session = _Session(model, integer_model, content, batch_size, softmax)
@@ -52,7 +52,7 @@ def prove(model, integer_model, content, arrays=None, *, batch_size=1, softmax=T
 
 
 class _Session:
-    """A file under test: `run` compares one batch after the other, `proof` sums up."""
+    """A file under test: `run` compares one batch at a time, `proof` sums up."""
 
     def __init__(self, model, integer_model, content, batch_size, softmax):
         self.folded, self.network = integer_model.folded, integer_model.network
@@ -68,7 +68,7 @@ class _Session:
         self.probe = write(self.network, batch_size=batch_size, extra_outputs=self.extra)
         self.allowed = allowances(self.folded, self.network, self.makers)
         self.tallies = {name: _Tally(self.network.tensors[name]) for name in self.names}
-        self.others = {}  # of codes that no node makes
+        self.others = {}  # codes that no node makes
         self.ends = [_EndTally() for _ in self.network.outputs]
         self.examples = 0
 
@@ -106,7 +106,7 @@ class _Session:
             tally.compare(found, self.allowed.get(found.tensor))
 
     def proof(self, *, generated):
-        """Returns the `Proof` for all that was run."""
+        """Returns the `Proof` over everything that was run."""
         rows = [tally.row(name, self.kind_of(name)) for name, tally in self.tallies.items()]
         rows += [tally.row(name, self.kind_of(name)) for name, tally in self.others.items()]
         return Proof(
@@ -121,7 +121,7 @@ class _Session:
         )
 
     def kind_of(self, name):
-        """Returns the kind of the node that makes a tensor, or what it is if none does."""
+        """Returns the kind of the node that makes a tensor, or what it is if there is none."""
         if name in self.makers:
             return self.makers[name].kind
         tensor = self.network.tensors.get(name)
@@ -129,7 +129,7 @@ class _Session:
 
 
 class _Results:
-    """What a file computed, in the words of `TrainedGraph.roundings`."""
+    """A file's results, in the interface of `TrainedGraph.roundings`."""
 
     def __init__(self, network, values, outputs):
         self.network, self.values, self.outputs = network, values, outputs
@@ -150,7 +150,7 @@ class _Results:
         return in_float(self.network.tensors[self.network.outputs[number]], self.outputs[number])
 
     def step_of(self, number):
-        """Returns the distance of an output's codes, or None where it was computed in float."""
+        """Returns the distance between an output's codes, or None if it is computed in float."""
         name = self.network.outputs[number]
         tensor, maker = self.network.tensors[name], self.makers.get(name)
         if tensor.dtype not in CODES and maker is not None and maker.kind == "dequantize":
@@ -159,7 +159,7 @@ class _Results:
 
 
 class _Tally:
-    """What was found about one tensor so far."""
+    """The findings about one tensor so far."""
 
     def __init__(self, tensor):
         self.tensor = tensor
@@ -170,7 +170,7 @@ class _Tally:
         self.layers, self.problem = (), ""
 
     def count(self, stored, simulated):
-        """Counts the codes, and those that the simulation has otherwise."""
+        """Counts the codes, and those that differ from the simulation."""
         self.size += stored.size
         self.mismatches += int(np.sum(stored != simulated))
         self.counts += np.bincount(stored.reshape(-1).astype("int16") + 128, minlength=512)
@@ -181,7 +181,7 @@ class _Tally:
             self.high = high if self.high is None else np.maximum(high, self.high)
 
     def compare(self, rounding, allowed):
-        """Takes in a `Rounding`; `allowed` is a number, or one per channel, or None."""
+        """Adds a `Rounding`; `allowed` is a number, or one per channel, or None."""
         self.layers = self.layers or rounding.layers
         self.problem = self.problem or rounding.problem
         distances = rounding.distances
@@ -223,13 +223,13 @@ class _Tally:
 
 
 class _EndTally:
-    """What was found about one output so far: its worst batch."""
+    """The findings about one output so far: its worst batch."""
 
     def __init__(self):
         self.mismatches, self.worst = 0, None
 
     def compare(self, end):
-        """Takes in an `End`."""
+        """Adds an `End`."""
         if self.worst is None or not _excess(end) <= _excess(self.worst):
             self.worst = end
 
@@ -251,8 +251,8 @@ def _excess(end):
 def _simulated(network, inputs, file_values, names):
     """Returns {tensor name: codes}.
 
-    After a float island equality from end to end cannot be asked for: sums of floats depend on
-    their order. There every node gets the file's own tensors.
+    After a float island, end-to-end equality cannot be required: sums of floats depend on their
+    order. There every node gets the file's own tensors.
     """
     if not has_islands(network):
         return simulate(network, inputs, keep=names)[1]

@@ -1,9 +1,9 @@
-"""`SPEQModel.settle`: the trained model takes over what a file has to round.
+"""`SPEQModel.settle`: the trained model adopts the roundings of its file.
 
-Between `predict` and the file are the rounding of biases to the grid of the sums, scales that were
-nudged, and results halfway between two codes, which float32 sends one way and integers another. All
-of it is much smaller than what training moves in a step, and low-bit networks amplify it: a trained
-network that takes it over computes what its file computes.
+`predict` and the file differ in the rounding of biases to the grid of the sums, in adjusted scales,
+and in results halfway between two codes, which float32 and integers round differently. All of these
+are much smaller than a training step's changes, but low-bit networks amplify them: a trained
+network that adopts them computes what its file computes.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from speq_keras.recurrent import take_over_biases
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settlement:
-    """What `SPEQModel.settle` did; prints as a few lines.
+    """The result of `SPEQModel.settle`; prints as a few lines.
 
     Attributes:
-        storage: The storage whose biases the model has now.
-        biases: {layer: how far its bias, β, mean or offset moved at most, in steps of its output;
-            of a layer with several calls, in the finest ones}.
-        scales: {quantizer: its scale now, as a part of what it was}.
-        slopes: {leaky ReLU: its slope now, as a part of what it was}.
+        storage: The storage whose biases the model now has.
+        biases: {layer: the largest move of its bias, β, mean or offset, in output steps; for a
+            layer with several calls, in the finest steps}.
+        scales: {quantizer: its scale now, relative to before}.
+        slopes: {leaky ReLU: its slope now, relative to before}.
         left: Sentences on what could not be settled: there `predict` and the file may differ.
     """
 
@@ -61,7 +61,7 @@ def _largest(factors):
 
 
 def settle(model, *, storage, begin):
-    """Settles a model in place, and tells `begin` what it does; see `SPEQModel.settle`."""
+    """Settles a model in place, and reports stages to `begin`; see `SPEQModel.settle`."""
     check_choice("storage", storage, STORAGES)
     quantizers = {quantizer.name: quantizer for quantizer in model.activation_quantizers}
     scales = Scales(quantizers)
@@ -69,8 +69,8 @@ def settle(model, *, storage, begin):
     left = _settle_scales(model, storage, scales)
     begin("biases")
     biases = _settle_biases(model, storage)
-    begin("what is left")
-    # Once more, for what is left.
+    begin("remaining differences")
+    # Once more, for the remaining differences.
     integer_model = fold(model, storage=storage)
     left += (
         _biases_left(integer_model.folded) + _kernels_left(integer_model) + _training_left(model)
@@ -88,13 +88,13 @@ def _settle_scales(model, storage, scales):
     integer_model = fold(model, storage=storage)
     folded, scales.twins = integer_model.folded, _twins(integer_model)
     for step in folded.steps:
-        name = getattr(step.quantizer, "name", None)  # codes as they come have none
+        name = getattr(step.quantizer, "name", None)  # unquantized input codes have none
         is_input = step.kind == "quantize" and step.inputs[0] in folded.inputs
         if is_input and name is not None and name not in scales.prescribed:
             scales.settle_input(name)
     left = [
         f"{relation.name}: its results may lie halfway between two codes, since the scales that "
-        "meet there are prescribed, the same, or used elsewhere too"
+        "meet there are prescribed, equal, or also used elsewhere"
         for relation in relations_of(folded, _owners(folded), scales.prescribed)
         if not scales.settle(relation)
     ]
@@ -128,7 +128,7 @@ def _owners(folded):
 
 
 def _settle_biases(model, storage):
-    """Returns {layer: how far its bias moved, in steps}: of the call that has the finest ones."""
+    """Returns {layer: how far its bias moved, in steps}, for the call with the finest steps."""
     integer_model = fold(model, storage=storage)
     moved, finest = {}, {}
     for step in _steps_with_bias(integer_model.folded):
@@ -155,14 +155,14 @@ def _biases_left(folded):
 
 
 def _kernels_left(integer_model):
-    """Returns sentences on kernels that round by themselves."""
+    """Returns sentences on kernels that round in their own way."""
     left, tensors = [], integer_model.network.tensors
     for step in integer_model.folded.steps:
         name = step.nodes[0].name if step.nodes else step.name
         if step.is_float:
             continue
         if step.kind == "average_pool_2d" and step.options["padding"] != "valid":
-            left.append(f"{name}: an average with padding 'same' sends halves away from zero")
+            left.append(f"{name}: an average with padding 'same' rounds halves away from zero")
         elif step.kind == "resize_bilinear" and not _is_exact(step):
             left.append(f"{name}: it interpolates with weights of 11 bits")
     for node in integer_model.network.nodes:
@@ -176,7 +176,7 @@ def _kernels_left(integer_model):
 
 
 def _is_exact(step):
-    """Whether the weights of an interpolation have few bits."""
+    """Whether an interpolation's weights have few bits."""
     pairs = zip(step.inputs[0].shape[1:-1], step.options["size"], strict=True)
     return all(after in (before, 2 * before, 4 * before, 8 * before) for before, after in pairs)
 
@@ -191,7 +191,7 @@ def _training_left(model):
         if kind_of(node.operation) is Kind.QUANTIZER and is_average and not node.kwargs:
             left.append(
                 f"{node.name}: halves of averages are decided by float32 in models of 0.1.0; wrap "
-                "the float model again and take over the weights"
+                "the float model again and copy the weights"
             )
     layers = [getattr(layer, "layer", layer) for layer in model.layers]
     dtypes = {layer.compute_dtype for layer in layers if isinstance(layer, keras.layers.Layer)}

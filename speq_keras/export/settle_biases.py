@@ -1,4 +1,4 @@
-"""Biases on the grid of the sums that integer kernels add them to, and away from halves."""
+"""Moves biases to the grid of the integer kernels' sums, and away from halves."""
 
 import dataclasses
 
@@ -10,17 +10,17 @@ from speq_keras.export.folding import affine
 from speq_keras.export.folding.steps import SETTLED_STEPS
 from speq_keras.operations import Kind, kind_of, name_of
 
-# Sums nearer to a half than this, in steps, are decided by the last bits of float32.
+# Sums closer to a half than this, in steps, are decided by the last bits of float32.
 _NEAR_HALF = 1e-4
-# How far a bias may move to get away from halves, in units.
+# How far a bias may move to avoid halves, in units.
 _MOST_UNITS = 8
 
 
 @dataclasses.dataclass
 class Move:
-    """What settling one layer takes: `shift` per channel, in units of what the step makes.
+    """The change to settle one layer: `shift` per channel, in units of the step's output.
 
-    `largest` is the largest shift in steps of the output.
+    `largest` is the largest shift in output steps.
     """
 
     name: str
@@ -29,9 +29,9 @@ class Move:
 
 
 def move_of(step):
-    """Returns the `Move` that brings the bias of a step to its grid, or None where it is there.
+    """Returns the `Move` that brings a step's bias to its grid, or None if it is there.
 
-    Channels whose sums lie on halves move by further units, if that takes them away from all.
+    Channels with sums on halves move by further units, if that avoids all halves.
     """
     weights = step.weights
     wanted = weights.bias_codes + _away_from_halves(step)
@@ -45,10 +45,10 @@ def move_of(step):
 
 
 def _away_from_halves(step):
-    """Returns how many units each bias has to move so that no sum lies on a half, or 0.
+    """Returns how many units each bias must move so that no sum is on a half, or 0.
 
-    With the multiplier m all sums of a channel are multiples of m units, so that a bias in between
-    moves every one of them.
+    With the multiplier m, all sums of a channel are multiples of m units, so a bias in between
+    moves all of them.
     """
     weights, grid = step.weights, step.output.grid
     steps = weights.unit / np.float64(grid.scale)
@@ -74,16 +74,16 @@ def _away_from_halves(step):
 
 
 def _near_halves(bias_codes, lattice, steps, grid):
-    """Returns for each channel whether a sum on its lattice may lie on a half between codes."""
+    """Returns for each channel whether a sum on its lattice may be on a half between codes."""
     halves = np.arange(grid.low, grid.high) + 0.5
-    # Where the lattice would have to have a point, in units of its own distance.
+    # Where the lattice would need a point, in units of its spacing.
     places = (halves[None, :] / steps[:, None] - bias_codes[:, None]) / lattice[:, None]
     distance = np.abs(places - np.rint(places)) * (lattice * steps)[:, None]
     return np.any(distance < _NEAR_HALF, axis=1)
 
 
 def apply_move(step, move):
-    """Moves what the trained layers of a step add: a bias or β, else an offset or a mean.
+    """Moves what a step's trained layers add: a bias or β, otherwise an offset or a mean.
 
     Returns:
         Whether there was one.
@@ -106,10 +106,10 @@ def apply_move(step, move):
 
 
 def _move_variable(layer, shift, shape):
-    """Adds `shift`, per channel, to a layer's bias, β, moving mean or what else it adds.
+    """Adds `shift`, per channel, to a layer's bias, β, moving mean or other addend.
 
     Returns:
-        Whether it could.
+        Whether that was possible.
     """
     if name_of(layer) == "ChannelOperation":
         sign = {"add": 1, "subtract": 1 if layer.weight_first else -1}.get(layer.operation)
@@ -162,7 +162,7 @@ def _add(variable, shift):
 
 
 def _plain(values):
-    """Returns an offset as a layer's config can hold it: one number, or a list of numbers."""
+    """Returns an offset as a layer's config can store it: one number, or a list of numbers."""
     values = np.asarray(values, "float64")
     if np.all(values == values.reshape(-1)[0]):
         return float(values.reshape(-1)[0])

@@ -1,11 +1,11 @@
-"""Scales whose sums, products and means never lie halfway between two codes.
+"""Finds scales whose sums, products and means are never halfway between two codes.
 
-A sum of codes is c = (s_a·a + s_b·b) / s_c before it is rounded. Float32 and integer kernels agree
-on what the nearest code is, and disagree near halves. Where s_a / s_c = p / q and s_b / s_c = r / q
-with whole numbers and an odd q, c is a multiple of 1/q, and the nearest one to a half is 1 / (2q)
-away from it: further than any kernel's rounding. It takes less than 1/500 of a scale to get there.
-Products, means and mere changes of the scale are ratios of the same kind. What goes into the
-network is rounded, too: see `Scales.settle_input`.
+Before rounding, a sum of codes is c = (s_a·a + s_b·b) / s_c. Float32 and integer kernels agree on
+the nearest code, except near halves. If s_a / s_c = p / q and s_b / s_c = r / q with integers and
+an odd q, c is a multiple of 1/q, and the closest one to a half is 1 / (2q) away from it: further
+than any kernel's rounding. This takes a change of a scale by less than 1/500. Products, means and
+mere changes of scale have ratios of the same kind. Network inputs are rounded, too: see
+`Scales.settle_input`.
 """
 
 import dataclasses
@@ -16,17 +16,17 @@ from speq_keras.export.folding.ties import NUDGE
 from speq_keras.export.folding.weights import slope_of
 from speq_keras.export.settle_slopes import LeakyReLU, find_leaky_relu
 
-# How many denominators are tried.
+# The number of denominators to try.
 _CANDIDATES = 2000
-# What float32 may move a result by, as a part of it; three roundings, and as much to spare.
+# Relative error of a result in float32: three roundings, with as much again in reserve.
 _FLOAT32 = 2.0**-21
-# A scale that would have to move further than this, as a part of itself, stays as it is.
+# A scale that would have to change by more than this fraction stays as it is.
 _LARGEST_MOVE = 2.0**-9
-# A ratio this near to p / q is one, as float32 scales can have it.
+# A ratio this close to p / q counts as equal, within float32 scales.
 _IS_RATIO = 2.0**-21
-# The terms of a fraction whose multiples the inputs of a network may be: pixels, perhaps resized.
+# The terms of a fraction that network inputs may be multiples of: pixels, perhaps resized.
 _LARGEST_TERM = 256
-# An input's scale that is such a fraction becomes larger by this part, or a multiple of it.
+# An input scale that is such a fraction is enlarged by this fraction, or a multiple of it.
 _INPUT_MOVE = 0.31 * 2.0**-10
 _AGAIN = ("requantize", "affine")
 _RELATIONS = ("add", "subtract", "multiply", "matmul", "mean", "requantize")
@@ -37,7 +37,7 @@ class Relation:
     """One step whose result is a sum of products of codes and these ratios.
 
     Attributes:
-        name: Of what it makes.
+        name: Name of its output.
         inputs: Pairs of quantizers' names (one or two factors each) and a constant factor.
         output: Name of the quantizer of the result.
         is_sum: Whether XNNPACK adds the terms, with factors of 20 bits.
@@ -51,10 +51,10 @@ class Relation:
     largest: int
 
     def denominators(self, ratios):
-        """Returns odd numbers q, for which kernels move no result by as much as 1 / (4q)."""
+        """Returns odd numbers q for which kernels move no result by as much as 1 / (4q)."""
         noise = self.largest * _FLOAT32
         if self.is_sum:
-            # Each factor is off by half of the last of its 20 bits, and codes go to 255.
+            # Each factor is off by half of its 20th bit, and codes go to 255.
             noise = max(noise, 255 * 2.0 ** (np.frexp(np.max(ratios))[1] - 21))
         most = max(int(1 / (4 * noise)), 3) // 2 * 2 + 1
         return np.arange(max(most - 2 * _CANDIDATES, 3), most + 1, 2, dtype="float64")
@@ -63,14 +63,14 @@ class Relation:
 def relations_of(folded, owners, prescribed):
     """Returns the `Relation`s and `LeakyReLU`s of a `FoldedNetwork`, in the order of settling.
 
-    First what rounds a tensor again to a grid that is prescribed. Then sums, products and means,
-    from the outputs on, so that the scale of a result is decided before those of what goes into it.
-    What rounds a tensor again to a grid of its own comes last.
+    First steps that round a tensor again to a prescribed grid. Then sums, products and means,
+    starting at the outputs, so that the scale of a result is decided before those of its inputs.
+    Last, steps that round a tensor again to a trained grid.
 
     Args:
         folded: The network.
         owners: {id(value): name of the quantizer whose grid it has}.
-        prescribed: Names of quantizers whose scale cannot move.
+        prescribed: Names of quantizers whose scale cannot change.
     """
     found = []
     for step in folded.steps:
@@ -109,7 +109,7 @@ def _count(step):
 
 
 class Scales:
-    """The scales while they are settled.
+    """The scales while they are being settled.
 
     Args:
         quantizers: {name: ActivationQuantizer}.
@@ -132,7 +132,7 @@ class Scales:
         self.moved, self.slopes = {}, {}
 
     def settle(self, relation):
-        """Moves scales so that `relation` has no halves; returns whether it has none now.
+        """Moves scales so that `relation` has no halves; returns whether that is so now.
 
         A `LeakyReLU` always has a way to be exact: the kernel that it is settled for, or a sum.
         """
@@ -149,10 +149,10 @@ class Scales:
         return self._is_settled(relation)
 
     def settle_input(self, name):
-        """Moves the scale of a network's input away from fractions, which inputs are halves of.
+        """Moves the scale of a network input away from fractions, whose halves inputs can be.
 
-        Pixels whose size was doubled are halves of whole numbers: with a scale of 1, which 8 bits
-        have for pixels, every other one lies on a half, and kernels send that to even.
+        Upscaled pixels are halves of integers: with a scale of 1, usual for 8-bit pixels, every
+        other one is on a half, which kernels round to even.
         """
         step = 1
         while self._is_fraction(self.now[name] * (1 + step * _INPUT_MOVE)):
@@ -184,17 +184,17 @@ class Scales:
         return bool(np.any(np.all(np.abs(numerators / whole - 1) < _IS_RATIO, axis=1)))
 
     def _move(self, relation, free, output_is_free):
-        """Chooses the denominator for which the free scales move least, and moves them.
+        """Chooses the denominator that moves the free scales least, and moves them.
 
-        A result may be on the grid of a factor, as where a Concatenate joins both: of that scale
-        one power cancels, and what is left of the ratio is all that can move.
+        A result may be on the grid of a factor, as when a Concatenate joins both: then one power of
+        that scale cancels, and only the rest of the ratio can move.
         """
         ratios = self._ratios(relation)
         owners = [
             [name for name in names if name in free and name != relation.output]
             for names, _ in relation.inputs
         ]
-        # What a term cannot do by a scale of its own, the result's scale has to do for it.
+        # If a term has no scale of its own to move, the result's scale has to move instead.
         powers = [names.count(relation.output) - 1 for names, _ in relation.inputs]
         stuck = [i for i, names in enumerate(owners) if not names and powers[i]]
         shared = len({name for names in owners for name in names}) < sum(map(bool, owners))
@@ -206,7 +206,7 @@ class Scales:
         output = wanted[:, stuck[0]] ** (1 / powers[stuck[0]]) if stuck else np.ones(len(wanted))
         moves = wanted / output[:, None] ** powers
         largest = np.max(np.abs(np.column_stack([moves, output]) - 1), axis=1)
-        # Where a term depends on no scale that can move, the others settle for its denominators.
+        # If a term depends on no movable scale, the others must use its denominators.
         fixed = [i for i, names in enumerate(owners) if not names and not powers[i]]
         largest[np.any(np.abs(wanted[:, fixed] - 1) > _IS_RATIO, axis=1)] = np.inf
         best = int(np.argmin(largest))
@@ -218,7 +218,7 @@ class Scales:
                 self.move(names[0], float(move ** (1 / names.count(names[0]))))
 
     def _move_together(self, relation, ratios, free, output_is_free):
-        """As `_move`, where all terms have the same ratio, as in x + x: one scale moves."""
+        """Like `_move` if all terms have the same ratio, as in x + x: one scale moves."""
         names = {names for names, _ in relation.inputs}
         if len(names) > 1 or not (output_is_free or free):
             return

@@ -1,4 +1,4 @@
-"""Which container the codes of a layer's weights go to."""
+"""The container types of a layer's weight codes."""
 
 import numpy as np
 from keras import layers
@@ -18,7 +18,7 @@ _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 
 
 def container_of(step, storage):
-    """Returns `(container, why)`: "int8", "int4" or "int2", and why it is not a narrower one.
+    """Returns `(container, why)`: "int8", "int4" or "int2", and why it is not narrower.
 
     Args:
         step: A linear `Step` whose weights have codes.
@@ -68,9 +68,9 @@ def _fits(low, high, container):
 
 
 def largest_multiplier(low, high, container):
-    """Returns how often codes `low` ... `high` (arrays) go into a container.
+    """Returns the factor by which codes `low` ... `high` (arrays) can be multiplied to fit.
 
-    8-bit codes stay within ±127, as kernels demand.
+    8-bit codes stay within ±127, as kernels require.
     """
     room_low, room_high = CODES[container]
     room_low = max(room_low, -room_high) if container == "int8" else room_low

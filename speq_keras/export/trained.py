@@ -1,12 +1,12 @@
-"""The trained model's own graph, node by node, on the codes that a file computed.
+"""Runs the trained model's own graph, node by node, on the codes that a file computed.
 
-This is what a file is proven against. Which nodes there are, their order, arguments and options
-come from the Keras model; every layer is called as it was trained, with its own weights and
-quantizers, in float32 whatever its dtype policy. Nothing that folding or lowering derived is in it
-but the names of tensors, and the scales that were nudged (see `folding.ties`).
+Files are proven against this. The nodes, their order, arguments and options come from the Keras
+model; every layer is called as trained, with its own weights and quantizers, in float32 whatever
+its dtype policy. Nothing derived by folding or lowering is used except the names of tensors, and
+the adjusted scales (see `folding.ties`).
 
-At every quantizer the file's own codes take over, so that each comparison is about the nodes since
-the last codes, and a difference does not grow from layer to layer.
+At each quantizer the file's own codes take over, so each comparison covers only the nodes since the
+previous codes, and differences do not grow from layer to layer.
 """
 
 import contextlib
@@ -20,29 +20,29 @@ from speq_keras.operations import fixed_range, name_of
 from speq_keras.quantizers import ActivationQuantizer
 from speq_keras.recurrent import broken_steps, read_unrolled
 
-# Float kernels sum in another order and approximate exp and rsqrt: a part of the largest value.
+# Float kernels sum in another order and approximate exp and rsqrt: relative to the largest value.
 FLOAT_TOLERANCE = 2.0**-10
-# A scale that was nudged is larger by this factor, and float32 rounds it.
+# An adjusted scale is larger by this factor, rounded to float32.
 _NUDGED = 1 + 2.0**-11
 _SAME = 2.0**-22
-# What subtracts a mean loses the last bits of what it reads where all of it is nearly the same:
-# Keras and the kernels are off by some units in the last place of that, each in its own way. These
-# are four. Behind a layer normalization of 1000 that differ by 1, one value moves by 5e-4.
+# Subtracting a mean from nearly equal values loses the last bits of the inputs: Keras and the
+# kernels are each off by some units in the last place, in different ways. These are four. After a
+# layer normalization of values near 1000 that differ by 1, one value moves by 5e-4.
 _LAST_PLACES = 2.0**-21
 _SUBTRACT_A_MEAN = ("LayerNormalization", "GroupNormalization", "Var", "Std")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rounding:
-    """What one quantizer of the trained graph would have rounded, and the codes in the file.
+    """The value that one quantizer of the trained graph would round, and the codes in the file.
 
     Attributes:
         tensor: Name of the file's tensor.
-        layers: Names of the trained layers and operations since the last codes.
-        distances: How far each code is from what the quantizer reads, in steps.
-        noise: What it may be moved by, in steps, one number or one for each code: by weights in
-            half precision, since Keras gives a layer its quantized weights in the dtype of its
-            variables, and by the last places of float32 where a mean is subtracted.
+        layers: Names of the trained layers and operations since the previous codes.
+        distances: Distance of each code from the quantizer's input, in steps.
+        noise: How far that input may move, in steps, one number or one for each code: because of
+            weights in half precision, since Keras passes a layer its quantized weights in the dtype
+            of its variables, and because of the last places of float32 where a mean is subtracted.
         problem: Why the codes could not be compared, or "".
     """
 
@@ -59,9 +59,9 @@ class End:
 
     Attributes:
         name: The output's name.
-        layers: As of a `Rounding`.
+        layers: As in a `Rounding`.
         distance: Largest difference, in units of the output.
-        allowed: Largest difference that roundings explain.
+        allowed: Largest difference that rounding explains.
     """
 
     name: str
@@ -71,12 +71,12 @@ class End:
 
 
 class TrainedGraph:
-    """The graph of a trained model, ready to be compared with files made of it.
+    """The graph of a trained model, prepared for comparison with its files.
 
     Args:
         model: The `SPEQModel`.
-        softmax: False where the file leaves out a softmax or sigmoid at the end.
-        graph: What `read_unrolled` makes of the model, if it was read before.
+        softmax: False if the file omits a final softmax or sigmoid.
+        graph: The model's `read_unrolled` graph, if it was read before.
     """
 
     def __init__(self, model, *, softmax=True, graph=None):
@@ -89,7 +89,7 @@ class TrainedGraph:
         self.noise = {node.name: _roundoff(node.operation) for node in self.nodes}
 
     def _end(self, index, softmax):
-        """Returns the tensor that leaves the file for an output of the model."""
+        """Returns the tensor that is the file's output for an output of the model."""
         maker = self.makers.get(index)
         drops = not softmax and maker is not None and fixed_range(maker.operation) is not None
         return maker.inputs[0] if drops else index
@@ -114,9 +114,9 @@ class TrainedGraph:
         Args:
             arrays: Inputs, batch first, a list.
             places: `folding.Places`: which tensors hold the codes of which quantizers.
-            file: What the file computed: `codes(name)` without zero points; `output(number,
-                trained)` in float, asked with the trained graph's own; `step_of(number)`, the
-                distance of an output's codes, or None for floats.
+            file: The file's results: `codes(name)` without zero points; `output(number, trained)`
+                in float, called with the trained graph's own; `step_of(number)`, the distance
+                between an output's codes, or None for floats.
         """
         for node in self.broken:
             problem = "its steps do not compute what the trained layer computes"
@@ -142,7 +142,7 @@ class TrainedGraph:
             yield self._leave(number, index, known, layers, file, float(noise))
 
     def _round(self, node, known, layers, places, file):
-        """Returns the `Rounding` of a quantizer, and the values that the file's codes mean."""
+        """Returns the `Rounding` of a quantizer, and the values of the file's codes."""
         (index,) = node.inputs
         values = to_numpy(known[index])
         scale, low, high = node.operation.grid()
@@ -154,7 +154,7 @@ class TrainedGraph:
         if problem:
             return self._failed(node, layers[index], name or node.name, problem), values
         if codes.shape != values.shape and codes.shape[:1] == (1,) and codes.size == values.size:
-            codes = codes.reshape(values.shape)  # of a weight, which has no batch
+            codes = codes.reshape(values.shape)  # a weight has no batch
         decoded = codes.astype("float32") * scale
         padded = self._padded(decoded, index)
         if padded is None:
@@ -173,7 +173,7 @@ class TrainedGraph:
 
     @staticmethod
     def _with_noise(rounding, node, known, moved):
-        """Returns a `Rounding` with what the last places of float32 move its values by."""
+        """Returns a `Rounding` that includes the noise from the last places of float32."""
         (index,) = node.inputs
         if index not in moved or rounding.problem:
             return rounding
@@ -191,9 +191,9 @@ class TrainedGraph:
     def _padded(self, values, index):
         """Returns decoded codes in the shape of the trained tensor, or None.
 
-        A file may round before the zeros around a tensor are added, which then are the reader's
-        own: the nodes of the trained graph that add them are called on the codes. Quantizers
-        between them have nothing to do: zero is zero on all grids, and the codes are final.
+        A file may round before the zeros around a tensor are added, which are then up to the
+        reader: the nodes of the trained graph that add them are called on the codes. Quantizers
+        between them have no effect: zero is zero on all grids, and the codes are final.
         """
         waiting = []
         while tuple(values.shape[1:]) != tuple(self.graph.tensors[index].shape[1:]):
@@ -208,7 +208,7 @@ class TrainedGraph:
         return to_numpy(values) if waiting else values
 
     def _leave(self, number, index, known, layers, file, noise):
-        """Returns the `End` of an output; `noise` as of a `Rounding`, in its own units."""
+        """Returns the `End` of an output; `noise` as in a `Rounding`, in the output's units."""
         wanted = to_numpy(known[index]).astype("float64")
         found = file.output(number, wanted)
         step, maker = file.step_of(number), self.makers.get(index)
@@ -217,27 +217,27 @@ class TrainedGraph:
             return End(name=name, layers=layers[index], distance=float("inf"), allowed=0.0)
         allowed = FLOAT_TOLERANCE * float(np.max(np.abs(wanted), initial=0.0)) + noise
         ends = None if maker is None or step is None else fixed_range(maker.operation)
-        if ends is not None:  # the kernel of a softmax or sigmoid rounds to a grid that it demands
+        if ends is not None:  # the kernel of a softmax or sigmoid rounds to a prescribed grid
             wanted = np.clip(wanted, *ends)
             allowed = (ends[1] - ends[0]) / 255 * (0.5 + 2e-3)
-        elif step is not None:  # codes, which were compared before
+        elif step is not None:  # codes, compared before
             allowed = 2e-3 * step
         distance = float(np.max(np.abs(wanted - found), initial=0.0))
         return End(name=name, layers=layers[index], distance=distance, allowed=allowed)
 
 
 def _moved(node, known, moved):
-    """Returns what a node makes where the last places of what it reads are others.
+    """Returns a node's outputs when the last places of its inputs change.
 
-    Neighbours move to opposite sides, in every axis, so that no mean moves with all of its values.
+    Neighbours move in opposite directions, along every axis, so that no mean moves with its values.
 
     Args:
         node: The `Node`.
         known: {number of a tensor: its values}.
-        moved: As `known`, with the last places of something before the node moved.
+        moved: Like `known`, with the last places changed somewhere before the node.
 
     Returns:
-        {number of a tensor: values}; empty where nothing before the node subtracts a mean.
+        {number of a tensor: values}; empty if nothing before the node subtracts a mean.
     """
     changed = {index: moved[index] for index in node.inputs if index in moved}
     if name_of(getattr(node.operation, "layer", node.operation)) in _SUBTRACT_A_MEAN:
@@ -264,7 +264,7 @@ def _roundoff(operation):
 
 
 def _scale(own, given):
-    """Returns the scale that a quantizer has in the file, and what is wrong with it, or ""."""
+    """Returns a quantizer's scale in the file, and what is wrong with it, or ""."""
     if given is None or given == own:
         return own, ""
     if abs(float(given) / (float(own) * _NUDGED) - 1) < _SAME:
@@ -280,12 +280,12 @@ def call(node, known):
         known: {number of a tensor: its values}, NumPy arrays or tensors.
     """
     with in_float32(node.operation):
-        return call_node(node, known, training=False)  # whatever a call says, as in `predict`
+        return call_node(node, known, training=False)  # regardless of the call, as in `predict`
 
 
 @contextlib.contextmanager
 def in_float32(operation):
-    """Lets a layer that was trained in mixed precision compute in float32."""
+    """Makes a layer that was trained in mixed precision compute in float32."""
     inner = getattr(operation, "layer", None)
     found = [x for x in (operation, inner) if isinstance(x, keras.layers.Layer)]
     policies = [layer.dtype_policy for layer in found]
@@ -299,6 +299,6 @@ def in_float32(operation):
 
 
 def to_numpy(values):
-    """Returns values as a NumPy array; what is less exact than float32 as float32."""
+    """Returns values as a NumPy array; types less exact than float32 become float32."""
     values = keras.ops.convert_to_numpy(values)
     return values.astype("float32") if values.dtype.kind not in "iub" else values

@@ -1,4 +1,4 @@
-"""What the TFLite file would make of every layer: the export run dry, with no file in the end."""
+"""What the TFLite file would do with every layer: a dry run of the export, without a file."""
 
 import contextlib
 import dataclasses
@@ -18,23 +18,23 @@ from speq_keras.processes import local_values
 _INTEGER, _FLOAT = "integer", "float island"
 _BOTH = "integer, and float island"  # codes for one reader, floats for another
 _LEFT_OUT = "left out: it passes its input on"
-_BEHIND = "not checked: behind what is refused"
+_BEHIND = "not checked: after a refused layer"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What `export_tflite` would make of a model as it is now; `str()` is one line.
+    """What `export_tflite` would do with a model as it is now; `str()` is one line.
 
     Attributes:
         layers: {name of a layer or operation: "integer", "float island", "refused: why", ...};
-            empty where the whole model is refused for what every layer has, such as open sizes.
-        reason: Why the whole model is refused, whatever its layers are, or "".
+            empty if the whole model is refused for a general reason, such as unknown sizes.
+        reason: Why the whole model is refused, regardless of its layers, or "".
         problems: A `Problem` for every layer that is refused, with storage "int8".
         islands: Names of the layers that compute in float.
-        is_calibrated: Whether all ranges were set. Before, they have stand-ins, and nothing is
-            refused that depends on them.
-        bytes: {storage: size of the file in bytes}; empty where the model is refused.
-        only_refused_as: {storage: problems} of storages that are refused, while "int8" is not.
+        is_calibrated: Whether all ranges were set. If not, they have stand-ins, and nothing that
+            depends on them is refused.
+        bytes: {storage: size of the file in bytes}; empty if the model is refused.
+        only_refused_as: {storage: problems} of storages that are refused although "int8" is not.
     """
 
     layers: dict
@@ -72,7 +72,7 @@ class Verdict:
             return f"Export refuses this model: {self.reason}{besides}"
         if problems:
             return f"Export refuses this model: {problems}."
-        text = "Export writes this model with integers alone."
+        text = "Export writes this model with integers only."
         if self.islands:
             text = f"Export writes this model with float islands: {', '.join(self.islands)}."
         for storage, problems in self.only_refused_as.items():
@@ -88,16 +88,16 @@ class Verdict:
 
 
 def verdict_of(model, graph):
-    """Runs the export of a SPEQModel dry for every storage, else as `export_tflite` by default.
+    """Dry-runs the export of a SPEQModel for every storage, otherwise with the default options.
 
     Args:
         model: The model; it need not be calibrated.
-        graph: What `read_unrolled` makes of it.
+        graph: Its graph, from `read_unrolled`.
 
     Returns:
         A `Verdict`.
     """
-    # In one process of several, a computation on the variables of all would wait for the others.
+    # With several processes, a computation on the variables of all would wait for the others.
     local = local_values(model.variables)
     with keras.StatelessScope(local) if local else contextlib.nullcontext():
         return _dry_run(model, graph)
@@ -139,7 +139,7 @@ def _dry_run(model, graph):
 def _stand_ins(model):
     """Returns {name: Grid} of the quantizers whose range was never set, or whose width is float.
 
-    No two scales are equal or in a simple ratio, as trained ones are not.
+    No two scales are equal or in a simple ratio, as with trained ones.
     """
     grids = {}
     for number, quantizer in enumerate(model.activation_quantizers, 1):

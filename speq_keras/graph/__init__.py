@@ -1,14 +1,14 @@
-"""A Functional or Sequential model as plain data, with nested models flattened, and back.
+"""Converts a Functional or Sequential model to plain data (nested models flattened) and back.
 
 module       does
 -----------  ------------------------------------------------------------
-nodes        the graph: nodes, tensors, ends
-names        names of layers that come from inside others
+nodes        the graph: nodes, tensors, inputs and outputs
+names        names of layers that were inside others
 functional   which models have a graph
 copies       fresh layers like those of a model
-notation     how Keras writes a graph down
+notation     the serialized form of a graph in Keras
 reading      a model -> its graph
-running      a graph, computed node by node
+running      computes a graph node by node
 """
 
 from speq_keras.graph.copies import check_has_config, copy_operation, weights_changed

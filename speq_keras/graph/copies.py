@@ -1,4 +1,4 @@
-"""Fresh layers and operations like those of a model, and weights put into layers."""
+"""Makes fresh layers and operations like those of a model, and assigns weights to layers."""
 
 import functools
 import inspect
@@ -13,11 +13,11 @@ def copy_operation(operation, *, reads=None, **changes):
 
     Args:
         operation: The layer or operation.
-        reads: Shape that the copy reads, where it is not that of the original.
+        reads: Input shape of the copy, if it differs from the original's.
         **changes: Options.
 
     Raises:
-        ValueError: If the layer cannot be made again from its config.
+        ValueError: If the layer cannot be recreated from its config.
     """
     try:
         copy = _made_from({**_config_of(operation), **changes}, operation)
@@ -27,31 +27,31 @@ def copy_operation(operation, *, reads=None, **changes):
                 copy.build(reads)
             elif build_config:
                 copy.build_from_config(build_config)
-            # A layer in place of an activation function brings its own, and is not built yet.
+            # A layer used as activation function has its own weights, and is not built yet.
             is_alone = not isinstance(getattr(operation, "activation", None), keras.layers.Layer)
             if is_alone and copy.built and _shapes(copy) != _shapes(operation):
                 raise ValueError("the copy has other weights")
         return copy
-    except Exception as error:  # from code of other people
+    except Exception as error:  # from third-party code
         raise _no_copy(operation, error) from error
 
 
 def check_copyable(operation):
-    """Raises what `copy_operation` would, without the time that it takes to make weights.
+    """Raises the errors of `copy_operation`, without spending time on making weights.
 
     Raises:
-        ValueError: If the layer cannot be made again from its config.
+        ValueError: If the layer cannot be recreated from its config.
     """
     if type(operation).__module__.split(".")[0] == "keras":
         return
     try:
         _made_from(_config_of(operation), operation)
-    except Exception as error:  # from code of other people
+    except Exception as error:  # from third-party code
         raise _no_copy(operation, error) from error
 
 
 def check_has_config(operation):
-    """Raises a ValueError, as `check_copyable`, for a layer of which no config can be written."""
+    """Raises a ValueError, like `check_copyable`, for a layer that cannot be serialized."""
     try:
         keras.saving.serialize_keras_object(operation)
     except Exception as error:
@@ -59,9 +59,9 @@ def check_has_config(operation):
 
 
 def weights_changed(operations):
-    """Has to be called after weights were assigned one by one.
+    """Must be called after weights were assigned one by one.
 
-    An adapted Normalization computes with what it made of its weights when they were loaded.
+    An adapted Normalization uses values that it derived from its weights when they were loaded.
     """
     for operation in operations:
         if isinstance(operation, keras.layers.Normalization):
@@ -71,24 +71,24 @@ def weights_changed(operations):
 def _no_copy(operation, error):
     return ValueError(
         f"Layer '{operation.name}' ({type(operation).__name__}) cannot be copied. A layer must be "
-        "reproducible from `get_config()`: define it, and register functions and classes of your "
-        "own with keras.saving.register_keras_serializable. "
+        "reproducible from `get_config()`: define it, and register custom functions and "
+        "classes with keras.saving.register_keras_serializable. "
         f"{describe(error=str(error))}"
     )
 
 
 def _shapes(layer):
-    """Returns the sizes of weights; a bias may have other axes of size 1 behind its own."""
+    """Returns the sizes of weights; a bias may have extra trailing axes of size 1."""
     return [[size for size in variable.shape if size != 1] for variable in layer.weights]
 
 
 def _config_of(operation):
-    """Returns the config of a layer; where it has none, what its constructor asks for."""
+    """Returns a layer's config, or if it has none, its constructor's arguments."""
     try:
         return operation.get_config()
     except Exception:
-        # KerasHub's DeiT has a layer whose `get_config` raises. What constructors of layers ask for
-        # are, as a rule, attributes of the same name.
+        # KerasHub's DeiT has a layer whose `get_config` raises. The arguments of a layer's
+        # constructor are usually attributes of the same name.
         if not isinstance(operation, keras.layers.Layer):
             raise
         names = inspect.signature(type(operation).__init__).parameters
@@ -98,9 +98,10 @@ def _config_of(operation):
 
 
 def _made_from(config, operation):
-    """Returns a copy of `operation`; functions go over as they are.
+    """Returns a copy of `operation`; functions are passed on unchanged.
 
-    Through a config a function has to be registered, and a lambda is refused and loses its globals.
+    To go through a config, a function would have to be registered; lambdas are refused or lose
+    their globals.
     """
     if isinstance(operation, keras.layers.Lambda):
         config.update(
@@ -116,10 +117,10 @@ def _made_from(config, operation):
         copy.get_config()
         return copy
     except Exception:
-        # KerasHub has layers whose configs tell more than their constructors take, or nothing.
+        # KerasHub has layers whose configs hold more than their constructors take, or nothing.
         taken = set(inspect.signature(type(operation).__init__).parameters)
         taken |= set(inspect.signature(keras.layers.Layer.__init__).parameters) | {"dtype"}
         config = {name: value for name, value in config.items() if name in taken}
     copy = type(operation)(**config)
-    copy.get_config = functools.partial(dict, config)  # so that what is saved can be loaded
+    copy.get_config = functools.partial(dict, config)  # so that a saved model can be loaded
     return copy

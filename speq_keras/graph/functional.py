@@ -1,4 +1,4 @@
-"""Functional and Sequential models: what has a graph, and making deep ones."""
+"""Functional and Sequential models: which models have a graph, and how to make deep ones."""
 
 import contextlib
 import sys
@@ -22,9 +22,10 @@ def is_functional(operation):
 
 @contextlib.contextmanager
 def deep_graphs():
-    """Lets Keras make models with thousands of operations in a row.
+    """Lets Keras make models with thousands of consecutive operations.
 
-    It calls itself once for each when it makes a Functional model; Python stops it at a thousand.
+    Keras recurses once per operation when it makes a Functional model; Python's limit is a
+    thousand.
     """
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(max(limit, _MOST_OPERATIONS_IN_A_ROW))
@@ -37,7 +38,7 @@ def deep_graphs():
 def plain_functional(model):
     """Returns a plain Functional model with the same graph and the same layers.
 
-    Subclasses of Functional have constructors and configs of their own, and a Sequential model that
+    Subclasses of Functional have their own constructors and configs, and a Sequential model that
     was never called has no `input`.
     """
     with deep_graphs():

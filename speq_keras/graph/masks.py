@@ -1,7 +1,7 @@
-"""Masks that Keras hands on behind the tensors, as tensors of the graph.
+"""Turns the masks that Keras attaches to tensors into tensors of the graph.
 
-A layer that asks for a mask gets it as an argument, as `Layer.__call__` would have found it; what a
-layer makes of masks (`compute_mask`) is traced like a call.
+A layer that asks for a mask gets it as an argument, the one that `Layer.__call__` would have found.
+The masks that a layer makes (`compute_mask`) are traced like a call.
 """
 
 import inspect
@@ -16,20 +16,20 @@ UNKNOWN = object()
 
 
 def mask_arguments(layer, args, kwargs, mask_of):
-    """Returns the masks that a layer asks for and that its call does not name.
+    """Returns the masks that a layer asks for but its call does not pass.
 
     Args:
         layer: The layer.
         args: Of its call, with `Ref`s.
         kwargs: Likewise.
-        mask_of: Function of a leaf of them: the `Ref` of its mask, or None.
+        mask_of: Function of a leaf of these: the `Ref` of its mask, or None.
 
     Returns:
         {name of an argument: a `Ref`, or a structure of them with None}.
     """
     try:
         bound = inspect.signature(layer.call).bind(*args, **kwargs).arguments
-    except TypeError:  # a call that Keras completes itself
+    except TypeError:  # Keras fills in arguments
         return {}
     parameters = inspect.signature(layer.call).parameters
     tensors = {name: value for name, value in bound.items() if refs_in(value)}
@@ -45,16 +45,16 @@ def mask_arguments(layer, args, kwargs, mask_of):
 
 
 def mask_model(layer, first, masks):
-    """Returns what a layer makes of the masks of its first argument.
+    """Returns the masks that a layer computes from the masks of its first argument.
 
     Args:
         layer: The layer.
-        first: Its first argument, with a `KerasTensor` where a tensor goes.
+        first: Its first argument, with a `KerasTensor` for each tensor.
         masks: The same structure with the tensors of the masks, or None.
 
     Returns:
-        A Functional model of `compute_mask` with the tensors that it reads as inputs, one of those
-        tensors, None where there is no mask, or UNKNOWN where nobody can say.
+        A Functional model of `compute_mask` whose inputs are the tensors that it reads, one of
+        those tensors, None if there is no mask, or UNKNOWN if it cannot be determined.
     """
     if not getattr(layer, "supports_masking", False):
         return None
@@ -65,5 +65,5 @@ def mask_model(layer, first, masks):
         if not isinstance(made, keras.KerasTensor) or any(made is x for x in known):
             return made if isinstance(made, keras.KerasTensor) else None
         return keras.Model(known, made)
-    except Exception:  # of other people's code, on tensors it may not know
+    except Exception:  # third-party code on symbolic tensors
         return UNKNOWN

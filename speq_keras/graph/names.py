@@ -1,4 +1,4 @@
-"""Names of layers in a graph, and of what is inside models and layers that are flattened."""
+"""Names of layers in a graph, including those inside flattened models and layers."""
 
 
 def free_name(name, taken):
@@ -16,7 +16,7 @@ def free_name(name, taken):
 
 
 class Names(set):
-    """The names that a graph has; new ones are made different."""
+    """The names used in a graph; new ones are made unique."""
 
     def unique(self, name):
         """Returns `name`, or the first free `name_1`, `name_2`, ..., and takes it."""
@@ -38,8 +38,8 @@ class NameInModel:
 class NameInLayer(NameInModel):
     """Names what is inside a composite layer.
 
-    Keras numbers names that nobody gave through the whole process; these begin anew in each layer,
-    so that the same model has the same names whenever it is made.
+    Keras numbers default names across the whole process; here numbering restarts in each layer, so
+    that the same model always gets the same names.
     """
 
     def __init__(self, prefix):
@@ -52,5 +52,5 @@ class NameInLayer(NameInModel):
             name = operation.name.rstrip("0123456789").removesuffix("_")
             is_automatic = name.replace("_", "") == type(operation).__name__.lower()
             name = self.taken.unique(name if is_automatic else operation.name)
-            self.given[id(operation)] = (operation, name)  # the object keeps its id its own
+            self.given[id(operation)] = (operation, name)  # keeping the object keeps its id unique
         return self.prefix + self.given[id(operation)][1]

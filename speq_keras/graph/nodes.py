@@ -1,4 +1,4 @@
-"""The graph itself: nodes, the tensors between them, and the ends of the model."""
+"""The graph itself: nodes, the tensors between them, and the model's inputs and outputs."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ class Ref:
 
 @dataclasses.dataclass
 class Tensor:
-    """What is known of a tensor: shape (None: unknown size), dtype, and the node that makes it."""
+    """The shape (None: unknown size), dtype and producer of a tensor."""
 
     shape: tuple
     dtype: str
@@ -25,9 +25,9 @@ class Tensor:
 
 @dataclasses.dataclass(eq=False)
 class Node:
-    """One call of a layer or operation. `args` and `kwargs` hold `Ref`s where tensors go.
+    """One call of a layer or operation. `args` and `kwargs` hold `Ref`s for tensors.
 
-    `origin` is, in a rewritten graph, the node of the graph before that this one comes from.
+    In a rewritten graph, `origin` is the node of the previous graph that this one comes from.
     """
 
     operation: object
@@ -45,10 +45,10 @@ class Node:
 
 @dataclasses.dataclass
 class Graph:
-    """Nodes in an order in which they can be computed, their tensors, and the ends of the model.
+    """Nodes in computable order, their tensors, and the model's inputs and outputs.
 
-    `masked`: the numbers of the tensors that are made of masked ones in any way. `carried`: those
-    that carry a mask behind them when the graph is called.
+    `masked`: the numbers of the tensors that are derived from masked ones. `carried`: those with a
+    mask attached when the graph is called.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Graph:
         return keras.KerasTensor(tensor.shape, dtype=tensor.dtype)
 
     def readers(self):
-        """Returns {tensor number: [nodes that read it]}, a node once for every time it reads."""
+        """Returns {tensor number: [nodes that read it]}; nodes that read it twice appear twice."""
         readers = {index: [] for index in range(len(self.tensors))}
         for node in self.nodes:
             for index in node.inputs:
@@ -85,7 +85,7 @@ class Graph:
         return readers
 
     def drop_unread(self):
-        """Takes out nodes whose outputs nobody reads; tensors keep their numbers."""
+        """Removes nodes whose outputs are not read; tensors keep their numbers."""
         read, kept = set(self.output_indices), []
         for node in reversed(self.nodes):
             if not read.isdisjoint(node.outputs):
@@ -110,7 +110,7 @@ def refs_in(structure):
 
 
 def map_refs(structure, value):
-    """Returns `structure` with `value(number)` in place of every `Ref` to a tensor.
+    """Returns `structure` with `value(number)` for each `Ref` to a tensor.
 
     Example:
         >>> map_refs({"x": [Ref(2), "same"]}, lambda number: f"tensor {number}")

@@ -1,6 +1,6 @@
-"""The notation in which `Model.get_config()` writes a graph down.
+"""The notation of graphs in `Model.get_config()`.
 
-A tensor is known by its key: the layer that makes it, the number of the call, the number of the
+A tensor is identified by its key: the layer that makes it, the index of the call, the index of the
 output.
 """
 
@@ -23,7 +23,7 @@ def keys_in(data):
 
 
 def fill_in(data, values):
-    """Turns a serialized argument into the argument, with `values`, by key, for its tensors."""
+    """Turns a serialized argument into the argument, with `values` (by key) for its tensors."""
     if _is_tensor(data):
         return values[tuple(data["config"]["keras_history"])]
     if isinstance(data, dict) and "class_name" in data:
@@ -40,13 +40,13 @@ def _is_key(data):
 
 
 def map_outputs(data, values, nested):
-    """Returns the model's outputs, with `values`, by key, for its tensors.
+    """Returns the model's outputs, with `values` (by key) for its tensors.
 
     Args:
         data: The config's "output_layers".
         values: {key: anything}.
-        nested: Names of the Functional models that are used as layers. Only in the list of outputs
-            does Keras count the call that defines them.
+        nested: Names of the Functional models that are used as layers. Keras counts the call that
+            defines them only in the list of outputs.
     """
     if _is_key(data):
         name, call, output = data
@@ -66,10 +66,10 @@ def input_keys(data):
 
 
 def config_of(model):
-    """Returns the config of a Functional; layers without one of their own are in it by name."""
+    """Returns the config of a Functional; layers without a config are listed by name."""
     try:
         return model.get_config()
-    except Exception:  # from code of other people
+    except Exception:  # from third-party code
         silent = [operation for operation in model.operations if not _has_config(operation)]
         if not silent:
             raise

@@ -1,8 +1,8 @@
-"""From a Keras model to its graph.
+"""Reads the graph of a Keras model.
 
-`read_graph` goes through `Model.get_config()`, which is Keras' public and stable description of a
-graph. `keras.models.clone_model` hides which tensors a layer reads, cannot flatten nested models
-and adds nodes to the layers that it walks over.
+`read_graph` uses `Model.get_config()`, Keras' public and stable description of a graph.
+`keras.models.clone_model` hides which tensors a layer reads, cannot flatten nested models and adds
+nodes to the layers that it visits.
 """
 
 import keras
@@ -24,14 +24,15 @@ def read_graph(model, expand=None):
     """Reads the graph of a Functional or built Sequential model.
 
     Nested models are flattened: the layers of a model `outer` used inside are named `outer.inner`
-    (Keras forbids "/" in names). A `training=` given to a nested model goes on to its layers.
+    (Keras forbids "/" in names). A `training=` argument of a nested model is passed on to its
+    layers.
 
     Args:
         model: The model; it is not changed.
         expand: Function of a name, a layer or operation, and the args and kwargs of its call, with
-            a `KerasTensor` for each tensor: returns None, or a model to flatten in its place and
-            the tensors that it reads. Its `refuse` is called with the name of a layer that stays
-            one node, and why, where such a model cannot be flattened. See `composite.Expander`.
+            a `KerasTensor` for each tensor: returns None, or a model to inline instead and the
+            tensors that it reads. If such a model cannot be inlined, its `refuse` is called with
+            the name of the layer, which stays one node, and the reason. See `composite.Expander`.
 
     Returns:
         A `Graph` whose nodes hold the model's own layers.
@@ -55,8 +56,8 @@ class _Reader:
         self.expand = expand
         self.masked = graph.masked
         self.masks = {}  # {number of a tensor: the `Ref` of its mask}
-        self.of_masks = []  # nodes that compute them
-        self.names_inside = {}  # {name of a layer: the `NameInLayer` of what is in it}
+        self.of_masks = []  # nodes that compute masks
+        self.names_inside = {}  # {layer name: the `NameInLayer` for its contents}
         self.carried = graph.carried
 
     def inline(self, model, inputs, name_of, training):
@@ -72,7 +73,7 @@ class _Reader:
             for layer in config["layers"]
             for call, data in enumerate(layer["inbound_nodes"])
         ]
-        while waiting:  # Keras lists layers, each with all its calls, and not in computing order
+        while waiting:  # Keras lists each layer with all its calls, not in execution order
             later = []
             for operation, call, data in waiting:
                 if any(key not in values for key in keys_in(data)):
@@ -96,7 +97,7 @@ class _Reader:
         return map_outputs(config["output_layers"], values, nested)
 
     def inline_sequential(self, model, inputs, name_of, training):
-        """As `inline`, of a model whose layers follow each other."""
+        """Like `inline`, for a model whose layers form a chain."""
         value = tree.flatten(inputs)[0]
         for layer in model.layers:
             (value,) = self.append(layer, [value], {}, name_of, training)
@@ -111,7 +112,7 @@ class _Reader:
             return tree.flatten(self.inline(operation, inputs, NameInModel(f"{name}."), training))
         if training is not None and kwargs.get("training") is None and takes_training(operation):
             kwargs = {**kwargs, "training": training}
-        # A layer that stays one node finds the masks behind the tensors itself.
+        # A layer that stays one node finds the tensors' attached masks itself.
         shown = dict(kwargs)
         if isinstance(operation, keras.layers.Layer):
             shown |= mask_arguments(operation, args, kwargs, self.mask_of)
@@ -132,7 +133,7 @@ class _Reader:
         return outputs
 
     def with_mask(self, index):
-        """Returns the `Ref` of an output of the model that carries its mask: losses look at it."""
+        """Returns the `Ref` of a model output with its mask attached, for losses."""
         if index not in self.masks or index in self.carried:
             return Ref(index)
         tensor, mask = self.graph.tensors[index], self.masks[index]
@@ -141,7 +142,7 @@ class _Reader:
         return self.graph.add_node(layer, layer.name, [[Ref(index), mask]], {}, specs)[0]
 
     def drop_unread_masks(self):
-        """Drops the nodes that compute masks that nobody reads."""
+        """Drops the nodes that compute unread masks."""
         read = {*self.graph.output_indices}
         kept = []
         of_masks = {id(node) for node in self.of_masks}
@@ -156,7 +157,7 @@ class _Reader:
         return self.masks.get(leaf.index) if isinstance(leaf, Ref) else None
 
     def hand_on(self, operation, args, kwargs, outputs):
-        """Notes the mask of what a layer has made, with nodes that compute it."""
+        """Records the masks of a layer's outputs, with nodes that compute them."""
         is_layer = isinstance(operation, keras.layers.Layer)
         if not is_layer or not outputs or outputs[0].index in self.masks:
             return
@@ -180,24 +181,24 @@ class _Reader:
             self.masks[outputs[0].index] = ref_of(made)
 
     def append_expanded(self, operation, name, args, kwargs, name_of):
-        """Appends the layers that a layer is made of, if it is; returns their outputs, or None."""
+        """Appends the layers of a composite layer; returns their outputs, or None for others."""
         inside = self.expanded(operation, name, args, kwargs)
         if inside is None:
             return None
         model, inputs = inside
-        # The parts of an operation inside a layer are named like its neighbours.
+        # An operation's parts inside a layer are named like its neighbours.
         is_part = isinstance(name_of, NameInLayer) and not isinstance(operation, keras.layers.Layer)
         name_of = name_of if is_part else self.inside_of(name)
         length = len(self.graph.nodes), len(self.graph.tensors)
         try:
             return tree.flatten(self.inline(model, inputs, name_of, None))
-        except Exception as error:  # a layer inside that cannot be made again
+        except Exception as error:  # an inner layer that cannot be recreated
             del self.graph.nodes[length[0] :], self.graph.tensors[length[1] :]
             self.expand.refuse(name, f"its graph cannot be made again ({brief(error)})")
             return None
 
     def inside_of(self, name):
-        """Returns the `NameInLayer` of a layer, one for all of its calls: parts are made anew."""
+        """Returns a layer's `NameInLayer`, shared by all its calls; parts are created anew."""
         return self.names_inside.setdefault(name, NameInLayer(f"{name}."))
 
     def reads_mask(self, args, kwargs):
@@ -205,7 +206,7 @@ class _Reader:
         return any(ref.index in self.masked for ref in refs_in((args, kwargs)))
 
     def expanded(self, operation, name, args, kwargs):
-        """Returns `(model, its inputs as Refs)` of what `expand` makes of a call, or None."""
+        """Returns `(model, its inputs as Refs)` from `expand` for a call, or None."""
         if self.expand is None:
             return None
         (args, kwargs), ref_of = self.symbolic((args, kwargs))
@@ -216,16 +217,16 @@ class _Reader:
         return model, [ref_of(tensor) for tensor in tensors]
 
     def symbolic(self, structure, make=lambda tensor: tensor):
-        """Puts symbolic tensors in place of the `Ref`s of a structure.
+        """Replaces the `Ref`s in a structure by symbolic tensors.
 
         Args:
             structure: Lists, tuples and dicts.
-            make: Function of a `KerasTensor` that returns what stands for it.
+            make: Function of a `KerasTensor` that returns its replacement.
 
         Returns:
-            `(structure, function of such a tensor that returns its `Ref`)`.
+            `(structure, function from such a tensor to its `Ref`)`.
         """
-        refs = {}  # the tensor is kept, so that its id stays its own
+        refs = {}  # the tensor is kept, so that its id stays unique
 
         def symbol(index):
             tensor = make(self.graph.keras_tensor(index))
@@ -236,7 +237,7 @@ class _Reader:
 
 
 def output_specs(graph, operation, args, kwargs):
-    """Returns [(shape, dtype), ...] of what `operation` makes of arguments that hold `Ref`s."""
+    """Returns [(shape, dtype), ...] of the outputs of `operation` on arguments with `Ref`s."""
     args, kwargs = map_refs((args, kwargs), graph.keras_tensor)
     outputs = operation.compute_output_spec(*args, **kwargs)
     inner = operation.layer if isinstance(operation, QuantizedLayer) else operation
@@ -246,7 +247,7 @@ def output_specs(graph, operation, args, kwargs):
 
 
 def _einsum_shape(equation, read, made):
-    """Returns the shape that an EinsumDense makes, with the sizes that it leaves open but reads."""
+    """Returns an EinsumDense's output shape, taking unknown sizes from its input."""
     inputs, _, output = einsum_axes(equation)
     if "." in equation:
         return made

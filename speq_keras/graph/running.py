@@ -1,4 +1,4 @@
-"""A graph computed node by node; each tensor goes when its last reader is done."""
+"""Computes a graph node by node, freeing each tensor after its last use."""
 
 import inspect
 
@@ -12,13 +12,14 @@ from speq_keras.layers import QuantizedLayer
 def run(nodes, values, keep=(), *, call):
     """Computes nodes in order.
 
-    A Keras model keeps all of its tensors until its call returns: in a large network gigabytes.
+    A Keras model keeps all of its tensors until its call returns, which takes gigabytes in large
+    networks.
 
     Args:
-        nodes: The nodes, in computing order.
-        values: {number of a tensor: value} of the tensors that no node makes; taken over, and those
-            of `keep` are added.
-        keep: Numbers of the tensors that are kept.
+        nodes: The nodes, in execution order.
+        values: {tensor number: value} for the tensors that no node makes; modified, and those of
+            `keep` are added.
+        keep: Numbers of the tensors to keep.
         call: Function of a node and `values` that returns its outputs, a list.
     """
     last = {index: node for node in nodes for index in node.inputs}
@@ -38,7 +39,8 @@ def call_node(node, values, *, training):
     Args:
         node: The `Node`.
         values: {number of a tensor: tensor or array}.
-        training: Whether layers that ask compute as in training, whatever the node says.
+        training: Whether layers with a `training` argument run in training mode, regardless of the
+            node.
     """
     args, kwargs = map_refs(
         (node.args, node.kwargs), lambda index: keras.ops.convert_to_tensor(values[index])
@@ -49,7 +51,7 @@ def call_node(node, values, *, training):
 
 
 def takes_training(operation):
-    """Whether a layer, quantized or not, asks if it computes as in training."""
-    # A QuantizedLayer hands all arguments on; other wrappers speak for themselves.
+    """Whether a layer, quantized or not, has a `training` argument."""
+    # A QuantizedLayer hands all arguments on; other wrappers have their own signature.
     inner = operation.layer if isinstance(operation, QuantizedLayer) else operation
     return "training" in inspect.signature(inner.call).parameters

@@ -1,19 +1,19 @@
-"""What the layers and operations of Keras are, told by their exact class, and what kernels do.
+"""Identifies Keras' layers and operations by their exact class, and what kernels do with them.
 
     kind         reads                            makes
     -----------  -------------------------------  -------------------------------------------------
-    WEIGHTED     the layer's input width          an accumulator: rounded once, behind what fuses
+    WEIGHTED     the layer's input width          an accumulator: rounded once, after fusing
     MATMUL       the target width; 8 bits of      an accumulator (attention)
                  a softmax
-    AFFINE       an accumulator that nobody else  an accumulator (BatchNormalization folds into the
-                 reads, else 8 bits               convolution before it)
-    RELU         an accumulator that nobody else  an accumulator (fused clipping)
-                 reads, else 8 bits
+    AFFINE       an accumulator with no other     an accumulator (BatchNormalization folds into the
+                 reader, else 8 bits              convolution before it)
+    RELU         an accumulator with no other     an accumulator (fused clipping)
+                 reader, else 8 bits
     ELEMENTWISE  8 bits                           an accumulator (Add, ... can fuse a ReLU)
     CARRY        codes                            the same codes (max pooling, reshape, pad, ...)
     SAME_GRID    codes                            new values, the same grid (average pooling)
     CONCAT       codes of one grid                the same codes
-    MEAN         8 bits                           8 bits on a grid of its own
+    MEAN         8 bits                           8 bits, on its own grid
     TABLE        8 bits                           8 bits, by table (sigmoid, tanh, GELU, ...)
     QUANTIZER    anything                         codes: a quantizer that was already there
     FLOAT        floats                           floats: everything unknown

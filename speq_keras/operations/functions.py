@@ -1,19 +1,19 @@
-"""Which activation function a function is: by identity, never by its name."""
+"""Identifies activation functions by identity, never by name."""
 
 import functools
 import sys
 
 from keras import activations, ops
 
-# A function, or a layer in place of one, that is not known.
+# An unknown function, or a layer used as one.
 OTHER = "other"
 _NAMES = (
     "linear relu relu6 sigmoid tanh softmax gelu elu selu softplus hard_sigmoid hard_silu "
     "leaky_relu silu mish exponential celu softsign log_sigmoid tanh_shrink hard_tanh sparse_plus "
     "squareplus hard_shrink soft_shrink log_softmax"
 ).split()
-# Functions of other packages whose defaults are those of `keras.activations`. jax.nn.leaky_relu has
-# another slope.
+# Functions of other packages with the same defaults as in `keras.activations`. The slope of
+# jax.nn.leaky_relu differs.
 _OF_TENSORFLOW = "relu relu6 sigmoid tanh softmax gelu elu selu softplus leaky_relu silu".split()
 _OF_JAX = "relu relu6 sigmoid tanh softmax elu selu softplus hard_sigmoid hard_silu silu".split()
 _APPROXIMATE = "gelu_approximate"
@@ -35,8 +35,8 @@ def name_of_function(function):
 
 @functools.cache
 def _known(loaded):
-    """Returns {id: name} of all known functions, which are never collected."""
-    # GELU is the only one whose default differs between both.
+    """Returns {id: name} of all known functions; these are never garbage-collected."""
+    # Only GELU's default differs between the two.
     known = {id(ops.gelu): _APPROXIMATE}
     modules = [(activations, _NAMES), (ops, [name for name in _NAMES if name != "gelu"])]
     if "tensorflow" in loaded:
@@ -48,7 +48,7 @@ def _known(loaded):
     for module, names in modules:
         for name in names:
             known[id(getattr(module, name, None))] = name
-    # KerasHub's models are made with a function of that name.
+    # KerasHub's models use a function of this name.
     hub = sys.modules.get("keras_hub.src.utils.keras_utils") if loaded else None
     known[id(getattr(hub, _APPROXIMATE, None))] = _APPROXIMATE
     known.pop(id(None), None)

@@ -1,4 +1,4 @@
-"""Which layer or operation of Keras something is: by exact class, never by the name of a class."""
+"""Identifies Keras' layers and operations by exact class, never by class name."""
 
 import concurrent.futures
 import functools
@@ -22,14 +22,14 @@ from speq_keras.operations.rows import (
 )
 from speq_keras.own_weights import ChannelOperation, Weight
 
-# What a subclass may define and still compute what its base computes.
+# What a subclass may define without changing what its base computes.
 _HARMLESS = frozenset(
     "__init__ build get_config from_config __doc__ __module__ __qualname__ __annotations__ "
     "__annotate__ __annotate_func__ __annotations_cache__ __dict__ __weakref__ __slots__ "
     "__orig_bases__ __parameters__ __firstlineno__ __static_attributes__ __abstractmethods__ "
     "_abc_impl __classcell__".split()
 )
-# Packages that need not be installed: module, class in it, row.
+# Optional packages: module, class, row.
 _ELSEWHERE = (
     ("keras_hub.layers", "PositionEmbedding", POSITION_EMBEDDING),
     ("keras_hub.layers", "ReversibleEmbedding", REVERSIBLE_EMBEDDING),
@@ -39,10 +39,9 @@ _ELSEWHERE = (
 def row_of(operation):
     """Returns the `Row` of a layer or operation, or None for one that is not Keras' own.
 
-    A subclass of a Keras layer counts as its base if it overrides nothing that the base has, but
-    for its constructor, `build` and its config. A layer of a user's own that does nothing but in
-    training, such as stochastic depth, counts as a Dropout. All else is a layer of the user's,
-    whatever its name is.
+    A subclass of a Keras layer counts as its base if it overrides nothing except the constructor,
+    `build` and the config. A user's layer that acts only in training, such as stochastic depth,
+    counts as a Dropout. Everything else is a user's layer, whatever its name.
 
     Example:
         >>> row_of(layers.Dense(4)).name
@@ -54,7 +53,7 @@ def row_of(operation):
         return _operation_rows().get(type(operation))
     row, base = _row_and_base(operation.__class__)
     if base is not None and not _used_by_call(base).isdisjoint(vars(operation)):
-        # The call reads attributes; a method that was put into the object itself is an override.
+        # The call reads attributes; a method set on the object itself is an override.
         patched = _used_by_call(base).intersection(vars(operation))
         if any(callable(getattr(base, name, None)) for name in patched):
             return None
@@ -64,9 +63,9 @@ def row_of(operation):
 
 
 def _is_noise(layer):
-    """Whether a layer of a user's own returns its very input in inference, as a Dropout does.
+    """Whether a user's layer returns its input unchanged in inference, like a Dropout.
 
-    It is called on an object of which nothing can be computed, and has to return that.
+    It is called on an object that supports no computation, and must return that object.
     """
     if type(layer).__module__.split(".")[0] == "keras" or layer.weights:
         return False
@@ -75,12 +74,12 @@ def _is_noise(layer):
     nothing = object()
     try:
         return layer.call(nothing, training=False) is nothing
-    except Exception:  # anything: it is code of other people, which wants a tensor
+    except Exception:  # anything: third-party code that expects a tensor
         return False
 
 
 def name_of(operation):
-    """Returns Keras' name of a class of layers or operations, "" where it is not Keras' own."""
+    """Returns Keras' name for a class of layers or operations, "" if it is not Keras' own."""
     row = row_of(operation)
     return "" if row is None else row.name
 
@@ -88,7 +87,7 @@ def name_of(operation):
 def config_of(operation):
     """Returns the options of a layer or operation that has a row: {name: value}.
 
-    Those of a subclass are asked of its base: its own `get_config` may say anything.
+    For a subclass, the base is asked: the subclass's `get_config` may return anything.
     """
     if not isinstance(operation, layers.Layer):
         return operation.get_config()
@@ -165,12 +164,12 @@ def _operation_rows():
 def operation_classes(calls):
     """Returns the classes of the operations that calls make: Keras keeps these classes private.
 
-    What a public function makes of a symbolic tensor has an operation, and that has a class. A
-    thread of its own keeps Keras' numbering of names as it was.
+    A public function called on a symbolic tensor makes an operation, which has a class. This runs
+    in a separate thread, so that Keras' numbering of names is not affected.
 
     Args:
         calls: Functions of a tensor of shape (1, 4, 4, 4), each of which calls one operation. The
-            class is None where this version of Keras lacks what it calls.
+            class is None if this version of Keras lacks the function.
 
     Example:
         >>> (relu,) = operation_classes([keras.ops.relu])
@@ -190,7 +189,7 @@ def _make_classes(calls):
 
 
 def _made(call, x):
-    """Returns what a call makes of a tensor; None where this Keras has no such function yet."""
+    """Returns a call's result on a tensor, or None if this Keras lacks the function."""
     try:
         return keras.tree.flatten(call(x))[0]
     except AttributeError:

@@ -1,4 +1,4 @@
-"""What an integer kernel does with a tensor: the `Kind` of a layer or operation."""
+"""The `Kind` of a layer or operation: what an integer kernel does with its tensors."""
 
 import numpy as np
 from keras import layers
@@ -9,7 +9,7 @@ from speq_keras.operations.identity import name_of, row_of
 from speq_keras.operations.rows import Kind
 from speq_keras.quantizers import ActivationQuantizer
 
-# What a tensor and a constant or a weight may be the operands of: {Keras' name: what it does}.
+# Operations on a tensor and a constant or a weight: {Keras' name: arithmetic}.
 ARITHMETIC = {
     "Add": "add",
     "Subtract": "subtract",
@@ -34,14 +34,14 @@ _NONNEGATIVE_FUNCTIONS = RELU_FUNCTIONS | {
     "squareplus",
 }
 _NONNEGATIVE_OPERATIONS = ("Absolute", "Exp", "Rsqrt", "SparsePlus", "Sqrt", "Square", "Squareplus")
-# Functions whose 8-bit range is known, or demanded by their integer kernel: (low, high).
+# Functions whose 8-bit range is known, or prescribed by their integer kernel: (low, high).
 _FIXED_RANGES = {
     "sigmoid": (0.0, 255 / 256),
     "hard_sigmoid": (0.0, 255 / 256),
     "softmax": (0.0, 255 / 256),
     "tanh": (-1.0, 127 / 128),
 }
-# The function that a layer or operation computes, whatever its options are.
+# The function that a layer or operation computes, regardless of options.
 _FUNCTIONS = {
     "Relu": "relu",
     "Relu6": "relu6",
@@ -63,7 +63,7 @@ def function_name(operation):
     """Returns the Keras name of the elementwise function that `operation` computes, or None.
 
     It is "other" for an `Activation` with a function that is not Keras' own, and "bent_relu" for a
-    ReLU with a cap or threshold of which there is no kernel.
+    ReLU with a cap or threshold that has no kernel.
     """
     name = name_of(operation)
     if name == "Activation":
@@ -74,7 +74,7 @@ def function_name(operation):
 
 
 def negative_slope(operation):
-    """Returns the slope of a leaky ReLU below zero, or None of what is none.
+    """Returns the slope of a leaky ReLU below zero, or None for anything else.
 
     Example:
         >>> negative_slope(layers.LeakyReLU(0.5)), negative_slope(layers.ReLU())
@@ -96,8 +96,8 @@ def _relu_of(operation):
 def fused_function(operation):
     """Returns the name of the activation function that a layer ends in, or None.
 
-    It is "other" for a function that is not Keras' own, and for a layer in place of a function. An
-    LSTM has its activation inside.
+    It is "other" for a function that is not Keras' own, and for a layer used as a function. An LSTM
+    applies its activation internally.
     """
     if name_of(operation) not in _LAYERS_THAT_END_IN_ACTIVATION:
         return None
@@ -106,7 +106,7 @@ def fused_function(operation):
 
 
 def fused_layer(operation):
-    """Returns the layer that an operation has in place of an activation function, or None.
+    """Returns the layer that an operation uses as its activation function, or None.
 
     Example:
         >>> fused_layer(layers.Dense(4, activation=layers.LeakyReLU(name="leaky"))).name
@@ -118,9 +118,9 @@ def fused_layer(operation):
 
 
 def build_fused_layers(graph):
-    """Builds the layers that stand in place of activation functions, which have weights then.
+    """Builds layers used as activation functions, so that they have weights.
 
-    Keras builds them when they first compute numbers, and not with the model.
+    Keras builds them on their first real call, not with the model.
 
     Args:
         graph: A `Graph`.
@@ -160,9 +160,9 @@ def kind_of(operation, has_config=False):
 
 
 def _is_per_channel(layer):
-    """Whether a slope and a shift go along the last axis, where integer kernels have scales."""
+    """Whether slope and shift vary along the last axis, where integer kernels have scales."""
     if name_of(layer) in ("BatchNormalization", "ChannelOperation"):
-        return True  # of the first, the exporter says which axis it needs
+        return True  # for the former, the exporter reports which axis it needs
     names = ("scale", "offset") if name_of(layer) == "Rescaling" else ("mean", "variance")
     shapes = [np.shape(getattr(layer, name, 0.0)) for name in names]
     return all(size == 1 for shape in shapes for size in shape[:-1])
@@ -183,17 +183,17 @@ def is_never_negative(operation, kind, inputs_nonnegative):
         return not operation.signed
     if kind is Kind.ELEMENTWISE:
         name = name_of(operation)
-        # With a constant as the other operand, its sign decides, and it is not looked at.
+        # If the other operand is a constant, its sign decides; constants are not examined.
         if name in ("Add", "Multiply", "Average", "Minimum", "Maximum"):
             return len(inputs_nonnegative) > 1 and all(inputs_nonnegative)
     return False
 
 
 def fixed_range(operation):
-    """Returns the (low, high) that the function's integer kernel demands of its output, or None."""
+    """Returns the output range (low, high) that the function's kernel requires, or None."""
     return _FIXED_RANGES.get(function_name(operation))
 
 
-# What a BatchNormalization or a ReLU behind it can be folded into.
+# Operations that a following BatchNormalization or ReLU can be folded into.
 AFFINE_FOLDS_INTO = (Kind.WEIGHTED, Kind.AFFINE)
 RELU_FOLDS_INTO = (Kind.WEIGHTED, Kind.AFFINE, Kind.ELEMENTWISE)

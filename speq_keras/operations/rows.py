@@ -1,9 +1,8 @@
-"""One row for every layer and operation of Keras that the product knows.
+"""One row for each layer and operation of Keras that is supported.
 
-A row says what integer kernels do with it (`Kind`), which options of its constructor count, and
-which arguments of a call besides the first. What a row does not name must have Keras' default
-value: the export refuses everything else. Options that matter in training only are in
-`TRAINING_OPTIONS`.
+A row says what integer kernels do with it (`Kind`), and which options of its constructor and which
+arguments of a call, besides the first, are honoured. All others must have Keras' default value:
+otherwise the export refuses. Options that matter only in training are in `TRAINING_OPTIONS`.
 """
 
 import dataclasses
@@ -19,14 +18,14 @@ Kind = enum.Enum(
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is known of one layer or operation.
+    """What is known about one layer or operation.
 
     Attributes:
         name: Keras' name of the class; layers and operations of one name compute the same.
-        kind: Its `Kind` where nothing else decides; FLOAT: that of its quantize config.
-        options: Names of the options that are honoured, or refused where no kernel has the value.
+        kind: Its `Kind` unless something else decides; FLOAT: its quantize config decides.
+        options: Names of the options that are honoured, or refused if no kernel has the value.
         calls: Names of the arguments of a call, besides the first one, that are honoured.
-        is_for_training: Whether it passes its input on at inference, whatever its options are.
+        is_for_training: Whether it returns its input at inference, regardless of options.
     """
 
     name: str
@@ -36,16 +35,16 @@ class Row:
     is_for_training: bool = False
 
 
-# What is padded with less than this stands before a maximum: -inf, or as good as.
+# Padding below this value precedes a maximum: -inf, or practically so.
 LOWEST = -1e6
-# Options that count in training only: their names end so, or they are these.
+# Options that matter only in training: their names end like this, or are these.
 TRAINING_ENDINGS = ("_initializer", "_regularizer", "_constraint")
 TRAINING_OPTIONS = frozenset(
     "name trainable dtype seed momentum synchronized renorm renorm_clipping renorm_momentum "
     "batch_input_shape input_shape autocast batch_shape".split()
 )
-# Layers that do something in training only. MixUp and CutMix, which need labels, cannot be in a
-# graph; RandomCrop cuts in inference, too.
+# Layers that act only in training. MixUp and CutMix, which need labels, cannot be in a graph;
+# RandomCrop also crops in inference.
 TRAINING_ONLY = (
     "ActivityRegularization AlphaDropout AugMix Dropout GaussianDropout GaussianNoise RandAugment "
     "RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast "
@@ -70,7 +69,7 @@ _LAYERS = (
     ("DepthwiseConv1D DepthwiseConv2D", Kind.FLOAT, _DEPTHWISE, ""),
     ("Conv1DTranspose Conv2DTranspose Conv3DTranspose", Kind.FLOAT, _TRANSPOSED, ""),
     ("SeparableConv1D SeparableConv2D", Kind.FLOAT, _SEPARABLE, ""),
-    # Who asks for the mask has it as an argument (`graph.masks`).
+    # Layers that use the mask get it as an argument (`graph.masks`).
     ("Embedding", Kind.FLOAT, "input_dim output_dim weights mask_zero", ""),
     (
         "ReversibleEmbedding",
@@ -103,7 +102,7 @@ _LAYERS = (
     (
         "Resizing",
         Kind.SAME_GRID,
-        # What images are filled with counts where they are padded, which is refused.
+        # The fill value only matters for padding, which is refused.
         f"height width fill_mode fill_value {_RESIZING}",
         "",
     ),
@@ -169,7 +168,7 @@ _OPERATIONS = (
     ("Mean", lambda x: ops.mean(x), Kind.MEAN, "axis keepdims", ""),
     ("ConvertToTensor", lambda x: ops.convert_to_tensor(x), Kind.CARRY, "", ""),
     ("StopGradient", lambda x: ops.stop_gradient(x), Kind.CARRY, "", ""),
-    # In float alone, and masks.
+    # Float only, and masks.
     ("Cast", lambda x: ops.cast(x, "float16"), Kind.FLOAT, "dtype", ""),
     ("Sum", lambda x: ops.sum(x), Kind.FLOAT, "axis keepdims", ""),
     ("Prod", lambda x: ops.prod(x), Kind.FLOAT, "axis keepdims dtype", ""),
@@ -214,7 +213,7 @@ _OPERATIONS = (
     ("HardSilu", lambda x: ops.hard_silu(x), Kind.TABLE, "", ""),
     ("LeakyRelu", lambda x: ops.leaky_relu(x), Kind.TABLE, "negative_slope", ""),
     ("Silu", lambda x: ops.silu(x), Kind.TABLE, "", ""),
-    # Functions of one value and nothing else: their tables are made by calling them.
+    # Functions of a single value: their tables are made by calling them.
     ("Exp", lambda x: ops.exp(x), Kind.TABLE, "", ""),
     ("Expm1", lambda x: ops.expm1(x), Kind.TABLE, "", ""),
     ("Log", lambda x: ops.log(x), Kind.TABLE, "", ""),
@@ -255,7 +254,7 @@ LAYER_ROWS = {
 }
 # (a call that makes the operation, row)
 OPERATION_ROWS = tuple((call, _row(name, *rest)) for name, call, *rest in _OPERATIONS)
-# Layers of other packages, and one that Keras keeps private.
+# Layers of other packages, and one that is private in Keras.
 POSITION_EMBEDDING = Row(
     "PositionEmbedding", Kind.FLOAT, frozenset({"sequence_length", "initializer"})
 )

@@ -1,4 +1,4 @@
-"""Quantizers by name and as objects, and the registry that knows their names.
+"""Quantizers by name and as objects, and the registry of their names.
 
     weights                                activations
     -------  ----------------------------  --------  ----------------------------------
@@ -9,7 +9,7 @@
     dorefa   tanh into [−1, 1]
     qil      trained interval and curve
 
-An object says more than a name: `wrap(model, weight_quantizer=SAWB(per_channel=True))`.
+Pass an object to set options: `wrap(model, weight_quantizer=SAWB(per_channel=True))`.
 """
 
 import keras
@@ -44,14 +44,14 @@ _KINDS = {WeightQuantizer: WEIGHT_QUANTIZERS, ActivationQuantizer: ACTIVATION_QU
 
 
 def register_quantizer(name, cls):
-    """Makes a quantizer class known by `name`, to `wrap` and to saved models.
+    """Registers a quantizer class under `name`, for `wrap` and for saved models.
 
     Args:
         name: A new name.
         cls: A subclass of `WeightQuantizer` or `ActivationQuantizer`.
 
     Raises:
-        TypeError: If `cls` is no quantizer class, or `name` no text.
+        TypeError: If `cls` is not a quantizer class, or `name` not a string.
         ValueError: If the name is taken.
 
     Example:

@@ -1,4 +1,4 @@
-"""What all quantizers share: run-time widths, and ranges that can be calibrated."""
+"""What all quantizers share: widths set at run time, and ranges that can be calibrated."""
 
 import types
 
@@ -8,12 +8,12 @@ from keras import ops
 from speq_keras import ops as speq_ops
 from speq_keras._checks import check_axes, check_bits, check_bool, check_name, check_number
 
-# Averages of up to 2,000 codes are halves or further from one than this, in steps.
+# In steps. Averages of up to 2,000 codes are exact halves or further than this from one.
 _HALF_UP = 2.0**-12
 
 
 def register(cls):
-    """Registers a quantizer class with Keras, so that saved models find it again."""
+    """Registers a quantizer class with Keras, so that saved models can be loaded."""
     return keras.saving.register_keras_serializable(package="speq_keras")(cls)
 
 
@@ -27,13 +27,13 @@ class AtLeastSmallest(keras.constraints.Constraint):
 class Quantizer(keras.layers.Layer):
     """Base class of weight and activation quantizers.
 
-    A quantizer computes in float32 whatever the dtype policy. Quantizers that have the target width
-    hold it in a non-trainable scalar variable (0 means float), so that `set_bits` and the SPEQ
-    teacher change it without tracing anything again; all others have a constant width.
+    A quantizer computes in float32 whatever the dtype policy. Quantizers with the target width hold
+    it in a non-trainable scalar variable (0 means float), so that `set_bits` and the SPEQ teacher
+    can change it without retracing; all others have a constant width.
 
     Args:
         bits: Width in bits, 2 to 8, or None: float.
-        has_target_width: Whether `set_bits` and the teacher change the width.
+        has_target_width: Whether `set_bits` and the teacher may change the width.
     """
 
     def __init__(
@@ -51,17 +51,17 @@ class Quantizer(keras.layers.Layer):
         super().__init__(name=name, trainable=trainable, dtype="float32", autocast=False, **kwargs)
         self._initial_bits = check_bits("bits", bits)
         self.has_target_width = check_bool("has_target_width", has_target_width)
-        # `SPEQModel` keeps its settings on one of its quantizers; see there.
+        # `SPEQModel` stores its settings on one of its quantizers, see there.
         self.model_settings = model_settings
         self.width = None
 
     def build(self, input_shape):
-        """Creates the variables, of the width and of ranges."""
+        """Creates the variables for the width and the range."""
         if self.has_target_width:
             self.width = self.add_scalar("bits", self._initial_bits or 0)
 
     def add_scalar(self, name, value, shape=(), **kwargs):
-        """Adds a float32 variable that autocasting leaves alone; not trainable unless said."""
+        """Adds a float32 variable exempt from autocasting; not trainable by default."""
         return self.add_weight(
             name=name,
             shape=shape,
@@ -87,7 +87,7 @@ class Quantizer(keras.layers.Layer):
             self.width.assign(float(bits or 0))
 
     def copy(self, **changes):
-        """Returns a new, unbuilt quantizer with the same arguments but for `changes`."""
+        """Returns a new, unbuilt quantizer with the same arguments except for `changes`."""
         config = self.get_config()
         config.pop("name")
         config.pop("model_settings", None)
@@ -123,7 +123,7 @@ class WeightQuantizer(Quantizer):
         [[-0.5, 0.0, 0.5]]
     """
 
-    # Whether quantized weights approximate the weights, rather than a function of them.
+    # Whether quantized weights approximate the weights themselves, not a function of them.
     keeps_units = True
 
     def __init__(self, *, per_channel=False, channel_axes=(-1,), **kwargs):
@@ -139,15 +139,15 @@ class WeightQuantizer(Quantizer):
         return tuple(axis for axis in range(rank) if axis not in channels)
 
     def shape_of_scales(self, shape):
-        """Returns the shape of one scale per output channel, or one in all, of such a weight."""
+        """Returns the shape of a weight's scales: one per output channel, or one in all."""
         reduced = self.reduced_axes(len(shape))
         return tuple(1 if axis in reduced else size for axis, size in enumerate(shape))
 
     def start_from(self, weights):
-        """Sets trainable ranges from the float weights; nothing to do where there are none."""
+        """Sets trainable ranges from the float weights, if there are any."""
 
     def calibrate(self, weights):
-        """Called by `calibrate` of a model: may set ranges that are still those of the start."""
+        """Called by a model's `calibrate`: may set ranges that still have their initial values."""
 
     def call(self, weights):
         """Returns the quantized weights, or the weights themselves where the width is float."""
@@ -179,13 +179,13 @@ class ActivationQuantizer(Quantizer):
 
     Args:
         signed: Whether the tensor may be negative. `wrap` decides it from the graph.
-        nonnegative_input: True promises that inputs are never negative (right after a ReLU) and
+        nonnegative_input: True promises that inputs are never negative (directly after a ReLU) and
             saves one pass over the tensor.
         weight_decay: L2 factor on the trainable range; adds factor · α² (LSQ+: s²) to the loss.
 
     Attributes:
-        follows_training: Whether training sets the range by itself from its first step on, so that
-            `fit` does not calibrate before.
+        follows_training: Whether training sets the range by itself from the first step, so that
+            `fit` need not calibrate first.
 
     Example:
         >>> class UpToOne(ActivationQuantizer):
@@ -211,20 +211,20 @@ class ActivationQuantizer(Quantizer):
         self.supports_masking = True
         self.observer = None
         self._calibrated = None
-        self._owners = types.SimpleNamespace(layers=())  # where Keras does not track them
+        self._owners = types.SimpleNamespace(layers=())  # so that Keras does not track them
 
     def belongs_to(self, owners):
-        """Takes the layers whose `trainable` the range follows.
+        """Sets the layers whose `trainable` decides whether the range is trained.
 
         Args:
-            owners: [(layers, any of which freezes the range, layers that do only together), ...],
-                one for each tensor that is rounded.
+            owners: [(layers of which any one freezes the range, layers that must all be frozen),
+                ...], one entry for each tensor that is rounded.
         """
         self._owners.layers = tuple(owners)
 
     @property
     def is_frozen(self):
-        """Whether training leaves the range alone: it is frozen itself, or its layers are."""
+        """Whether the range is not trained: it is frozen itself, or its layers are."""
         return not self.trainable or any(
             not all(layer.trainable for layer in any_of)
             or (all_of and not any(layer.trainable for layer in all_of))
@@ -233,7 +233,7 @@ class ActivationQuantizer(Quantizer):
 
     def build(self, input_shape):
         super().build(input_shape)
-        # In a variable, not an attribute: a weights file has to carry it.
+        # In a variable, not an attribute: a weights file must contain it.
         self._calibrated = self.add_scalar("calibrated", 0.0)
         self.build_range()
 
@@ -251,20 +251,20 @@ class ActivationQuantizer(Quantizer):
         return self._calibrated is not None and bool(ops.convert_to_numpy(self._calibrated))
 
     def calibrate(self, histogram):
-        """Sets the range with the least squared rounding error on what was seen."""
+        """Sets the range that has the least squared rounding error on the observed values."""
         self.set_range(histogram)
         self._calibrated.assign(1.0)
 
     def call(self, inputs, halves_up=False):
         """Returns `inputs` on the quantizer's grid, in the dtype of `inputs`.
 
-        Where there is an `observer`, it is called with the quantizer and `inputs`, and what it
-        returns goes on in place of that; None: `inputs` as they are.
+        An `observer`, if set, is called instead, with the quantizer and `inputs`. Its result is
+        returned, or `inputs` unchanged if that is None.
 
         Args:
             inputs: Tensor of any shape.
-            halves_up: For averages of codes, many of which are halves: these go up, as integer
-                kernels send them. In float32 the last bits of the scale would decide.
+            halves_up: For averages of codes, many of which are exact halves: rounds these up, as
+                integer kernels do. In float32 the last bits of the scale would decide.
         """
         if self.observer is not None:
             outputs = self.observer(self, inputs)
@@ -272,7 +272,7 @@ class ActivationQuantizer(Quantizer):
         return self.quantized(inputs, halves_up=halves_up)
 
     def quantized(self, inputs, *, halves_up=False):
-        """Returns `inputs` on the quantizer's grid, in the dtype of `inputs`, observed or not."""
+        """Returns `inputs` on the quantizer's grid, in the dtype of `inputs`; calls no observer."""
         x = ops.cast(inputs, "float32")
         if self.width is None:
             bits = self._initial_bits or speq_ops.MAX_BITS
@@ -285,9 +285,9 @@ class ActivationQuantizer(Quantizer):
         return ops.cast(self.round_to_grid(x, bits, rounds), inputs.dtype)
 
     def step(self, bits):
-        """Returns the distance of two neighbouring codes at a width, in units of the inputs.
+        """Returns the distance between neighbouring codes at a width, in units of the inputs.
 
-        Where it is 0, halves are not sent up.
+        If it is 0, `halves_up` has no effect.
 
         Args:
             bits: As in `round_to_grid`.
@@ -295,10 +295,10 @@ class ActivationQuantizer(Quantizer):
         return ops.zeros(())
 
     def multiply_scale(self, factor):
-        """Makes the scale `factor` times as large; codes stay.
+        """Multiplies the scale by `factor`; codes stay the same.
 
         Returns:
-            Whether it could: False where the range is prescribed.
+            Whether that was possible: False if the range is prescribed.
         """
         return False
 
@@ -311,8 +311,7 @@ class ActivationQuantizer(Quantizer):
 
         Args:
             x: Float32 tensor.
-            bits: Python int, or float32 scalar tensor, in which 0 means float and the range is
-                that of 8 bits.
+            bits: Python int, or float32 scalar tensor; 0 means float, with the range of 8 bits.
             rounds: Whether to round: a Python bool, or a bool scalar tensor.
         """
         raise NotImplementedError

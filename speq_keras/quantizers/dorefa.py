@@ -18,7 +18,7 @@ class DoReFa(WeightQuantizer):
         n(w) = tanh(w) / (2 · max|tanh(w)|) + ½
         q(w) = 2 · round((2^b − 1) · n(w)) / (2^b − 1) − 1
 
-    The maximum counts as a constant in the backward pass; rounding has gradient 1. The result fills
+    The maximum is a constant in the backward pass; rounding has gradient 1. The result fills
     [−1, 1] whatever the size of the weights, so a BatchNormalization should follow.
 
     Args:
@@ -47,7 +47,7 @@ class DoReFaActivation(ActivationQuantizer):
     """Clips to [0, 1] and rounds: q(x) = round((2^b − 1) · clip(x, 0, 1)) / (2^b − 1).
 
     Args:
-        bits, has_target_width: See `ActivationQuantizer`. Nothing is calibrated; negative values
+        bits, has_target_width: See `ActivationQuantizer`. There is no calibration; negative values
             become 0 wherever the quantizer is placed.
 
     Example:

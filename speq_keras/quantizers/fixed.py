@@ -1,4 +1,4 @@
-"""Ranges that are not trained: given by the function that made the tensor, or calibrated once."""
+"""Ranges that are not trained: known from the function before, or calibrated once."""
 
 from keras import ops
 
@@ -9,7 +9,7 @@ from speq_keras.quantizers.base import ActivationQuantizer, register
 
 @register
 class FixedRange(ActivationQuantizer):
-    """Rounds to 2^b values between two ends that training does not move.
+    """Rounds to 2^b values between two fixed limits.
 
         s = (high − low) / (2^b − 1),   z = round(−low / s)
         q(x) = s · (clip(round(x / s) + z, 0, 2^b − 1) − z)
@@ -20,8 +20,8 @@ class FixedRange(ActivationQuantizer):
     kernels demand.
 
     Args:
-        low, high: Ends of the range in units of the tensor, or both None: set by calibration to the
-            smallest and largest value seen.
+        low, high: Ends of the range in units of the tensor, or both None: calibration sets them to
+            the smallest and largest value seen.
 
     Example:
         >>> sigmoid_range = FixedRange(low=0.0, high=255 / 256, bits=8)
@@ -52,8 +52,8 @@ class FixedRange(ActivationQuantizer):
         high = ops.convert_to_tensor(self.range_high.value)
         levels = speq_ops.levels_of(bits)
         scale = ops.maximum(high - low, speq_ops.SMALLEST_CLIP) / levels
-        # A range like [-1, 1] is a tie, which float32 would settle one way here and another way in
-        # the next compiler: the small term settles it.
+        # A range like [-1, 1] is a tie, which float32 could break differently in another compiler:
+        # the small term breaks it the same way everywhere.
         zero_code = ops.clip(ops.round(-low / scale + 1e-3), 0.0, levels)
         return scale, zero_code, levels
 

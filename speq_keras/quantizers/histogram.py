@@ -1,4 +1,4 @@
-"""A histogram of what a quantizer saw, and least-squares ranges from it (NumPy)."""
+"""A histogram of a quantizer's inputs, and least-squares ranges from it (NumPy)."""
 
 import numpy as np
 
@@ -11,14 +11,14 @@ class Histogram:
 
     Args:
         values: Float array of any shape; must be finite.
-        bins: Number of bins. 2048 are 8 bins per step of an 8-bit code.
+        bins: Number of bins. 2048 gives 8 bins per step of an 8-bit code.
     """
 
     def __init__(self, values, bins=2048):
-        # In float64: between almost equal values, float32 has no room for the edges of the bins.
+        # In float64: float32 cannot represent bin edges between almost equal values.
         values = np.asarray(values, "float32").astype("float64").ravel()
         self.low, self.high = float(values.min()), float(values.max())
-        if self.low == self.high:  # NumPy would put bins around it, which large values have not
+        if self.low == self.high:  # NumPy would widen the range, which fails for large values
             self.counts, self.centers = np.array([float(values.size)]), values[:1]
             return
         counts, edges = np.histogram(values, bins=bins, range=(self.low, self.high))
@@ -26,7 +26,7 @@ class Histogram:
         self.centers = (edges[:-1] + edges[1:]) / 2
 
     def error(self, low_code, high_code, scales):
-        """Returns the summed squared rounding error for every scale in `scales` (1-d array)."""
+        """Returns the summed squared rounding error for each scale in `scales` (1-d array)."""
         codes = np.round(self.centers / scales[:, None])
         rounded = np.clip(codes, low_code, high_code) * scales[:, None]
         return ((rounded - self.centers) ** 2) @ self.counts

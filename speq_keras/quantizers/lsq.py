@@ -8,7 +8,7 @@ from speq_keras._checks import check_bits
 from speq_keras.quantizers.base import AtLeastSmallest, WeightQuantizer, register, signed_codes
 from speq_keras.quantizers.mse import MSE
 
-# Up to this width the paper's start clips as training likes it.
+# Up to this width, the clipping of the paper's initial scale suits training.
 _MOST_BITS_OF_START = 4
 
 
@@ -18,14 +18,15 @@ class LSQ(WeightQuantizer):
 
         q(w) = s · round(clip(w / s, −Q_N, Q_P)),   Q_N = 2^(b−1),   Q_P = 2^(b−1) − 1
 
-    At 8 bits Q_N is 127: integer kernels take no weight of −128.
+    At 8 bits Q_N is 127: integer kernels do not accept a weight of −128.
 
     Gradients: ∂q/∂w = 1 inside the range, else 0; ∂q/∂s = round(w/s) − w/s inside, −Q_N below, Q_P
-    above, times g = 1/√(N·Q_P), N = weights per scale. s starts at 2·mean|w|/√Q_P. At more than 4
-    bits that is far too coarse before training (at 8, the range of Gaussian weights is ±18 standard
-    deviations): there `calibrate` sets the s with the least squared error, if s is still the start.
+    above, times g = 1/√(N·Q_P), N = weights per scale. s starts at 2·mean|w|/√Q_P. Above 4 bits
+    that is far too coarse before training (at 8 bits, the range of Gaussian weights is ±18 standard
+    deviations), so `calibrate` replaces it by the s with the least squared error, if s has not
+    changed yet.
 
-    `scale` holds s at the width the quantizer was made with; another width keeps the range:
+    `scale` holds s for the width the quantizer was made with; other widths keep the range:
     s_b = s · Q_P,made / Q_P,b.
 
     Args:

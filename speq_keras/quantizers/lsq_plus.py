@@ -12,7 +12,7 @@ from speq_keras.quantizers.base import ActivationQuantizer, AtLeastSmallest, reg
 
 
 class AtMostZero(keras.constraints.Constraint):
-    """Keeps an offset from leaving zero outside the range after an optimizer step."""
+    """Keeps zero inside the range after an optimizer step."""
 
     def __call__(self, value):
         return ops.minimum(value, 0.0)
@@ -27,13 +27,13 @@ class LSQPlus(ActivationQuantizer):
 
     Gradients are the paper's: ∂q/∂s = round(v) − v inside the range, L above it, 0 below it;
     ∂q/∂β = 1 outside the range, 0 inside; both times g = 1/√(N·L), N = values per example. The
-    paper's offset is a float; integer kernels add a zero point, so z is whole here, in training
-    too. The offset is kept at or below 0, where zero is on the grid.
+    paper's offset is a float; integer kernels add an integer zero point, so z is an integer here,
+    during training too. The offset is kept at or below 0, so that zero stays on the grid.
 
-    Made for swish, which goes down to −0.278: a symmetric grid spends half its codes there, this
-    one as many as pay. Unsigned tensors have z = 0 and no offset.
+    Made for swish, whose minimum is −0.278: a symmetric grid would spend half its codes below zero,
+    this one only as many as are worth it. Unsigned tensors have z = 0 and no offset.
 
-    `scale` holds the scale at the width the quantizer was made with; another width keeps the range:
+    `scale` holds the scale for the width the quantizer was made with; other widths keep the range:
     s_b = s · L_made / L_b.
 
     Args:
@@ -69,8 +69,8 @@ class LSQPlus(ActivationQuantizer):
     def _grid(self, bits):
         """Returns the scale, the zero point, the number of steps, and a shift.
 
-        The shift is zero and carries gradients: with it −z·s has those of β, although z is rounded
-        and clipped.
+        The shift is zero and only carries gradients: it gives −z·s the gradients of β, although z
+        is rounded and clipped.
         """
         levels = speq_ops.levels_of(bits)
         scale = speq_ops.keep_positive(ops.convert_to_tensor(self.scale.value))
@@ -106,7 +106,7 @@ class LSQPlus(ActivationQuantizer):
     def set_range(self, histogram):
         bits = self.bits or speq_ops.MAX_BITS
         levels = int(speq_ops.levels_of(bits))
-        # At 8 bits every third zero point is tried: a step of 1.2 % of the range.
+        # At 8 bits only every third zero point is tried: a step of 1.2 % of the range.
         zeros = range(0, levels, max(1, levels // 64)) if self.signed else [0]
         best_scale, best_zero, best_error = None, 0, float("inf")
         for zero in zeros:
@@ -124,7 +124,7 @@ class LSQPlus(ActivationQuantizer):
         if self.bits is None:
             return None
         scale, zero, levels = (float(ops.convert_to_numpy(v)) for v in self._grid(self.bits)[:3])
-        zero = 0 if math.isnan(zero) else int(zero)  # of training that diverged; the scale says so
+        zero = 0 if math.isnan(zero) else int(zero)  # after training diverged; the scale shows it
         return scale, -zero, int(levels) - zero
 
     def get_config(self):
@@ -133,12 +133,12 @@ class LSQPlus(ActivationQuantizer):
 
 @functools.cache
 def _tensorflow_function():
-    """Returns f(x, scale, shift, zero, levels, rounds): the quantizer with its gradients by hand.
+    """Returns f(x, scale, shift, zero, levels, rounds): the quantizer with hand-written gradients.
 
-    The same numbers as from the formula, whose gradients TensorFlow makes of twice as many passes
-    over the tensor.
+    Gives the same numbers as the formula, for which TensorFlow's own gradients take twice as many
+    passes over the tensor.
     """
-    import tensorflow as tf  # only where it is the backend
+    import tensorflow as tf  # only if it is the backend
 
     @tf.custom_gradient
     def quantize(x, scale, shift, zero, levels, rounds):

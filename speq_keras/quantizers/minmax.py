@@ -12,13 +12,13 @@ def symmetric_levels(bits):
 
 
 def largest_magnitude(weights, axes):
-    """Returns max|w| over `axes` (kept), at least the smallest clip: all-zero weights stay zero."""
+    """Returns max|w| over `axes` (kept), but at least the smallest clip: zeros stay zero."""
     return ops.maximum(ops.max(ops.abs(weights), axis=axes, keepdims=True), speq_ops.SMALLEST_CLIP)
 
 
 @register
 class MinMax(WeightQuantizer):
-    """Nothing is clipped: the largest weight is the largest code.
+    """Clips nothing: the largest weight gets the largest code.
 
         q(w) = s · round(w / s),   s = max|w| / K,   K = 2^(b−1) − 1
 

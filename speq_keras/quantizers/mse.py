@@ -6,10 +6,10 @@ from speq_keras import ops as speq_ops
 from speq_keras.quantizers.base import WeightQuantizer, register
 from speq_keras.quantizers.minmax import largest_magnitude, symmetric_levels
 
-# Candidates below the scale that clips nothing, and the ratio between them. Refining alone ends in
-# the nearest valley: from LSQ's start with 1.4 times the least error on Gaussian weights at 4 bits
-# and 91 times on sparse ones at 8; with candidates 1.2 times at most and 1.05 as a rule (2,000
-# Gaussian, Laplace, uniform or sparse weights).
+# Candidates below the scale that clips nothing, and the ratio between them. Refinement alone ends
+# in the nearest local minimum: starting from LSQ's scale, with 1.4 times the least error on
+# Gaussian weights at 4 bits and 91 times on sparse ones at 8; with candidates at most 1.2 times,
+# typically 1.05 (2,000 Gaussian, Laplace, uniform or sparse weights).
 _CANDIDATES = 16
 _RATIO = 2.0 ** (-1 / 6)
 _ROUNDS = 4
@@ -17,14 +17,14 @@ _ROUNDS = 4
 
 @register
 class MSE(WeightQuantizer):
-    """Least squares: the scale that minimizes Σ (q(w) − w)², found again in every step.
+    """Least squares: the scale that minimizes Σ (q(w) − w)², computed anew in each step.
 
         q(w) = s · c(w),   c(w) = clip(round(w / s), −K, K),   K = 2^(b−1) − 1
         s: the best of 17 candidates, then 4 times   s ← Σ w·c(w) / Σ c(w)²
 
     The candidates are LSQ's start, 2·mean|w|/√K, and fractions of max|w|/K. For given codes the
-    second line is the best scale, for a given scale rounding gives the best codes, so the error
-    never rises. s is a constant in the backward pass; ∂q/∂w = 1.
+    second line gives the best scale, and for a given scale rounding gives the best codes, so the
+    error never rises. s is a constant in the backward pass; ∂q/∂w = 1.
 
     Args:
         per_channel, channel_axes, bits, has_target_width: See `WeightQuantizer`.
@@ -68,7 +68,7 @@ class MSE(WeightQuantizer):
             power = ops.sum(codes * codes, axis=axes, keepdims=True)
             return ops.where(power > 0, fit / ops.maximum(power, 1.0), scale)
 
-        # Loops of the graph, not of Python: one trace of each body per weight.
+        # Loops in the graph, not in Python: each body is traced once per weight.
         state = (widest, scale, error_of(scale))
         _, scale, _ = ops.fori_loop(0, _CANDIDATES, compare, state)
         return ops.fori_loop(0, _ROUNDS, refine, scale)

@@ -22,8 +22,8 @@ class PACT(ActivationQuantizer):
     Gradients (straight-through): ∂q/∂x = 1 inside the range, 0 outside; unsigned ∂q/∂α = 1 where
     x > α, else 0; signed 1 − 2^(1−b) above and −1 below the range.
 
-    α starts at 6 and is set by calibration to the least squared error. It cannot leave the positive
-    numbers: a step that pushes it below 1e-5 leaves it there, with its gradient alive.
+    α starts at 6, and calibration sets it to the least squared error. It stays positive: a step
+    that pushes it below 1e-5 leaves it at that value, with its gradient alive.
 
     Args:
         signed, nonnegative_input, weight_decay, bits, has_target_width: See `ActivationQuantizer`.
@@ -47,7 +47,8 @@ class PACT(ActivationQuantizer):
     def round_to_grid(self, x, bits, rounds=True):
         low_code, high_code = self.codes(bits)
         scale = self._scale(low_code, high_code)
-        # Only the full 8-bit range has the kernel's own lower end; a constant one is known here.
+        # Only the full 8-bit range has the kernel's own lower limit; a constant width is known
+        # here.
         clips_itself = isinstance(bits, int) and bits == speq_ops.MAX_BITS
         clip_below = not clips_itself and not self.nonnegative_input
         return speq_ops.fake_quantize(

@@ -5,7 +5,7 @@ from keras import ops
 from speq_keras import ops as speq_ops
 from speq_keras.quantizers.base import AtLeastSmallest, WeightQuantizer, register, signed_codes
 
-# Where the curve begins its slope may be infinite.
+# The curve's slope may be infinite where the interval begins.
 _SMALLEST_POSITION = 1e-6
 
 
@@ -17,11 +17,11 @@ class QIL(WeightQuantizer):
         q(w) = sign(w) · round(K · t(w)^γ) / K,            K = 2^(b−1) − 1
 
     The center c, the half width d and the exponent γ are trained with the gradients of t^γ;
-    rounding has gradient 1. The interval starts as all of 0 ... max|w|, γ at 1. The result fills
+    rounding has gradient 1. Initially the interval is 0 ... max|w| and γ is 1. The result fills
     [−1, 1] whatever the size of the weights, so a BatchNormalization should follow.
 
-    The paper also has an interval for activations. Its values begin at zero where the interval
-    begins above zero, which no integer kernel computes: here activations take another quantizer.
+    The paper also has an interval for activations. There an interval that begins above zero maps
+    its lower end to zero, which no integer kernel computes: use another quantizer for activations.
 
     Args:
         per_channel, channel_axes, bits, has_target_width: See `WeightQuantizer`.

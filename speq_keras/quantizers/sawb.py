@@ -7,8 +7,8 @@ from speq_keras import ops as speq_ops
 from speq_keras.quantizers.base import WeightQuantizer, register
 from speq_keras.quantizers.minmax import largest_magnitude, symmetric_levels
 
-# (c1, c2) by width. 2 bits: four levels without zero; 3 and 4 bits: grids with zero. Fitted by
-# others on Gaussian, Laplace, uniform, ... weights: fms-model-optimizer (2 bits), quantlib (3, 4).
+# (c1, c2) by width. 2 bits: four levels without zero; 3 and 4 bits: grids with zero. Published fits
+# to Gaussian, Laplace, uniform, ... weights: fms-model-optimizer (2 bits), quantlib (3, 4).
 COEFFICIENTS = {2: (3.12, 2.064), 3: (6.99146, 6.34798), 4: (12.04287, 12.0704)}
 
 
@@ -20,7 +20,7 @@ def _grid_row(bits):
     return (*COEFFICIENTS.get(bits, (0.0, 0.0)), levels, 0.0, -levels, levels)
 
 
-# By width, so that a run-time width costs one look-up; the rows of widths 0 and 1 are never used.
+# By width, so that a run-time width costs one look-up; rows 0 and 1 are never used.
 _GRIDS = np.array([_grid_row(max(b, 2)) for b in range(speq_ops.MAX_BITS + 1)], "float32")
 
 
@@ -28,16 +28,16 @@ _GRIDS = np.array([_grid_row(max(b, 2)) for b in range(speq_ops.MAX_BITS + 1)], 
 class SAWB(WeightQuantizer):
     """Statistics-aware weight binning.
 
-        α = c1 · √E[w²] − c2 · E|w|         (max|w| where that is not positive, and above 4 bits)
+        α = c1 · √E[w²] − c2 · E|w|         (max|w| if that is not positive, and above 4 bits)
 
         2 bits:  ±α/3, ±α
         3 to 8:  s · (−K ... K),  K = 2^(b−1) − 1,  s = α / K
 
     α is a constant in the backward pass and ∂q/∂w = 1 everywhere: a weight beyond α keeps its
-    gradient, else it could never come back.
+    gradient, otherwise it could never come back.
 
-    2 bits have no zero: on the networks of this project four levels beat three. From 3 bits on zero
-    is a level, so that all codes fit a signed container of the same width.
+    At 2 bits there is no zero: on the networks of this project four levels beat three. From 3 bits
+    on, zero is a level, and all codes fit a signed integer of the same width.
 
     Args:
         per_channel, channel_axes, bits, has_target_width: See `WeightQuantizer`.

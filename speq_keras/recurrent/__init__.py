@@ -1,11 +1,11 @@
-"""Recurrent layers with one quantizer per role, looped in training and unrolled in the file.
+"""Recurrent layers with one quantizer per role: a loop in training, unrolled in the file.
 
 module      does
 ----------  ------------------------------------------------------------
 formulas    one step of LSTM, GRU and SimpleRNN, for tensors and for nodes
 layer       the layer that is trained
-making      which layers can be quantized, and the quantizers that one gets
-unrolling   the graph in which every step stands by itself
+making      which layers can be quantized, and with which quantizers
+unrolling   the graph with separate nodes for each step
 """
 
 from speq_keras.recurrent.layer import PRODUCTS, QuantizedRecurrent, roles_of

@@ -1,8 +1,9 @@
 """One step of LSTM, GRU and SimpleRNN, written once for tensors and for nodes of a graph.
 
-`m` computes: `recurrent(part, h)` is h · U + b of some gates, rounded; `round(role, x)` rounds with
-the quantizer of a role; `function(role, x)` applies the activation function of a role, and rounds.
-All others are what they are called. A state of None is zero: what is multiplied by it is left out.
+`m` does the computing: `recurrent(part, h)` is h · U + b of some gates, rounded; `round(role, x)`
+rounds with the quantizer of a role; `function(role, x)` applies the activation function of a role
+and rounds. The other methods do what their names say. A state of None is zero, and products with it
+are omitted.
 
     LSTM      gates = σ(q(x + h·U)): i, f, o;  g = tanh(...)     c = q(q(f·c) + q(i·g))
               h = q(o · tanh(c))
@@ -10,8 +11,8 @@ All others are what they are called. A state of None is zero: what is multiplied
               g = tanh(q(x + q(r · (h·U))))     reset after;  q(r·h) · U before
     SimpleRNN h = tanh(q(x + h·U))
 
-x is x·W + b, rounded, of the same step. h − g in place of z·h + (1 − z)·g saves an operation, and
-is as exact.
+x is the rounded x·W + b of the same step. h − g instead of z·h + (1 − z)·g saves an operation and
+is just as exact.
 """
 
 import dataclasses
@@ -60,12 +61,12 @@ class Formula:
     Attributes:
         step: Function of `m`, the sums of its parts and the states: returns the new states, the
             output first.
-        states: How many there are.
-        order: The gates, numbered as Keras has them in the columns of its kernels, in the order in
-            which the step reads them.
-        parts: (first, behind the last) of the gates that one product makes.
+        states: Their number.
+        order: The indices of the gates in the columns of Keras' kernels, in the order in which the
+            step reads them.
+        parts: (first, past the last) of the gates that one product computes.
         functions: {role: the attribute of the cell with its activation function}.
-        roles: All others, in computing order.
+        roles: All others, in order of computation.
     """
 
     step: typing.Callable
@@ -81,7 +82,7 @@ FORMULAS = {
     layers.LSTMCell: Formula(
         step=_lstm,
         states=2,
-        order=(0, 1, 3, 2),  # the three sigmoids lie together
+        order=(0, 1, 3, 2),  # the three sigmoids are adjacent
         parts=((0, 4),),
         functions=_BOTH,
         roles=("input_sums", "recurrent_sums", "gate_sums", "kept", "added", "cells", "states"),
@@ -109,10 +110,10 @@ FORMULAS = {
 
 
 class Arithmetic:
-    """What computes a step; a subclass has the operations on two values that are there.
+    """The arithmetic of a step; subclasses implement the operations.
 
     Args:
-        reset_after: Of a GRU: whether the reset gate comes after the product.
+        reset_after: For a GRU: whether the reset gate comes after the product.
     """
 
     recurrent: typing.Callable

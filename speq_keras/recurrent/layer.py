@@ -1,4 +1,4 @@
-"""A recurrent layer that computes every step as the integer file does."""
+"""A recurrent layer that computes each step as the integer file does."""
 
 import contextlib
 import types
@@ -17,10 +17,10 @@ PRODUCTS = ("cell.kernel", "cell.recurrent_kernel")
 
 @keras.saving.register_keras_serializable(package="speq_keras")
 class QuantizedRecurrent(QuantizedLayer):
-    """Runs a recurrent layer with quantized weights, and rounds whatever a file would round.
+    """Runs a recurrent layer with quantized weights, and rounds everything a file would round.
 
-    One quantizer per role is shared by all steps. The products with the inputs of all steps are
-    formed at once before the loop; the loop is that of `keras.layers.RNN`. See `formulas`.
+    All steps share one quantizer per role. The products with the inputs of all steps are computed
+    at once before the loop, which is that of `keras.layers.RNN`. See `formulas`.
 
     Args:
         layer: An LSTM, GRU, SimpleRNN, or an RNN around such a cell; built or not.
@@ -58,7 +58,7 @@ class QuantizedRecurrent(QuantizedLayer):
             role: layers.Activation(getattr(layer.cell, attribute), name=f"{self.name}.{role}")
             for role, attribute in self.formula.functions.items()
         }
-        # Where Keras does not track it: it has no weights.
+        # Not tracked by Keras, because it has no weights.
         self._loop = types.SimpleNamespace(layer=None)
 
     @property
@@ -68,7 +68,7 @@ class QuantizedRecurrent(QuantizedLayer):
 
     @property
     def reset_after(self):
-        """Of a GRU: whether the reset gate comes after the product with the state."""
+        """For a GRU: whether the reset gate comes after the product with the state."""
         return getattr(self.layer.cell, "reset_after", True)
 
     def build(self, input_shape):
@@ -80,7 +80,7 @@ class QuantizedRecurrent(QuantizedLayer):
     def call(self, inputs=None, *args, training=False, **kwargs):
         """Returns what the layer returns: the last output, or all, and the states if asked for.
 
-        No mask and no initial state are taken: see `making.refusal`.
+        It accepts neither a mask nor an initial state: see `making.refusal`.
         """
         cell = self.layer.cell
         x = ops.cast(inputs, "float32")
@@ -97,17 +97,17 @@ class QuantizedRecurrent(QuantizedLayer):
         return made if self.layer.return_state else made[0]
 
     def _kept(self, shape, rate, training):
-        """Returns what dropout multiplies by, the same in all steps."""
+        """Returns the dropout factors, the same in all steps."""
         if not training or not rate:
             return 1.0
         return keras.random.dropout(ops.ones(shape), rate, seed=self.layer.cell.seed_generator)
 
     def _is_observed(self):
-        """Whether somebody looks at what is rounded: a compiled loop shows nothing."""
+        """Whether anything observes the quantizers: a compiled loop hides their inputs."""
         return any(q.observer is not None for q in self.activation_quantizers.values())
 
     def _in_a_row(self, m, sums):
-        """Computes step after step; returns the outputs and the last states."""
+        """Computes one step after another; returns the outputs and the last states."""
         states, outputs = (None,) * self.formula.states, []
         for step in range(sums[0].shape[1]):
             states = self.formula.step(m, [x[:, step] for x in sums], states)
@@ -115,7 +115,7 @@ class QuantizedRecurrent(QuantizedLayer):
         return ops.stack(outputs, axis=1) if self.layer.return_sequences else states[0], states
 
     def _in_a_loop(self, m, sums):
-        """As `_in_a_row`, by the loop of `keras.layers.RNN`."""
+        """Like `_in_a_row`, with the loop of `keras.layers.RNN`."""
         if self._loop.layer is None:
             options = {"return_sequences": self.layer.return_sequences, "unroll": self.layer.unroll}
             name, cell = f"{self.name}_loop", _Cell(self.formula, self.layer.cell.units)
@@ -127,7 +127,7 @@ class QuantizedRecurrent(QuantizedLayer):
             outputs, *states = self._loop.layer(ops.concatenate(sums, axis=-1))
         return outputs, states
 
-    # ---- what one product takes ----------------------------------------------------------------
+    # ---- the weights of one product ------------------------------------------------------------
 
     def products(self, attribute):
         """Returns [(kernel, bias or None), ...] of the products with quantized weights, in order.
@@ -150,8 +150,8 @@ class QuantizedRecurrent(QuantizedLayer):
     def _biases(self):
         """Returns {attribute of a kernel: {gate: its bias}}.
 
-        Where a GRU's reset gate comes after the product, it has two rows, for inputs and states.
-        What both add to the same sum is added to the inputs.
+        A GRU whose reset gate comes after the product has two rows, for inputs and states. If both
+        are added to the same sum, their total is added to the inputs.
         """
         bias = self.layer.cell.bias
         if bias is None:
@@ -166,11 +166,11 @@ class QuantizedRecurrent(QuantizedLayer):
         return {"kernel": gates, "recurrent_kernel": {last: rows[1, last]}}
 
     def move_bias(self, attribute, part, shift):
-        """Adds `shift`, per column of a product, to the bias that it takes.
+        """Adds `shift`, per column of a product, to the product's bias.
 
         Args:
-            attribute: As of `products`.
-            part: The number of the product.
+            attribute: As in `products`.
+            part: The index of the product.
             shift: NumPy array.
         """
         bias, (first, last) = self.layer.cell.bias, self.formula.parts[part]
@@ -190,7 +190,7 @@ class QuantizedRecurrent(QuantizedLayer):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """Makes the layer of `get_config`'s values."""
+        """Makes the layer from the values of `get_config`."""
         config = dict(config)
         config["activation_quantizers"] = {
             role: keras.saving.deserialize_keras_object(quantizer)
@@ -200,7 +200,7 @@ class QuantizedRecurrent(QuantizedLayer):
 
 
 def roles_of(layer):
-    """Returns the names of all that a recurrent layer rounds, in a fixed order."""
+    """Returns the names of everything a recurrent layer rounds, in a fixed order."""
     formula = FORMULAS[type(layer.cell)]
     return tuple(dict.fromkeys((*formula.roles, *formula.functions)))
 
@@ -216,7 +216,7 @@ class _Tensors(Arithmetic):
 
     Args:
         layer: The `QuantizedRecurrent`.
-        kept: What dropout multiplies states by before a product, or 1.0.
+        kept: The dropout factors for states before a product, or 1.0.
     """
 
     def __init__(self, layer, kept):
@@ -245,7 +245,7 @@ class _Tensors(Arithmetic):
         return x[:, first * units : last * units]
 
     def split(self, x, count):
-        """Gates, one by one."""
+        """Splits off each gate."""
         return [self.columns(x, n, n + 1) for n in range(count)]
 
     def sum(self, a, b):
@@ -266,7 +266,7 @@ class _Tensors(Arithmetic):
 
 
 class _Cell(layers.Layer):
-    """A cell without weights, which computes with tensors from outside of the loop.
+    """A cell without weights, which uses tensors from outside the loop.
 
     Args:
         formula: The `Formula`.
@@ -282,7 +282,7 @@ class _Cell(layers.Layer):
 
     @contextlib.contextmanager
     def computing_with(self, arithmetic):
-        """Takes what computes the steps, for the time of one call of the loop."""
+        """Sets the arithmetic during one call of the loop."""
         self._known.arithmetic = arithmetic
         try:
             yield

@@ -1,4 +1,4 @@
-"""Which recurrent layers can be quantized, and the quantizers that one gets."""
+"""Which recurrent layers can be quantized, and with which quantizers."""
 
 from keras import layers
 
@@ -17,7 +17,7 @@ def is_recurrent(layer):
 
 
 def refusal(graph, node):
-    """Returns why a call of a recurrent layer stays in float, and the way out, or None.
+    """Returns why a call of a recurrent layer stays in float, with a remedy, or None.
 
     Args:
         graph: A `Graph`.
@@ -34,9 +34,9 @@ def refusal(graph, node):
     if steps > MOST_STEPS:
         return f"it has {steps} steps, and a file unrolls at most {MOST_STEPS}; shorten the input"
     if layer.stateful:
-        return "it is stateful; make it with stateful=False, and give it whole sequences"
+        return "it is stateful; make it with stateful=False, and pass whole sequences"
     if not graph.masked.isdisjoint(node.inputs) or node.kwargs.get("mask") is not None:
-        return "it reads a mask; give it sequences of one length, without Masking or mask_zero"
+        return "it reads a mask; pass sequences of one length, without Masking or mask_zero"
     if len(node.inputs) > 1:
         return "its initial state is given; build it to start from zeros"
     for role, attribute in FORMULAS[type(layer.cell)].functions.items():
@@ -49,20 +49,20 @@ def refusal(graph, node):
 def _of_cell(cell):
     known = ", ".join(cls.__name__ for cls in FORMULAS)
     return (
-        f"its cell is a {type(cell).__name__}, and known are {known}; in place of stacked cells, "
-        "stack layers"
+        f"its cell is a {type(cell).__name__}, and only {known} are known; instead of stacked "
+        "cells, stack layers"
     )
 
 
 def quantized_recurrent(layer, quantizers, **kwargs):
     """Returns the `QuantizedRecurrent` of a layer, with new quantizers of 8 bits for all roles.
 
-    Functions with a grid of their own have that: σ 1/256, tanh 1/128.
+    Functions with a fixed grid keep it: σ 1/256, tanh 1/128.
 
     Args:
         layer: The layer, built.
-        quantizers: As of `QuantizedRecurrent`.
-        **kwargs: Of its constructor.
+        quantizers: As in `QuantizedRecurrent`.
+        **kwargs: For its constructor.
     """
     formula, made = FORMULAS[type(layer.cell)], {}
     for role in roles_of(layer):

@@ -1,7 +1,7 @@
-"""The graph in which every step of a recurrent layer stands by itself, as in the file.
+"""The graph with separate nodes for each step of a recurrent layer, as in the file.
 
-The nodes of a step are named after the layer, the number of the step, and the role of what they
-make: "lstm.3.cells". All steps share one operation per product, and the layer's own quantizers.
+The nodes of a step are named after the layer, the index of the step, and the role of their output:
+"lstm.3.cells". All steps share one operation per product and the layer's own quantizers.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from speq_keras.recurrent.layer import QuantizedRecurrent
 
 
 def read_unrolled(model):
-    """Returns the `Graph` of a model, with the steps of recurrent layers in place of these.
+    """Returns the `Graph` of a model, with recurrent layers replaced by their steps.
 
-    The `origin` of such a node is that of the whole layer.
+    The `origin` of such a node is the origin of the whole layer.
     """
     graph = read_graph(model)
     nodes, graph.nodes = graph.nodes, []
@@ -35,7 +35,7 @@ def read_unrolled(model):
 
 
 def take_over_biases(graph):
-    """Lets the recurrent layers of a graph of `read_unrolled` have the biases of its products."""
+    """Copies the biases of the products in a `read_unrolled` graph back to its recurrent layers."""
     found = {id(node.operation): node for node in graph.nodes if node.origin is not None}
     for node in found.values():
         if isinstance(node.operation, _Product):
@@ -43,10 +43,10 @@ def take_over_biases(graph):
 
 
 def broken_steps(graph):
-    """Returns the nodes of recurrent layers whose steps do not compute what the layer computes.
+    """Returns the nodes of recurrent layers whose unrolled steps compute something else.
 
-    Both are run on random values, in float32. They may send a value near a half to two codes, so
-    they are compared in the mean.
+    Both are run on random values, in float32. A value near a half may be rounded differently, so
+    the mean difference is compared.
 
     Args:
         graph: A `Graph` of `read_unrolled`.
@@ -59,7 +59,7 @@ def broken_steps(graph):
 
 
 def _distance(graph, node, nodes):
-    """Returns the mean distance of the outputs of a layer and its steps, in steps of the states."""
+    """Returns the mean distance between the outputs of a layer and its steps, in state steps."""
     layer, (index,) = node.operation, node.inputs
     producer = graph.tensors[index].producer
     quantizer = producer.operation if producer is not None else None
@@ -78,19 +78,19 @@ def _distance(graph, node, nodes):
 
 
 class _AsTheyAre(WeightQuantizer):
-    """Weights that are quantized already."""
+    """Weights that are already quantized."""
 
     def round_to_grid(self, weights, bits):
         return weights
 
 
 class _Product(QuantizedLayer):
-    """A Dense layer that computes what one of a recurrent layer's products does.
+    """A Dense layer equivalent to one of a recurrent layer's products.
 
     Args:
         layer: The `QuantizedRecurrent`.
-        attribute: As of its `products`.
-        part: The number of the product.
+        attribute: As in its `products`.
+        part: The index of the product.
     """
 
     def __init__(self, layer, attribute, part):
@@ -111,7 +111,7 @@ class _Product(QuantizedLayer):
         self.attribute, self.part = attribute, part
 
     def give_back(self, layer):
-        """Gives the layer the bias, if it has moved."""
+        """Returns the bias to the layer, if it has changed."""
         _, before = layer.products(self.attribute)[self.part]
         if before is not None:
             now = ops.convert_to_numpy(self.layer.bias.value)
@@ -119,7 +119,7 @@ class _Product(QuantizedLayer):
 
 
 def _unroll(graph, node):
-    """Appends the nodes of all steps to a graph, in place of `node`."""
+    """Appends the nodes of all steps to a graph, replacing `node`."""
     layer = node.operation
     m, before = _Nodes(graph, node), len(graph.nodes)
     sums = m.inputs()
@@ -139,7 +139,7 @@ def _unroll(graph, node):
 
 
 def _needed(nodes, outputs):
-    """Returns the nodes without which these outputs cannot be computed."""
+    """Returns the nodes that are needed to compute these outputs."""
     needed, kept = set(outputs), []
     for node in reversed(nodes):
         if needed.intersection(node.outputs):
@@ -153,7 +153,7 @@ class _Nodes(Arithmetic):
 
     Args:
         graph: The `Graph`.
-        node: That of the whole layer, which is not in it.
+        node: The node of the whole layer, which is not in the graph.
     """
 
     def __init__(self, graph, node):
@@ -167,7 +167,7 @@ class _Nodes(Arithmetic):
         self.operations = {name: make_operation(name) for name in names}
 
     def append(self, operation, what, args, shape, kwargs=None):
-        """Appends a node; returns the `Ref` of what it makes."""
+        """Appends a node; returns the `Ref` of its output."""
         name = f"{self.node.name}.{self.step}.{what}"
         batch = self.graph.tensors[self.node.inputs[0]].shape[0]
         shape = [((batch, *shape), "float32")]
@@ -175,7 +175,7 @@ class _Nodes(Arithmetic):
         return ref
 
     def shape_of(self, ref):
-        """The shape of a value without the batch."""
+        """The shape of a value, without the batch."""
         return self.graph.tensors[ref.index].shape[1:]
 
     def inputs(self):
@@ -201,7 +201,7 @@ class _Nodes(Arithmetic):
         return self.append(layers.Reshape(shape), "sequence", [row], shape)
 
     def leave(self, index, ref):
-        """Lets the tensor `index`, which is there already, be what `ref` is."""
+        """Makes the existing tensor `index` equal to `ref`."""
         out = self.append(layers.Identity(), "end", [ref], self.shape_of(ref))
         node = self.graph.nodes[-1]
         node.outputs = [index]
@@ -219,7 +219,7 @@ class _Nodes(Arithmetic):
         return None if bias is None else self.rounded("recurrent_sums", self.constant(bias.value))
 
     def constant(self, bias):
-        """What a bias alone makes: a vector on the grid of the sums, without a batch."""
+        """The result of a bias alone: a vector on the grid of the sums, without a batch."""
         values = self.layer.activation_quantizers["recurrent_sums"](bias)
         weight = Weight(values.shape, name="bias")
         weight.weight.assign(values)
@@ -246,7 +246,7 @@ class _Nodes(Arithmetic):
         )
 
     def split(self, x, count):
-        """Gates, one by one."""
+        """Splits off each gate."""
         return [self.columns(x, n, n + 1) for n in range(count)]
 
     def sum(self, a, b):

@@ -1,14 +1,14 @@
-"""tensorflow-model-optimization for Keras 3, and SPEQ for models of tf_keras.
+"""tensorflow-model-optimization for Keras 3, and SPEQ for tf_keras models.
 
-A program for tfmot runs on Keras 3 after its import was changed:
+Programs for tfmot run on Keras 3 after changing the import:
 
-    import speq_keras.tfmot as tfmot                   # for tensorflow_model_optimization
+    import speq_keras.tfmot as tfmot                   # was tensorflow_model_optimization
     q_aware = tfmot.quantization.keras.quantize_model(keras_model)      # a SPEQModel
     q_aware.compile(...); q_aware.fit(...)
-    q_aware.export_tflite("m.tflite")                  # for TFLiteConverter
+    q_aware.export_tflite("m.tflite")                  # replaces TFLiteConverter
 
-Every tensor that tfmot rounds on tf_keras is rounded here, with the same values. A `QuantizeConfig`
-written for tfmot also goes into `speq_keras.wrap(configs={"layer": config})`.
+Every tensor that tfmot rounds on tf_keras is rounded here, with the same values. A tfmot
+`QuantizeConfig` can also be passed to `speq_keras.wrap(configs={"layer": config})`.
 
     importing    the import of tfmot, without its side effects
     quantizers   tfmot's quantizers on Keras 3

@@ -1,4 +1,4 @@
-"""Which layers are to be quantized, and how: tfmot's `quantize_annotate_*` for Keras 3."""
+"""tfmot's `quantize_annotate_*` for Keras 3: which layers to quantize, and how."""
 
 import contextlib
 import warnings
@@ -15,11 +15,11 @@ _original = tfmot.quantization.keras
 
 @keras.saving.register_keras_serializable(package="speq_keras")
 class QuantizeAnnotate(keras.layers.Wrapper):
-    """Marks a layer that `quantize_apply` shall quantize; computes what the layer computes.
+    """Marks a layer for `quantize_apply`; computes the same as the layer.
 
     Args:
         layer: The layer.
-        quantize_config: A tfmot `QuantizeConfig`, or None: the scheme's for the layer's class.
+        quantize_config: A tfmot `QuantizeConfig`, or None: the scheme's for this layer class.
 
     Example:
         >>> QuantizeAnnotate(keras.layers.Dense(2))(keras.ops.zeros((1, 3))).shape == (1, 2)
@@ -30,23 +30,23 @@ class QuantizeAnnotate(keras.layers.Wrapper):
         super().__init__(layer, **kwargs)
         self.quantize_config = quantize_config
         self.supports_masking = layer.supports_masking
-        # Sequential looks here for Dense(20, input_shape=(20,)), which has no public name.
+        # Sequential reads this for Dense(20, input_shape=(20,)); it has no public name.
         shape = getattr(layer, "_input_shape_arg", None)
         if shape is not None:
             self._input_shape_arg = shape
 
     def call(self, inputs=None, *args, **kwargs):
-        """Returns what the layer makes."""
+        """Returns the layer's output."""
         if inputs is not None:
             args = (inputs, *args)
         return self.layer(*args, **kwargs)
 
     def compute_output_spec(self, *args, **kwargs):
-        """Returns that of the layer."""
+        """Returns the layer's own."""
         return self.layer.compute_output_spec(*args, **kwargs)
 
     def compute_mask(self, inputs, previous_mask=None):
-        """Returns that of the layer."""
+        """Returns the layer's own."""
         return self.layer.compute_mask(inputs, previous_mask)
 
     def get_config(self):
@@ -69,14 +69,15 @@ def quantize_annotate_layer(to_annotate, quantize_config=None):
     """Marks one layer for `quantize_apply`.
 
     Args:
-        to_annotate: A Keras 3 layer that is no model; one of tf_keras goes to tfmot itself.
-        quantize_config: A tfmot `QuantizeConfig`; None: the scheme's for the layer's class.
+        to_annotate: A Keras 3 layer that is not a model; tf_keras layers are passed to tfmot
+            itself.
+        quantize_config: A tfmot `QuantizeConfig`; None: the scheme's for this layer class.
 
     Returns:
         A layer that computes the same.
 
     Raises:
-        ValueError: If `to_annotate` is no layer or `quantize_config` no tfmot QuantizeConfig.
+        ValueError: If `to_annotate` is not a layer or `quantize_config` not a tfmot one.
 
     Example:
         >>> quantize_annotate_layer(keras.layers.Dense(2)).quantize_config is None
@@ -87,7 +88,7 @@ def quantize_annotate_layer(to_annotate, quantize_config=None):
     is_layer = isinstance(to_annotate, keras.layers.Layer)
     if not is_layer or isinstance(to_annotate, keras.Model):
         raise ValueError(
-            "`to_annotate` must be a Keras layer that is no model. "
+            "`to_annotate` must be a Keras layer that is not a model. "
             f"{describe(to_annotate=to_annotate)} Pass models to quantize_annotate_model."
         )
     if not isinstance(quantize_config, _original.QuantizeConfig | None):
@@ -99,17 +100,17 @@ def quantize_annotate_layer(to_annotate, quantize_config=None):
 
 
 def quantize_annotate_model(to_annotate):
-    """Marks all layers of a model for `quantize_apply`, but for those that are marked already.
+    """Marks all layers of a model for `quantize_apply`, except those already marked.
 
     Args:
-        to_annotate: A Functional or built Sequential Keras 3 model; it is not changed. One of
-            tf_keras goes to tfmot itself.
+        to_annotate: A Functional or built Sequential Keras 3 model; it is not changed. tf_keras
+            models are passed to tfmot itself.
 
     Returns:
         A model with the same weights.
 
     Raises:
-        ValueError: If `to_annotate` is no such model, or has a model inside.
+        ValueError: If `to_annotate` is not such a model, or contains a model.
 
     Example:
         >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
@@ -127,13 +128,13 @@ def quantize_annotate_model(to_annotate):
             )
         if isinstance(layer, keras.Model):
             raise ValueError(
-                "A model to annotate must have no model inside. "
-                f"{describe(layer=layer.name)} Put its layers in its place."
+                "A model to annotate must not contain a model. "
+                f"{describe(layer=layer.name)} Replace it with its layers."
             )
         if isinstance(layer, keras.layers.Lambda):
             warnings.warn(
-                f"What the Lambda layer '{layer.name}' computes cannot be known, and it stays in "
-                "float. Make a layer of it, and annotate that with a QuantizeConfig.",
+                f"The Lambda layer '{layer.name}' stays in float, because its function is unknown. "
+                "Replace it with a layer, and annotate that with a QuantizeConfig.",
                 stacklevel=4,
             )
             return copy_operation(layer)
@@ -143,7 +144,7 @@ def quantize_annotate_model(to_annotate):
 
 
 def cloned(model, change):
-    """Returns a copy of a model with `change(layer)` in place of every layer, and its weights."""
+    """Returns a copy of a model, same weights, with each layer replaced by `change(layer)`."""
     pairs = []
 
     def changed(operation):
@@ -153,7 +154,7 @@ def cloned(model, change):
         pairs.append((operation, new))
         return new
 
-    # The plain model is not compiled, and neither is its clone: as in tfmot, the optimizer goes.
+    # The plain model and its clone are not compiled: as in tfmot, the optimizer is dropped.
     copy = keras.models.clone_model(plain_functional(model), clone_function=changed)
     for old, new in pairs:
         if old.weights:
@@ -162,7 +163,7 @@ def cloned(model, change):
 
 
 def check_model(name, model):
-    """Raises a ValueError where `model` has no graph of layers."""
+    """Raises a ValueError if `model` has no graph of layers."""
     if not is_functional(model):
         raise ValueError(
             f"`{name}` must be a Functional or a built Sequential Keras model. "
@@ -172,7 +173,7 @@ def check_model(name, model):
 
 @contextlib.contextmanager
 def quantize_scope(*args):
-    """Lets models be loaded that hold classes of your own: a `QuantizeConfig`, a layer, ...
+    """Allows loading models with custom classes: a `QuantizeConfig`, a layer, ...
 
     Args:
         *args: Dicts {name: class}.

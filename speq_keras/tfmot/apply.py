@@ -1,8 +1,8 @@
-"""`quantize_apply` and `quantize_model` for Keras 3: an annotated model becomes a `SPEQModel`.
+"""`quantize_apply` and `quantize_model` for Keras 3: turns an annotated model into a `SPEQModel`.
 
 without_annotations   annotated model -> float model, and the configs
 Layout                which tensors tfmot rounds          layout.py
-canonicalize, build   the graph with quantizers in it     ../wrapping
+canonicalize, build   the graph with quantizers     ../wrapping
 """
 
 import dataclasses
@@ -35,15 +35,15 @@ def quantize_model(to_quantize, quantized_layer_name_prefix="quant_"):
     """Quantizes all layers of a model with tfmot's default 8-bit scheme.
 
     Args:
-        to_quantize: A Functional or built Sequential Keras 3 model; it is not changed. One of
-            tf_keras goes to tfmot itself.
-        quantized_layer_name_prefix: Begins the names of the quantized layers.
+        to_quantize: A Functional or built Sequential Keras 3 model; it is not changed. tf_keras
+            models are passed to tfmot itself.
+        quantized_layer_name_prefix: Prefix for the names of the quantized layers.
 
     Returns:
         A `SPEQModel` without distillation, not compiled.
 
     Raises:
-        ValueError: If `to_quantize` is no such model.
+        ValueError: If `to_quantize` is not such a model.
         RuntimeError: If tfmot's scheme does not know a layer.
 
     Example:
@@ -62,16 +62,17 @@ def quantize_apply(model, scheme=None, quantized_layer_name_prefix="quant_"):
     """Quantizes the annotated layers of a model as tfmot does, value for value.
 
     Args:
-        model: A Keras 3 model with layers of `quantize_annotate_layer`; it is not changed. One of
-            tf_keras goes to tfmot itself.
+        model: A Keras 3 model with annotated layers (`quantize_annotate_layer`); it is not changed.
+            tf_keras models are passed to tfmot itself.
         scheme: tfmot's `Default8BitQuantizeScheme`, or None, which is the same.
-        quantized_layer_name_prefix: Begins the names of the annotated layers.
+        quantized_layer_name_prefix: Prefix for the names of the annotated layers.
 
     Returns:
         A `SPEQModel` without distillation, not compiled.
 
     Raises:
-        ValueError: If `model` is no such model, no layer is annotated, or `scheme` is another one.
+        ValueError: If `model` is not such a model, no layer is annotated, or `scheme` is a
+            different one.
         RuntimeError: If an annotated layer has no config, and tfmot's scheme does not know it.
 
     Example:
@@ -87,7 +88,7 @@ def quantize_apply(model, scheme=None, quantized_layer_name_prefix="quant_"):
     if scheme is not None and type(scheme) is not _Scheme:
         raise ValueError(
             "`scheme` must be tfmot's Default8BitQuantizeScheme, or None. "
-            f"{describe(scheme=scheme)} Give layers a QuantizeConfig of their own, or use "
+            f"{describe(scheme=scheme)} Annotate layers with a QuantizeConfig, or use "
             "speq_keras.wrap for other widths."
         )
     prefix = quantized_layer_name_prefix or ""
@@ -115,13 +116,13 @@ def without_annotations(model):
 
 
 def quantized_graph(float_model, annotated, scheme, prefix):
-    """Builds the graph of a float model with quantizers where tfmot has them.
+    """Builds the graph of a float model with quantizers in the same places as in tfmot.
 
     Args:
         float_model: The Keras 3 model.
         annotated: {layer name: tfmot `QuantizeConfig` or None}.
         scheme: A tfmot `QuantizeScheme`.
-        prefix: Begins the names of the annotated layers.
+        prefix: Prefix for the names of the annotated layers.
 
     Returns:
         A `QuantizedGraph`.
@@ -156,7 +157,7 @@ class _Placer:
         self.weights = {}
 
     def decide(self, node):
-        """Asks the layout for a node of the float graph; has to go before nodes are renamed."""
+        """Queries the layout for a node of the float graph; must run before nodes are renamed."""
         layer = node.operation
         if id(layer) in self.parts or not isinstance(layer, keras.layers.Layer):
             return
@@ -200,7 +201,7 @@ class _Placer:
         if nodes[-1] is not first:
             self.add(first.outputs[0], origin, "pre_activation", quantizer)
             return
-        # An activation layer: its quantizer is for it alone, whoever else reads the tensor.
+        # An activation layer has its own quantizer, even if others read the tensor.
         index, reader = first.inputs[0], id(first)
         self.placement.demands[reader, index] = reader
         self.placement.between[index, reader] = self.spec(origin, "pre_activation", quantizer)

@@ -1,11 +1,11 @@
-"""The one import of tensorflow-model-optimization, without its side effects.
+"""The only import of tensorflow-model-optimization, without its side effects.
 
-The package sets TF_USE_LEGACY_KERAS=1 when it is imported and asks `tf.keras` for its version, so
-that `tf.keras` is tf_keras from then on. Here it finds tf_keras without that: `tf.keras` and the
-variable are afterwards what they were, unresolved if nobody had used `tf.keras`.
+On import, the package sets TF_USE_LEGACY_KERAS=1 and reads the version of `tf.keras`, which makes
+`tf.keras` tf_keras from then on. Here it gets tf_keras without that: afterwards `tf.keras` and the
+variable are what they were before, unresolved if `tf.keras` was never used.
 
-A program that imports tensorflow_model_optimization itself, later, expects those effects: its
-import statement finds the same modules, and then has them.
+A program that later imports tensorflow_model_optimization itself expects those effects: its import
+statement gets the same modules, and applies the effects.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ if keras.backend.backend() != "tensorflow":
         "imported."
     )
 
-import tensorflow as tf  # noqa: E402  # not where another backend computes
+import tensorflow as tf  # noqa: E402  # not on other backends
 
 
 class _LaterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives the package to whatever imports it later, with the effects of its own import."""
+    """Provides the package to later imports of it, with the effects of its own import."""
 
     def __init__(self, module):
         self.module, self.spec = module, module.__spec__
@@ -46,12 +46,12 @@ class _LaterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         sys.meta_path.remove(self)
         module.__spec__ = self.spec
         os.environ[_VARIABLE] = "1"
-        getattr(tf.keras, "version", None)  # as the package does: it settles what tf.keras is
+        getattr(tf.keras, "version", None)  # like the package: this resolves tf.keras
 
 
 @contextlib.contextmanager
 def _keras_2():
-    """Makes `tf.keras` tf_keras, and puts things back."""
+    """Makes `tf.keras` tf_keras, and restores the state."""
     places = {
         tf: "tf_keras.api._v2.keras",
         tf.compat.v2: "tf_keras.api._v2.keras",
@@ -84,7 +84,7 @@ def _import():
             f"speq_keras.tfmot. Received: {error}. Install them with "
             "`pip install 'speq-keras[tfmot]'`."
         ) from error
-    # The modules inside stay where they are, so that classes are the same for everyone.
+    # The modules inside stay in place, so that classes are the same for everyone.
     del sys.modules[_PACKAGE]
     sys.meta_path.insert(0, _LaterImport(package))
     return package

@@ -1,18 +1,18 @@
-"""tfmot's default 8-bit layout: which layers are rounded together, as one kernel computes them.
+"""tfmot's default 8-bit layout: layers that one kernel computes are rounded together.
 
-The rules are those of tfmot's `Default8BitQuantizeLayoutTransform`, in its order and with its
-effects, wanted or not, on a graph of Keras 3:
+The rules are those of tfmot's `Default8BitQuantizeLayoutTransform`, with its order and effects,
+intended or not, on a Keras 3 graph:
 
     Conv, BatchNormalization              rounded after the normalization
     Conv, BatchNormalization, ReLU        rounded after the ReLU
     Dense, BatchNormalization             rounded after the normalization (and a ReLU once more)
-    Concatenate of 2 to 6 tensors         rounded after it; outputs before it are not
+    Concatenate of 2 to 6 tensors         rounded after it; its inputs are not
     Add, Conv or Dense, then ReLU layer   rounded after the ReLU; the Conv or Dense keeps float
                                           weights, as it does in tfmot
 
-A rule applies where all its layers are annotated, without a config of the user's (but for the last
-two), and the tensors between them have one reader. Not taken over is that tfmot gives a Concatenate
-its tensors in the order of the model's layers, whatever their order in the program.
+A rule applies if all its layers are annotated, without a user's config (except for the last two),
+and the tensors between them have one reader. One thing differs: tfmot feeds a Concatenate its
+tensors in the order of the model's layers, whatever their order in the program.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from speq_keras.operations import function_name, fused_function, name_of
 from speq_keras.tfmot.quantizers import FollowedActivations
 from speq_keras.tfmot.translate import LayerQuantizers, OldView, quantizers_of
 
-# What a separable convolution ends in; tfmot puts a reshape after that of a 1D one.
+# The last part of a separable convolution; tfmot puts a reshape after that of a 1D one.
 _LAST_PARTS = {"SeparableConv2D": "Conv2D", "SeparableConv1D": "Conv2D and reshape"}
 _CONVOLUTIONS = ("Conv2D", "Conv2DTranspose", "DepthwiseConv2D", "Conv2D and reshape")
 _BEFORE_RELU = ("Add", "Conv2D", "Conv2DTranspose", "DepthwiseConv2D", "Dense")
@@ -33,12 +33,12 @@ _MOST_CONCATENATED = 6
 
 @dataclasses.dataclass
 class LayerLayout:
-    """What becomes of one annotated layer.
+    """What happens to one annotated layer.
 
     Attributes:
         config: The user's tfmot `QuantizeConfig`, "nothing", "output", or None: the registry's.
-        rounds_activation: Whether the activation function in which the layer ends is quantized.
-        rounds_output: Whether the config's output quantizer stays.
+        rounds_activation: Whether the layer's final activation function is quantized.
+        rounds_output: Whether the config's output quantizer is kept.
     """
 
     config: object = None
@@ -82,7 +82,7 @@ class Layout:
     # ---- rules ---------------------------------------------------------------------------------
 
     def apply_rules(self):
-        """Applies the rules of the module, in its order."""
+        """Applies the rules of the module, in order."""
         heads = [node for node in self.graph.nodes if self.takes_rules(node)]
         relus = [node for node in heads if _is_relu(node.operation)]
         normalizations = [node for node in heads if self.class_name(node) in _NORMALIZATION]
@@ -101,17 +101,17 @@ class Layout:
                 self.layouts[maker.name].config = "nothing"
 
     def takes_rules(self, node):
-        """Whether a node is of an annotated layer that is called once."""
+        """Whether a node belongs to an annotated layer that is called once."""
         return node.name in self.layouts and len(self.calls[node.name]) == 1
 
     def class_name(self, node):
-        """Returns Keras' name of a layer's class, of the last part of one that tfmot splits."""
+        """Returns Keras' name of a layer's class; if tfmot splits the layer, of the last part."""
         name = name_of(node.operation)
         is_split = node.name in self.layouts and self.layouts[node.name].config is None
         return _LAST_PARTS.get(name, name) if is_split else name
 
     def before(self, node, class_names):
-        """Returns the node that makes what `node` alone reads, if it has one of these classes."""
+        """Returns the node that makes the only input of `node`, if it has one of these classes."""
         if node is None or len(node.inputs) != 1:
             return None
         maker = self.graph.tensors[node.inputs[0]].producer
@@ -120,7 +120,7 @@ class Layout:
         return maker if self.class_name(maker) in class_names else None
 
     def is_shared(self, index):
-        """Whether a tensor has several readers, of which an output of the model is one."""
+        """Whether a tensor has several readers, counting an output of the model as one."""
         names = {node.name for node in self.readers[index]}
         return len(names) + self.graph.output_indices.count(index) > 1
 
@@ -136,7 +136,7 @@ class Layout:
         found[-2].config = "output" if relu is None else "nothing"
 
     def round_behind_concatenate(self, node):
-        """Rounds the output of a Concatenate, and not its inputs."""
+        """Rounds the output of a Concatenate, but not its inputs."""
         makers = [self.graph.tensors[index].producer for index in node.inputs]
         if not 2 <= len(set(node.inputs)) == len(makers) <= _MOST_CONCATENATED:
             return
@@ -163,7 +163,7 @@ class Layout:
     # ---- quantizers ----------------------------------------------------------------------------
 
     def quantizers(self, node):
-        """Returns the `LayerQuantizers` of a node of the graph that is no separable convolution.
+        """Returns the `LayerQuantizers` of a node that is not a separable convolution.
 
         Raises:
             RuntimeError: If it is annotated, and neither has a config nor is known to tfmot.
@@ -201,7 +201,7 @@ class Layout:
             first, last = ({"kernel": kernel} if kernel else {} for kernel in kernels)
             last = dataclasses.replace(found, weights=last)
             return LayerQuantizers(weights=first), _as_laid_out(last, layout)
-        # The layers into which tfmot takes it apart, 2D ones also for a 1D one.
+        # The layers that tfmot splits it into, 2D ones also for a 1D one.
         parts = layers.DepthwiseConv2D(1), layers.Conv2D(1, 1, activation=node.operation.activation)
         for part in parts:
             part.build((None, 1, 1, 1))
@@ -214,7 +214,7 @@ class Layout:
 
 
 def _is_relu(operation):
-    """Whether an operation is a ReLU without a slope; tfmot looks at no cap."""
+    """Whether an operation is a ReLU without a slope; tfmot ignores caps."""
     is_layer = name_of(operation) == "ReLU" and isinstance(operation, layers.Layer)
     if is_layer:
         return not operation.negative_slope and not operation.threshold

@@ -1,4 +1,4 @@
-"""SPEQ for models of tf_keras: a model whose training step has the stochastic teacher.
+"""SPEQ for tf_keras models: a model whose training step has the stochastic teacher.
 
 network = tfmot.quantize_apply(annotated, SPEQScheme(w_bits=2, a_bits=2))   # tfmot's own
 model = LegacySPEQModel(network)
@@ -23,22 +23,22 @@ from speq_keras.training.step import to_logits
 
 
 class LegacySPEQModel(tf_keras.Model):
-    """Trains a tf_keras model with quantizers of ours by SPEQ.
+    """Trains a tf_keras model with our quantizers by SPEQ.
 
         loss = task(student) + T² · D(teacher, student)                           (Eq. 2)
 
-    The teacher is the network with other widths (Eq. 1); no gradient flows into it, and what it
-    updates is put back. It has its own dropout masks, unlike in a `SPEQModel`. The history has
-    `loss`, the compiled one, and `distillation_loss`; their sum is minimized.
+    The teacher is the network with other widths (Eq. 1); no gradient flows into it, and its updates
+    are undone. Unlike in a `SPEQModel`, it has its own dropout masks. The history has `loss`, the
+    compiled one, and `distillation_loss`; their sum is minimized.
 
     Args:
-        network: A model of tfmot's `quantize_apply` with `SPEQScheme` or `SPEQQuantizeConfig`s.
-        distillation: "cosine", "dot", "kl", a function or a name of your own, see
+        network: A result of tfmot's `quantize_apply` with `SPEQScheme` or `SPEQQuantizeConfig`s.
+        distillation: "cosine", "dot", "kl", a function or a registered name, see
             `losses.register_distillation`, or None: plain quantization-aware training.
         temperature: T of Eq. 2, positive.
         teacher_precision: A `precision.TeacherPrecision` that draws one row of widths. These three
-            are attributes that can be set; the next step is compiled anew.
-        from_logits: Whether the network's output are logits, or else probabilities.
+            attributes can be set later; the next step is then recompiled.
+        from_logits: Whether the network outputs logits rather than probabilities.
         seed: Seed of the draws.
 
     Raises:
@@ -86,7 +86,7 @@ class LegacySPEQModel(tf_keras.Model):
         self.head = Head("output", 0, "softmax", None, not self.from_logits)
 
     def __setattr__(self, name, value):
-        # In place of properties, as it is Keras' `__setattr__` that tells layers from values.
+        # Instead of properties, because Keras' `__setattr__` tells layers from values.
         if name == "distillation" and value is not None:
             check_method(name, value)
             if not self.drawn_tensors():
@@ -102,7 +102,7 @@ class LegacySPEQModel(tf_keras.Model):
             self.train_function = None
 
     def tensors(self):
-        """Returns the activations that quantizers of ours round, in the order of the layers."""
+        """Returns the activations that our quantizers round, in the order of the layers."""
         configs = [getattr(layer, "quantize_config", None) for layer in self.network.layers]
         quantizers = [
             quantizer
@@ -113,7 +113,7 @@ class LegacySPEQModel(tf_keras.Model):
         return [tensor for quantizer in quantizers for tensor in quantizer.tensors.values()]
 
     def drawn_tensors(self):
-        """Returns those whose width the teacher draws."""
+        """Returns those whose width is drawn for the teacher."""
         return [t for t in self.tensors() if t.quantizer.has_target_width]
 
     def call(self, inputs, training=None):
@@ -122,8 +122,8 @@ class LegacySPEQModel(tf_keras.Model):
     def calibrate(self, data, *, batch_size=32, steps=None):
         """Sets the ranges of our activation quantizers from a few batches.
 
-        The batches run as in training, so that tfmot's own quantizers set theirs; moving statistics
-        of layers are put back.
+        The batches run in training mode, so that tfmot's own quantizers set their ranges; moving
+        statistics of layers are restored.
 
         Args:
             data: As in `SPEQModel.calibrate`.
@@ -131,7 +131,7 @@ class LegacySPEQModel(tf_keras.Model):
             steps: Number of batches; None takes all.
 
         Raises:
-            TypeError, ValueError: As `SPEQModel.calibrate`.
+            TypeError, ValueError: As in `SPEQModel.calibrate`.
         """
         check_count("batch_size", batch_size)
         batches = read(data, inputs_of(self.network), batch_size=batch_size, steps=steps)

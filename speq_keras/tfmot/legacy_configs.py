@@ -1,6 +1,6 @@
 """Our quantizers inside tfmot on tf_keras: a quantizer, a config, and a scheme.
 
-A quantizer of ours computes with values that are held by variables of the tf_keras layer.
+Our quantizers compute with values that are held by variables of the tf_keras layer.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ _UNSIGNED = ("relu", "relu6")
 
 
 class SPEQQuantizer(_original.quantizers.Quantizer):
-    """A quantizer of ours as a tfmot `Quantizer`.
+    """One of our quantizers as a tfmot `Quantizer`.
 
     Args:
         quantizer: A `WeightQuantizer` or `ActivationQuantizer`, or its config.
@@ -63,14 +63,14 @@ class SPEQQuantizer(_original.quantizers.Quantizer):
 
 
 def _key(weights):
-    """Returns what tells the tensors of one quantizer apart: the first of its variables."""
+    """Returns what identifies the tensors of one quantizer: the first of its variables."""
     return id(next(iter(weights.values()), None))
 
 
 class _Tensor:
-    """One quantized tensor: our quantizer, and the variables of tf_keras with its values.
+    """One quantized tensor: our quantizer, and the tf_keras variables with its values.
 
-    `drawn` is the teacher's width in a teacher's forward pass, else None.
+    `drawn` is the drawn width in a teacher's forward pass, else None.
     """
 
     def __init__(self, quantizer, shape):
@@ -94,15 +94,15 @@ class _Tensor:
 
 
 class SPEQQuantizeConfig(_original.QuantizeConfig):
-    """A tfmot `QuantizeConfig` with quantizers of ours.
+    """A tfmot `QuantizeConfig` with our quantizers.
 
     Args:
-        w_bits, a_bits: Widths in bits of the weights and of what the layer makes, 2 to 8.
-        has_target_width: Whether the teacher draws the width of activations (Eq. 1). False for
-            layers that keep their widths, such as the first and last ones with 8 bits.
-        weight_quantizer, activation_quantizer: Names or objects of ours.
-        weight_attrs, activation_attrs: Attributes of the layer that are quantized.
-        quantize_output: Whether what the layer makes is quantized where it has no activation.
+        w_bits, a_bits: Widths in bits of the layer's weights and outputs, 2 to 8.
+        has_target_width: Whether the width of activations is drawn for the teacher (Eq. 1). False
+            for layers that keep their widths, such as the first and last ones with 8 bits.
+        weight_quantizer, activation_quantizer: Names or objects of our quantizers.
+        weight_attrs, activation_attrs: Attributes of the layer to quantize.
+        quantize_output: Whether to quantize the layer's output if it has no activation.
 
     Example:
         >>> layer = tf_keras.layers.Dense(2, activation="relu")
@@ -132,7 +132,7 @@ class SPEQQuantizeConfig(_original.QuantizeConfig):
         self.weights = self.weights.copy(bits=w_bits, has_target_width=has_target_width)
         self.activations = _loaded(activation_quantizer, get_activation_quantizer)
         self.activations = self.activations.copy(bits=a_bits, has_target_width=has_target_width)
-        self.activation_quantizers = []  # those made for a layer
+        self.activation_quantizers = []  # those created for layers
 
     def get_weights_and_quantizers(self, layer):
         axes = (-2, -1) if "depthwise_kernel" in self.weight_attrs else (-1,)
@@ -151,8 +151,8 @@ class SPEQQuantizeConfig(_original.QuantizeConfig):
         return [self.activation_quantizer(function)]
 
     def activation_quantizer(self, function):
-        """Returns a quantizer for what `function` makes, and remembers it."""
-        # tfmot rounds what goes into a softmax or sigmoid, which has a sign.
+        """Returns a quantizer for the output of `function`, and records it."""
+        # tfmot rounds the inputs of a softmax or sigmoid, which are signed.
         signed = getattr(function, "__name__", "") not in _UNSIGNED
         quantizer = SPEQQuantizer(self.activations.copy(signed=signed))
         self.activation_quantizers.append(quantizer)
@@ -186,7 +186,7 @@ def _loaded(quantizer, get):
 
 
 class _SPEQRegistry(_Registry):
-    """tfmot's registry with our quantizers for weights, and for what they and ReLUs make."""
+    """tfmot's registry with our quantizers for weights and outputs of their layers and ReLUs."""
 
     def __init__(self, disable_per_axis, arguments):
         super().__init__(disable_per_axis)
@@ -210,13 +210,13 @@ class _SPEQRegistry(_Registry):
 class SPEQScheme(_Scheme):
     """tfmot's default scheme with our quantizers: `quantize_apply(annotated, SPEQScheme(2, 2))`.
 
-    Weights, and what weighted layers and ReLUs make, have the given widths; sums, means and model
-    inputs keep tfmot's 8 bits. What enters a Concatenate has tfmot's config. Annotate first and
-    last layers with `SPEQQuantizeConfig(w_bits=8, a_bits=8, has_target_width=False)`.
+    Weights, and the outputs of weighted layers and ReLUs, have the given widths; sums, means and
+    model inputs keep tfmot's 8 bits. Inputs of a Concatenate have tfmot's config. Annotate first
+    and last layers with `SPEQQuantizeConfig(w_bits=8, a_bits=8, has_target_width=False)`.
 
     Args:
         w_bits, a_bits: Widths in bits, 2 to 8.
-        weight_quantizer, activation_quantizer: Names or objects of ours.
+        weight_quantizer, activation_quantizer: Names or objects of our quantizers.
 
     Example:
         >>> registry = SPEQScheme(2, 2).get_quantize_registry()

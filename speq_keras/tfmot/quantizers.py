@@ -4,14 +4,15 @@
     ----------------------   ----------------   ------------------------------------------------
     LastValueQuantizer       "last_value"       [min(x, 0), max(x, 0)]
     MovingAverageQuantizer   "moving_average"   0.999 · range + 0.001 · [min(x, 0), max(x, 0)]
-    AllValuesQuantizer       "all_values"       the smallest one that holds all x since the start
+    AllValuesQuantizer       "all_values"       the smallest one that contains all x so far
     FixedQuantizer           "fixed"            never changes
 
-Inference changes no range. Ranges begin at [−6, 6], and at [0, 0] for "all_values". Weights and
-activations can have any of these rules; every other quantizer, one of your own, is called itself.
+Inference changes no range. Ranges start at [−6, 6], or at [0, 0] for "all_values". Weights and
+activations can have any of these rules; all other quantizers, such as custom ones, are called
+directly.
 
-`FollowedWeights` and the others keep these names: Keras finds the variables of a layer in a file by
-the name of its class, and so those of saved models.
+`FollowedWeights` and the others must keep these names: Keras finds a layer's variables in a file by
+its class name, including those of saved models.
 """
 
 import keras
@@ -27,17 +28,17 @@ from speq_keras.tfmot.importing import tfmot
 
 _tfmot_quantizers = tfmot.quantization.keras.quantizers
 _START = {"last_value": 6.0, "moving_average": 6.0, "all_values": 0.0, "fixed": 6.0}
-_DECAY = 0.999  # tfmot's, a constant there too
+_DECAY = 0.999  # a constant in tfmot, too
 
 
 class _FollowedRange(Quantizer):
-    """What weights and activations share: a range that training sets, and tfmot's kernels.
+    """What weights and activations share: a range set by training, and tfmot's kernels.
 
     Args:
         rule: See the module.
-        symmetric: Whether the range is widened to be symmetric: "last_value" and others.
+        symmetric: Whether the range is widened to be symmetric ("last_value" and others).
         narrow_range: Whether the smallest code is not used: −127 ... 127.
-        low, high: Ends of the range in the beginning, with "fixed" for ever; None: the rule's.
+        low, high: Initial ends of the range, permanent with "fixed"; None: the rule's.
     """
 
     def __init__(
@@ -60,12 +61,12 @@ class _FollowedRange(Quantizer):
         self.high = _START[rule] if high is None else float(high)
 
     def add_range_variables(self, shape):
-        # Under tf.distribute, every replica sees a part of the batch: their mean.
+        # Under tf.distribute, every replica sees a part of the batch: aggregated by mean.
         self.range_low = self.add_scalar("range_low", self.low, shape, aggregation="mean")
         self.range_high = self.add_scalar("range_high", self.high, shape, aggregation="mean")
 
     def follow(self, x, axes):
-        """Sets the range as a training step on `x` does."""
+        """Updates the range like a training step on `x`."""
         low, high = ops.min(x, axis=axes), ops.max(x, axis=axes)
         if self.symmetric:
             low, high = self.made_symmetric(low, high, ops)
@@ -96,9 +97,9 @@ class _FollowedRange(Quantizer):
         return y
 
     def nudged(self, low, high, levels, functions):
-        """Returns scale, zero point and number of steps of the grid that the kernels make.
+        """Returns scale, zero point and number of steps of the kernels' grid.
 
-        They move the range by less than half a step, so that zero is a value of the grid.
+        The kernels move the range by less than half a step, so that zero is on the grid.
         """
         levels = levels - self.narrow_range
         scale = functions.maximum(high - low, speq_ops.SMALLEST_CLIP) / levels
@@ -118,7 +119,7 @@ class _FollowedRange(Quantizer):
 
 @register
 class FollowedWeights(_FollowedRange, WeightQuantizer):
-    """A tfmot quantizer for weights; one range per last axis with `per_channel`.
+    """A tfmot quantizer for weights; with `per_channel` one range per index of the last axis.
 
     Example:
         >>> quantizer = FollowedWeights(bits=2, symmetric=True, narrow_range=True)
@@ -146,7 +147,7 @@ class FollowedWeights(_FollowedRange, WeightQuantizer):
 class FollowedActivations(_FollowedRange, ActivationQuantizer):
     """A tfmot quantizer for activations: its range comes from training, not from calibration.
 
-    `SPEQModel.calibrate` works too, and sets the range to all that was seen.
+    `SPEQModel.calibrate` works too, and sets the range to all observed values.
 
     Example:
         >>> quantizer = FollowedActivations(rule="all_values", bits=2)
@@ -206,11 +207,11 @@ class _Called(Quantizer):
 
     def quantized(self, x, training):
         weights = {name: variable.value for name, variable in self.own.items()}
-        # Its assignments to `tf.Variable`s would go past the scope of a SPEQ teacher.
+        # Its assignments to `tf.Variable`s would bypass the scope of a SPEQ teacher.
         return self.quantizer(x, bool(training) and not _is_stateless(), weights=weights)
 
     def copy(self, **changes):
-        # The object itself: its class need not be registered before the model is saved.
+        # The same object: its class need not be registered before the model is saved.
         return super().copy(**{"quantizer": self.quantizer, **changes})
 
     def get_config(self):
@@ -233,7 +234,7 @@ def _is_stateless():
 
 
 class _Builder:
-    """The layer that a tfmot `Quantizer.build` is given: adds weights with arguments of Keras 2."""
+    """The layer passed to a tfmot `Quantizer.build`: adds weights with Keras 2 arguments."""
 
     def __init__(self, quantizer):
         self._quantizer = quantizer
@@ -255,7 +256,7 @@ class _Builder:
 
 @register
 class CalledWeights(_Called, WeightQuantizer):
-    """A tfmot `Quantizer` of your own for weights."""
+    """A custom tfmot `Quantizer` for weights."""
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -267,17 +268,17 @@ class CalledWeights(_Called, WeightQuantizer):
 
 @register
 class CalledActivations(_Called, ActivationQuantizer):
-    """A tfmot `Quantizer` of your own for activations."""
+    """A custom tfmot `Quantizer` for activations."""
 
     follows_training = True
 
     def build(self, input_shape):
         super().build(input_shape)
-        # tfmot does not tell the shape of what an activation function makes.
+        # tfmot does not pass the output shape of an activation function.
         self.build_quantizer(None)
 
     def build_range(self):
-        """There is none to create: the quantizer has its own."""
+        """Creates nothing: the quantizer has its own range."""
 
     def call(self, inputs, training=None):
         if self.observer is not None:
@@ -294,21 +295,22 @@ class CalledActivations(_Called, ActivationQuantizer):
 
     def grid(self):
         raise ValueError(
-            "Activations that are exported must be on a grid that is known. Received: "
-            f"'{self.name}' with a {type(self.quantizer).__name__} of your own. Use one of tfmot's "
+            "Activations that are exported must be on a known grid. Received: "
+            f"'{self.name}' with a custom {type(self.quantizer).__name__}. Use one of tfmot's "
             "quantizers there."
         )
 
 
 def _rule_of(quantizer):
-    """Returns the rule of a quantizer that computes as one of tfmot's does, or None."""
+    """Returns the rule of a quantizer that computes like one of tfmot's, or None."""
     rules = {
         "last_value": _tfmot_quantizers.LastValueQuantizer,
         "moving_average": _tfmot_quantizers.MovingAverageQuantizer,
         "all_values": _tfmot_quantizers.AllValuesQuantizer,
         "fixed": _tfmot_quantizers.FixedQuantizer,
     }
-    # Of one for transposed convolutions only the order of axes differs, which per tensor is none.
+    # The one for transposed convolutions only differs in the order of axes, which does not matter
+    # per tensor.
     is_tfmots = type(quantizer).__module__.startswith("tensorflow_model_optimization.")
     for rule, cls in rules.items():
         if is_tfmots and isinstance(quantizer, cls):
@@ -318,7 +320,7 @@ def _rule_of(quantizer):
 
 def _arguments(quantizer, rule):
     if rule == "fixed":
-        # tfmot passes `num_bits` of this one on to nobody: it computes with 8 bits.
+        # tfmot ignores `num_bits` of this one: it computes with 8 bits.
         ends = {"low": quantizer.init_min, "high": quantizer.init_max}
         return {"rule": rule, "bits": 8, "narrow_range": quantizer.narrow_range, **ends}
     return {

@@ -1,8 +1,8 @@
-"""What a tfmot `QuantizeConfig` says of a Keras 3 layer, in quantizers of Keras 3.
+"""Translates a tfmot `QuantizeConfig` for a Keras 3 layer into Keras 3 quantizers.
 
-tfmot writes quantized tensors over a layer's attributes. Keras 3 layers do not let it, so a config
-is asked here (`get_weights_and_quantizers`, `get_activations_and_quantizers`,
-`get_output_quantizers`) and its setters are not called: what it names is put into the graph.
+tfmot overwrites a layer's attributes with quantized tensors. Keras 3 layers do not allow that, so a
+config's getters are used here (`get_weights_and_quantizers`, `get_activations_and_quantizers`,
+`get_output_quantizers`), but not its setters: the quantizers are put into the graph.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from speq_keras.tfmot.quantizers import activation_quantizer, weight_quantizer
 # Integer kernels fuse some functions into the operation before them, and compute others by table.
 _ROUNDED_BEFORE = {"softmax", "sigmoid", "tanh", "gelu"}
 _ROUNDED_AFTER = {"linear", "relu", "silu", "gelu"}
-# Names in Keras 3, and what tfmot's own configs know them by.
+# Keras 3 names, and the names in tfmot's own configs.
 _OLD_ATTRIBUTES = {"depthwise_kernel": "kernel"}
 
 
@@ -41,9 +41,9 @@ class LayerQuantizers:
 
 
 class OldView:
-    """A Keras 3 layer as tfmot's own configs and registries see it: by its class in tf_keras.
+    """A Keras 3 layer as tfmot's own configs and registries see it: by its tf_keras class.
 
-    They compare classes with those of tf_keras and use names that Keras 3 has changed.
+    They compare classes with those of tf_keras and use names that Keras 3 changed.
 
     Args:
         layer: The layer.
@@ -88,8 +88,8 @@ def quantizers_of(config, layer):
         `LayerQuantizers`.
 
     Raises:
-        TypeError: If `config` is no tfmot QuantizeConfig.
-        ValueError: If it quantizes what is no variable of the layer or not its activation.
+        TypeError: If `config` is not a tfmot QuantizeConfig.
+        ValueError: If it quantizes something that is neither a variable nor the activation.
 
     Example:
         >>> from speq_keras.tfmot.quantization.keras import default_8bit
@@ -124,10 +124,11 @@ def quantizers_of(config, layer):
 
 
 def quantize_config(config, layer):
-    """Returns what a tfmot `QuantizeConfig` says of a Keras 3 layer as a `QuantizeConfig` of ours.
+    """Returns a tfmot `QuantizeConfig` for a Keras 3 layer as our `QuantizeConfig`.
 
-    `wrap(configs=...)` calls it. The layer reads 8 bits, and its weights and outputs have tfmot's
-    quantizers. Where several tensors share one grid (Concatenate), the first one's quantizer holds.
+    `wrap(configs=...)` calls it. The layer's inputs have 8 bits, and its weights and outputs have
+    tfmot's quantizers. If several tensors share one grid (Concatenate), the first one's quantizer
+    is used.
 
     Raises:
         ValueError: If weights of the layer have different quantizers.
@@ -161,16 +162,16 @@ def _attribute_of(layer, variable):
     raise ValueError(
         "A QuantizeConfig must return variables that are attributes of the layer itself. Received: "
         f"{variable} from get_weights_and_quantizers, for layer '{layer.name}' "
-        f"({type(layer).__name__}). Return layer.kernel, or whatever its weights are called."
+        f"({type(layer).__name__}). Return layer.kernel, or its other weight attributes."
     )
 
 
 def _function_name(layer, seen, function):
-    """Returns the Keras 3 name of the activation function of a layer, after checks."""
+    """Returns the Keras 3 name of a layer's activation function, after checks."""
     is_last = isinstance(layer, keras.layers.Activation) or _ends_in_activation(layer)
     if function is not getattr(seen, "activation", None) or not is_last:
         raise ValueError(
-            "Only the activation function in which a layer ends can be quantized. Received: "
+            "Only the final activation function of a layer can be quantized. Received: "
             f"{function} from get_activations_and_quantizers, for layer '{layer.name}' "
             f"({type(layer).__name__}). Return [] there, and quantize the output with "
             "get_output_quantizers."

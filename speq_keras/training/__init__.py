@@ -1,4 +1,4 @@
-"""The training step, one file per backend, and what they share."""
+"""The training step: one file per backend, and the code they share."""
 
 import contextlib
 import importlib
@@ -27,10 +27,10 @@ def train_step(model, *args):
 
 
 def build_optimizer(model):
-    """Makes the optimizer's variables before the first step, as Keras' JAX trainer does.
+    """Creates the optimizer's variables before the first step, as Keras' JAX trainer does.
 
-    TensorFlow traces a function that makes variables a second time: nearly half of the time that a
-    large network's first step takes.
+    TensorFlow retraces a function that creates variables, which is nearly half of the time that the
+    first step of a large network takes.
     """
     optimizer, variables = model.optimizer, model.trainable_weights
     if keras.backend.backend() != "tensorflow" or optimizer.built or not variables:

@@ -24,7 +24,7 @@ class Head:
 
     Attributes:
         name: Name of the output.
-        index: Number of the output in the flattened outputs.
+        index: Index of the output in the flattened outputs.
         kind: "softmax" or "sigmoid".
         logits: KerasTensor with the logits.
         ends_in_function: Whether the output itself is a softmax or sigmoid of the logits.
@@ -42,15 +42,16 @@ class Head:
 def find_heads(model, loss=None):
     """Finds the outputs with logits.
 
-    A softmax (over the last axis) or sigmoid at the end has its input as logits: the temperature
-    acts on logits. An output without one counts where the compiled loss says `from_logits=True`.
+    If an output ends in a softmax (over the last axis) or a sigmoid, its logits are that function's
+    input, because the temperature acts on logits. Any other output counts only if its loss has
+    `from_logits=True`.
 
     Args:
         model: A `SPEQModel`.
-        loss: What it was compiled with, where another model was compiled in its place.
+        loss: The loss to use instead of `model.loss`, if another model was compiled in its place.
 
     Returns:
-        `(heads, names of the outputs that are neither)`.
+        `(heads, names of the outputs without logits)`.
     """
     graph = read_graph(model)
     losses = values_per_output(model, model.loss if loss is None else loss)
@@ -130,7 +131,7 @@ def check_teacher(model, teacher):
 def gives_probabilities(model, heads):
     """Returns, for each head, whether an external teacher ends in a softmax or sigmoid there.
 
-    A teacher without a readable graph is taken to end like the model.
+    A teacher without a readable graph is assumed to end like the model.
     """
     if not is_functional(model):
         return [head.ends_in_function for head in heads]

@@ -21,7 +21,7 @@ def train_step(model, state, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
 
     def scaled_loss(trainable):
-        # The scope holds all that the step reads and catches all that it updates.
+        # The scope supplies everything the step reads and collects everything it updates.
         mapping = [
             *zip(model.trainable_variables, trainable, strict=True),
             *zip(model.non_trainable_variables, non_trainable, strict=True),

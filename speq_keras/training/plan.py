@@ -1,4 +1,4 @@
-"""What a training step needs to know of a model, found once before training."""
+"""What a training step needs to know about a model, found once before training."""
 
 import dataclasses
 
@@ -13,16 +13,16 @@ from speq_keras.training.heads import find_heads, gives_probabilities
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingPlan:
-    """What a training step needs to know of the model.
+    """What a training step needs to know about the model.
 
     Attributes:
         network: A model from the inputs to (outputs, logits of all heads); shares all layers.
         method: The loss against the model's own teacher, by name or as a function, or None.
         has_logits: Whether an output could be distilled.
         heads: The outputs that are distilled.
-        quantizers: The activation quantizers whose width the teacher draws.
+        quantizers: The activation quantizers whose widths are drawn for the teacher.
         output_count: Number of outputs.
-        teacher_gives_logits: For every head, whether the external teacher's output are logits.
+        teacher_gives_logits: For each head, whether the external teacher outputs logits.
     """
 
     network: keras.Model
@@ -34,20 +34,20 @@ class TrainingPlan:
     teacher_gives_logits: tuple = ()
 
     def fits(self, model):
-        """Whether the model trains by this plan at the widths as they are now.
+        """Whether the plan still fits the model at its current widths.
 
         Raises:
-            ValueError: If it cannot train at them.
+            ValueError: If the model cannot train at these widths.
         """
         return method_of(model, self.has_logits)[0] == self.method
 
 
 def make_plan(model, warn):
-    """Makes the `TrainingPlan` of a `SPEQModel`, after checking that it can train as it is set up.
+    """Makes the `TrainingPlan` of a `SPEQModel` after checking that the model can be trained.
 
     Args:
         model: The model.
-        warn: Called with a sentence that the user should read.
+        warn: Called with each warning for the user.
 
     Raises:
         RuntimeError: If an external teacher or a loss is missing after loading.
@@ -92,17 +92,17 @@ def make_plan(model, warn):
 
 
 def method_of(model, has_logits):
-    """Decides by which loss a model learns from its own teacher.
+    """Chooses the loss by which a model learns from its own teacher.
 
     Args:
         model: A `SPEQModel`.
         has_logits: Whether an output can be distilled.
 
     Returns:
-        `(method, why)`: a loss or None, and why "auto" has become None, or "".
+        `(method, why)`: a loss or None, and why "auto" became None (else "").
 
     Raises:
-        ValueError: If a method that was asked for by name cannot do anything.
+        ValueError: If an explicitly requested method cannot have any effect.
     """
     asked = model.distillation
     if asked is None:
@@ -122,10 +122,10 @@ def method_of(model, has_logits):
 
 
 def check_drawable(method, quantizers):
-    """Raises a ValueError for a method that was asked for, where the teacher has no width to draw.
+    """Raises a ValueError if a method was requested but the teacher has no width to draw.
 
-    Args:
-        method: As of `wrap(distillation=...)`.
+    method: As in `wrap(distillation=...)`.
+        quantizers: Those that follow the target width.
         quantizers: Those that have the target width.
     """
     if not quantizers and method not in (AUTO, None):
@@ -136,7 +136,7 @@ def check_drawable(method, quantizers):
 
 
 def _is_control(teacher_precision):
-    """Whether this is u = 1, asked for as such: the student is its own teacher."""
+    """Whether u = 1 was requested explicitly: the student is its own teacher."""
     is_bernoulli = isinstance(teacher_precision, Bernoulli)
     return is_bernoulli and teacher_precision.quantization_probability == 1
 

@@ -1,12 +1,12 @@
-"""What the training steps of all backends share: teachers, student, losses.
+"""The parts of a training step that all backends share: teachers, student, losses.
 
 One step of SPEQ:
 
     teachers(...)    logits of the stochastic path (Eq. 1) and of an external teacher, as constants
     student(...)     the target path, and the losses of Eq. 2 or 4 on it
 
-The teacher goes first: it reads the seeds that the student will use, and leaves them as they are,
-so both see the same dropout masks.
+The teacher runs first. It reads the seeds that the student will use and does not advance them, so
+both see the same dropout masks.
 """
 
 import keras
@@ -62,8 +62,8 @@ def student(model, x, y, sample_weight, teacher_logits):
 def self_teacher_logits(model, plan, x, y, sample_weight):
     """Returns the logits of the stochastic path (Eq. 1), or of the best of all paths (Eq. 5).
 
-    The pass runs under a stateless scope in which the width variables have the drawn values: it
-    uses batch statistics, and nothing that it updates is kept.
+    The pass runs in a stateless scope in which the width variables have the drawn values: it uses
+    batch statistics and keeps none of its updates.
     """
     widths = [quantizer.width for quantizer in plan.quantizers]
     target = ops.stack([ops.convert_to_tensor(width.value) for width in widths])
@@ -71,7 +71,7 @@ def self_teacher_logits(model, plan, x, y, sample_weight):
 
     def run(bits, with_loss):
         drawn = [(width, bits[i]) for i, width in enumerate(widths)]
-        # All variables: a scope does not see the values that one around it holds.
+        # All variables: an inner scope does not see the values of an outer one.
         mapping = [*((variable, variable.value) for variable in model.variables), *drawn]
         with keras.StatelessScope(mapping, collect_losses=True):
             outputs, logits = plan.network(x, training=True)
@@ -101,8 +101,8 @@ def self_teacher_logits(model, plan, x, y, sample_weight):
 def external_teacher_logits(model, plan, x):
     """Returns the external teacher's logits, in inference mode (Eq. 3).
 
-    A softmax or sigmoid at its end is undone: log p differs from the logits by a constant, which
-    the softmax at temperature T does not see.
+    A final softmax or sigmoid is undone: log p differs from the logits by a constant, which does
+    not affect the softmax at temperature T.
     """
     outputs = tree.flatten(model.teacher(x, training=False))
     return [

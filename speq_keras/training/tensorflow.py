@@ -14,7 +14,7 @@ from speq_keras.training.step import student, teachers, track
 def train_step(model, data):
     """Runs one step on a batch and returns the metrics."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    with tf.init_scope():  # the plan is found once, by code that cannot be traced
+    with tf.init_scope():  # the plan is made once, in code that cannot be traced
         model.training_plan()
     make_metrics(model, x, y, sample_weight)
     teacher_logits = teachers(model, x, y, sample_weight)
@@ -32,17 +32,17 @@ def train_step(model, data):
 
 
 def make_metrics(model, x, y, sample_weight):
-    """Makes the metrics that Keras would make within the first step.
+    """Creates the metrics that Keras would create within the first step.
 
-    A `tf.function` that makes variables is traced a second time, which is a third of the time that
-    a large network's first step takes. Here they are made outside of it, on zeros.
+    A `tf.function` that creates variables is traced twice, which is a third of the time that the
+    first step of a large network takes. Here they are created outside of it, on zeros.
     """
     exist = len(model.outputs) == 1 and all(metric.variables for metric in model.metrics)
     if exist or not tf.inside_function() or tf.distribute.has_strategy():
         return
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:  # which knows no graph
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:  # a new thread has no graph
         made = thread.submit(run_on_zeros, model, x, y, sample_weight)
-    if made.exception() is not None:  # a metric that takes no zeros is made by the step
+    if made.exception() is not None:  # a metric that rejects zeros is created by the step
         logging.getLogger(__name__).debug("The step is traced twice: %s", made.exception())
 
 

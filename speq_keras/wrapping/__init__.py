@@ -1,15 +1,15 @@
-"""Float model in, quantized graph out.
+"""Turns a float model into a quantized graph.
 
     as_functional  subclassed models -> Functional ones    subclassed.py
     read_graph     Keras model -> plain nodes              ../graph
     Expander       blocks made of layers -> those layers   composite.py, parts.py
     canonicalize   fused activations, swish, separable     canonical.py
     decide         which layer gets which width            decisions.py
-    place          where quantizers stand                  placement.py
-    find_owners    which layers' ranges they are           owners.py
+    place          where the quantizers go                 placement.py
+    find_owners    which layers the ranges belong to       owners.py
     build_graph    plain nodes -> Keras graph              build.py
 
-`../operations.py` says what an integer kernel does with a tensor: the placement follows that.
+`../operations.py` says what integer kernels do with a tensor; the placement follows from that.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ from speq_keras.wrapping.subclassed import as_functional, taken_apart
 
 @dataclasses.dataclass
 class QuantizedGraph:
-    """A built graph: its ends, why layers stay float, whence the weights, whose the ranges are.
+    """A built graph: inputs, outputs, why layers stay float, origins of weights, owners of ranges.
 
-    `read` is the float `Graph` that it was made of.
+    `read` is the float `Graph` it was made from.
     """
 
     inputs: object
@@ -40,7 +40,7 @@ class QuantizedGraph:
     read: Graph | None = None
 
     def copy_weights(self, layers):
-        """Copies the float model's weights into `layers`, those of a model made of this graph."""
+        """Copies the float model's weights into `layers`, of a model made from this graph."""
         copy_weights(layers, self.canonical.origins, self.canonical.originals)
 
 
@@ -84,7 +84,7 @@ def quantize_graph(model, options, *, fuses_batch_norm=False):
 
 
 def _with_causes(reasons, causes):
-    """Returns why layers stay float; of composite layers, why they could not be taken apart."""
+    """Returns why layers stay float; for composite layers, why they could not be taken apart."""
     return {
         name: f"{reason}; {causes[name]}" if name in causes and reason != "skipped" else reason
         for name, reason in reasons.items()
@@ -98,7 +98,7 @@ def _check_float(graph, options):
             raise ValueError(
                 f"Layer '{node.name}' ({type(node.operation).__name__}) must have float weights, "
                 f"and Keras' own `quantize` has rounded them. {describe(quantization_mode=mode)} "
-                "Wrap the model before."
+                "Wrap the model first."
             )
         if getattr(node.operation, "lora_enabled", False) and not options.is_skipped(node):
             raise ValueError(

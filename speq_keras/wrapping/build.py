@@ -12,12 +12,12 @@ from speq_keras.recurrent import quantized_recurrent
 
 
 def build_graph(canonical, placement, weight_specs, rounding=frozenset()):
-    """Calls every layer of a canonical graph, with quantizers where the placement puts them.
+    """Calls every layer of a canonical graph, inserting the quantizers of the placement.
 
     Args:
         canonical: A `Canonical`.
         placement: A `Placement`.
-        weight_specs: {id(operation): {attribute: WeightQuantizer}}: what `QuantizedLayer` wraps.
+        weight_specs: {id(operation): {attribute: WeightQuantizer}}: for `QuantizedLayer`.
         rounding: ids of the recurrent operations that round inside.
 
     Returns:
@@ -34,7 +34,7 @@ def build_graph(canonical, placement, weight_specs, rounding=frozenset()):
 
 
 class _Builder:
-    """Makes the KerasTensors of a graph, `values`, one after the other."""
+    """Makes the KerasTensors of a graph, `values`, one at a time."""
 
     def __init__(self, graph, placement, weight_specs, rounding):
         self.graph, self.placement, self.weight_specs = graph, placement, weight_specs
@@ -52,7 +52,7 @@ class _Builder:
         """Applies the quantizers of a tensor."""
         for spec in self.placement.at.get(index, []):
             quantizer = self.quantizer_of(spec)
-            # A quantizer with a `call` of its own need not know the argument.
+            # A quantizer with its own `call` may not have the argument.
             knows = type(quantizer).call is ActivationQuantizer.call
             options = {"halves_up": True} if knows and index in self.placement.averages else {}
             self.values[index] = quantizer(self.values[index], **options)
@@ -66,7 +66,7 @@ class _Builder:
         return self.quantizers[id(spec)]
 
     def read(self, node, index):
-        """Returns a tensor as a node reads it."""
+        """Returns a tensor as seen by a node: possibly rounded again."""
         demand = self.placement.demands.get((id(node), index))
         spec = self.placement.between.get((index, demand))
         if spec is None:
@@ -76,7 +76,7 @@ class _Builder:
         return self.requantized[id(spec)]
 
     def layer_of(self, operation):
-        """Returns an operation, or the `QuantizedLayer` of one with quantized weights."""
+        """Returns an operation, or its `QuantizedLayer` if it has quantized weights."""
         if id(operation) not in self.layers:
             quantizers = self.weight_specs.get(id(operation))
             make = quantized_recurrent if id(operation) in self.rounding else QuantizedLayer
@@ -97,7 +97,7 @@ class _Builder:
 
 
 def copy_weights(layers, origins, originals):
-    """Copies the float weights into a wrapped model's layers, and starts trained weight ranges.
+    """Copies the float weights into a wrapped model's layers, and sets initial weight ranges.
 
     Args:
         layers: The wrapped model's layers.
@@ -115,9 +115,9 @@ def copy_weights(layers, origins, originals):
         if origin.indices is not None:
             sources = [sources[i] for i in origin.indices]
         for variable, source in zip(target.weights, sources, strict=True):
-            # A bias may have other axes of size 1 behind its own.
+            # A bias may have extra trailing axes of size 1.
             variable.assign(ops.copy(ops.reshape(source.value, variable.shape)))
-            if not source.trainable:  # of a layer inside one that stays whole, no config tells it
+            if not source.trainable:  # not in the config of a layer inside one that stays whole
                 variable.trainable = False
         if target is not layer:
             for attribute, quantizer in layer.quantizers.items():

@@ -1,6 +1,6 @@
-"""The float graph in the form in which it will be deployed.
+"""Rewrites the float graph into the form in which it will be deployed.
 
-Some layers hide a tensor that integer kernels have to round, and are taken apart:
+Some layers hide a tensor that integer kernels have to round. They are taken apart:
 
     Conv2D(activation="swish")    ->  Conv2D, sigmoid, Multiply
     Dense(activation="softmax")   ->  Dense, softmax            (the teacher needs the logits, too)
@@ -18,10 +18,10 @@ Some layers hide a tensor that integer kernels have to round, and are taken apar
     ops.pad(x, ..., 0.5)          ->  pad with zeros between x − 0.5 and + 0.5
     x * self.gamma                ->  ChannelOperation          (likewise +, -, /)
     ops.matmul(x, self.kernel)    ->  Dense
-    cast to the type that it has  ->  nothing
+    cast to its own type          ->  nothing
     EinsumDense("abc,bd->adc")    ->  transpose, EinsumDense("acb,bd->acd"), transpose
 
-All layers are fresh copies; `origins` remembers where each one's weights come from.
+All layers are fresh copies; `origins` records where the weights of each one come from.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ _MERGES = {name: getattr(layers, name) for name in "Add Multiply Average Maximum
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where the weights of a layer come from: a layer of the float model and the indices in it."""
+    """Where a layer's weights come from: a layer of the float model and the indices in it."""
 
     layer: str
     indices: tuple | None = None
@@ -85,10 +85,10 @@ def canonicalize(graph, is_float, splits_swish, fuses_batch_norm=False):
 
     Args:
         graph: A `Graph` with the float model's own layers; they are not changed.
-        is_float: Function of a node: True for layers that stay as they are, in float.
-        splits_swish: Whether swish and hard swish are taken apart; not worth it where activations
+        is_float: Function of a node: True for layers that stay in floating point unchanged.
+        splits_swish: Whether swish and hard swish are taken apart; not worthwhile if activations
             stay float.
-        fuses_batch_norm: Whether copies of BatchNormalization are those of `fused_batch_norm`.
+        fuses_batch_norm: Whether to copy BatchNormalization as `fused_batch_norm` does.
 
     Returns:
         A `Canonical`.
@@ -99,8 +99,8 @@ def canonicalize(graph, is_float, splits_swish, fuses_batch_norm=False):
 class _Rewriter:
     def __init__(self, graph, is_float, splits_swish, fuses_batch_norm):
         self.old = graph
-        self.node = None  # the one that is rewritten
-        # By operation: however often a layer is called, there is one copy of it.
+        self.node = None  # the node being rewritten
+        # By operation: a layer has one copy, however often it is called.
         self.floats = {id(node.operation) for node in graph.nodes if is_float(node)}
         self.weight_readers = find_readers(graph, is_float)
         makes_output = {id(graph.tensors[index].producer) for index in graph.output_indices}
@@ -110,7 +110,7 @@ class _Rewriter:
         self.new = Graph(name=graph.name)
         self.origins, self.originals = {}, {}
         self.copies = {}
-        self.outer = {}  # id of a layer that stands for an activation function: the layer around it
+        self.outer = {}  # id of a layer used as activation function: the layer around it
         self.names = Names(node.name for node in graph.nodes)
 
     def run(self):
@@ -138,7 +138,7 @@ class _Rewriter:
         return Canonical(self.new, self.origins, self.originals)
 
     def rewrite(self, node, args, kwargs, again):
-        """Appends what becomes of one node; returns its new outputs."""
+        """Appends the replacement of one node; returns its new outputs."""
         operation, name = node.operation, node.name
         stays = id(operation) in self.floats or isinstance(operation, QuantizedLayer | Quantizer)
         inner = fused_layer(operation)
@@ -156,7 +156,7 @@ class _Rewriter:
         if stays and inner is None and not self.hides_logits(operation):
             return self.call(self.copy(operation, name), name, args, kwargs)
         rescaling = as_rescaling(self.new, operation, args, kwargs)
-        if rescaling is not None and not self.reads_mask():  # which a layer would pass on
+        if rescaling is not None and not self.reads_mask():  # a layer would pass it on
             dtype = self.old.tensors[node.outputs[0]].dtype
             return self.rescaling(rescaling, name, refs_in((args, kwargs)), again, dtype)
         is_layer = isinstance(operation, layers.Layer)
@@ -166,7 +166,7 @@ class _Rewriter:
             outputs = self.separable(operation, name, args, kwargs)
             return self.activation(operation, name, outputs)
         if fused_function(operation) is not None:
-            # What is regularized is the output, so the regularizer goes with the activation.
+            # The output is regularized, so the regularizer goes with the activation.
             changes = {"activation": "linear", "activity_regularizer": None}
             outputs = self.call_copy(operation, name, args, kwargs, **changes)
             return self.activation(operation, name, outputs)
@@ -175,13 +175,13 @@ class _Rewriter:
             (x,) = refs_in((args, kwargs))
             return self.remade(function, self.names.unique(name) if again else name, x, operation)
         if function_name(operation) is not None and again:
-            # A function has no weights to share; with one call per layer its input is unambiguous.
+            # A function has no weights to share; with one call per layer each input is unambiguous.
             fresh = self.names.unique(name)
             return self.call(copy_operation(operation, name=fresh), fresh, args, kwargs)
         return self.call_copy(operation, name, args, kwargs)
 
     def call_copy(self, operation, name, args, kwargs, **changes):
-        """Appends a call of the copy of an operation; of an EinsumDense between transpositions."""
+        """Appends a call of an operation's copy, between transpositions for an EinsumDense."""
         plan = dense_order(self.new, operation, args)
         if plan is None:
             return self.call(self.copy(operation, name, **changes), name, args, kwargs)
@@ -192,21 +192,21 @@ class _Rewriter:
         return self.transposed(made, after, name)
 
     def transposed(self, ref, axes, name):
-        """Appends a transposition, if it is one; returns its output, a list."""
+        """Appends a transposition, unless it changes nothing; returns its output, a list."""
         if axes == sorted(axes):
             return [ref]
         transpose = make_operation("Transpose", axes=axes, name=self.names.unique(name))
         return self.call(transpose, transpose.name, [ref], {})
 
     def changes_no_type(self, operation, args):
-        """Whether this is a cast of a tensor to the type that it has."""
+        """Whether this casts a tensor to the type that it already has."""
         refs = refs_in(args)
         is_cast = name_of(operation) == "Cast" and len(refs) == 1
         return is_cast and self.new.tensors[refs[0].index].dtype == operation.dtype
 
     def with_weight(self, reader, refs):
-        """Appends the layer that an operation on a tensor and a `Weight` becomes."""
-        self.node = reader.weight  # under whose name it is known
+        """Appends the layer that replaces an operation on a tensor and a `Weight`."""
+        self.node = reader.weight  # whose name it gets
         operation, name = self.node.operation, self.node.name
         if id(operation) not in self.copies:
             self.copies[id(operation)] = layer = reader.layer(name)
@@ -214,7 +214,7 @@ class _Rewriter:
         return self.call(self.copies[id(operation)], name, [refs[reader.tensor.index]], {})
 
     def splits_here(self):
-        """Whether a swish of this node is taken apart: a Multiply has another meaning for masks."""
+        """Whether this node's swish is taken apart: a Multiply treats masks differently."""
         return self.splits_swish and not self.reads_mask()
 
     def reads_mask(self):
@@ -226,7 +226,7 @@ class _Rewriter:
         return id(operation) in self.last and fused_function(operation) in ("softmax", "sigmoid")
 
     def copy(self, operation, name, **changes):
-        """Returns the one copy of an operation, however often it is called."""
+        """Returns the single copy of an operation, however often it is called."""
         if id(operation) not in self.copies:
             copy = copy_operation(operation, name=name, **changes)
             if self.fuses_batch_norm:
@@ -237,7 +237,7 @@ class _Rewriter:
         return self.copies[id(operation)]
 
     def original_of(self, operation, name):
-        """Returns the layer of the float model whose weights a copy gets, and the `Origin`."""
+        """Returns the float model's layer whose weights a copy gets, and the `Origin`."""
         original, origin_name = self.outer.get(id(operation), (operation, name))
         inner = fused_layer(original)
         if inner is None:
@@ -248,7 +248,7 @@ class _Rewriter:
         return original, Origin(origin_name, tuple(indices))
 
     def remember(self, copy, original, origin):
-        """Notes where the weights of a copy come from."""
+        """Records where the weights of a copy come from."""
         self.origins[copy.name] = origin
         self.originals[copy.name] = original
 
@@ -280,10 +280,10 @@ class _Rewriter:
         return self.call(layer, name, outputs, {})
 
     def activation_layer(self, operation, name, inner_name, args, kwargs):
-        """Appends the layer that `operation` has in place of an activation function."""
+        """Appends the layer that `operation` uses as its activation function."""
         inner = fused_layer(operation)
         if not inner.weights:
-            self.copies.pop(id(inner), None)  # without weights, every call has a copy of its own
+            self.copies.pop(id(inner), None)  # without weights, each call gets its own copy
         self.outer.setdefault(id(inner), (operation, name))
         outputs = self.rewrite(Node(inner, inner_name, args, kwargs), args, kwargs, again=False)
         if operation.activity_regularizer is None:
@@ -311,7 +311,7 @@ class _Rewriter:
     def rescaling(self, scale_and_offset, name, refs, again, dtype):
         """Appends a Rescaling in place of an operation on a constant; returns its outputs.
 
-        It computes in the dtype of the result, which of a whole number and a fraction is float.
+        It computes in the dtype of the result, which is float for a whole number and a fraction.
         """
         name = self.names.unique(name) if again else name
         layer = layers.Rescaling(*scale_and_offset, dtype=dtype, name=name)
@@ -335,7 +335,7 @@ class _Rewriter:
         return self.pairs(last, name, refs, dtype, regularizer)
 
     def pairs(self, layer_class, name, refs, dtype, regularizer):
-        """Appends sums or products of two, one after the other; the last one is named `name`."""
+        """Appends sums or products of two, one after another; the last one gets the name `name`."""
         total = refs[0]
         for number, ref in enumerate(refs[1:], 1):
             is_last = number == len(refs) - 1

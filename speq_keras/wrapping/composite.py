@@ -1,14 +1,14 @@
-"""Layers made of layers as graphs of those layers: attention, transformer and residual blocks.
+"""Takes layers made of layers apart: attention, transformer and residual blocks.
 
-A composite layer is taken apart by calling its `call` on symbolic tensors. Variables that it holds
-itself are tensors, too, while it runs (`symbolic_weights`): each is made by a `Weight`. The result
-stands for the layer only if every weight of the layer belongs to a layer of that graph, if it is
-the same graph in training, and if both compute the same of random data (`composite_check`).
-Otherwise the layer stays one node, and `Expander.reasons` says why. So does a layer after
-`Embedding(mask_zero=True)` or `Masking`: a mask has to be given as an argument to be seen.
+A composite layer is taken apart by calling its `call` on symbolic tensors. Meanwhile the variables
+that it holds itself are tensors, too (`symbolic_weights`): each is made by a `Weight`. The
+resulting graph replaces the layer only if every weight of the layer belongs to a layer of the
+graph, if training gives the same graph, and if both compute the same results on random data
+(`composite_check`). Otherwise the layer stays one node, and `Expander.reasons` says why. So does a
+layer after `Embedding(mask_zero=True)` or `Masking`: only a mask passed as an argument is visible.
 
-Operations that are others in a row are taken apart, too (`parts`): `ops.dot_product_attention`,
-which Keras' attention layers call where they have no dropout, into two products and the softmax
+Operations that combine several others are taken apart, too (`parts`): `ops.dot_product_attention`,
+which Keras' attention layers call if they have no dropout, into two products and the softmax
 between them; `ops.einsum` of two tensors into `ops.matmul` between transpositions.
 """
 
@@ -49,14 +49,14 @@ _KERAS_COMPOSITES = (
     layers.CenterCrop,
     *(getattr(layers, name) for name in dir(layers) if name.startswith("Adaptive")),
 )
-# What may read a weight that a layer holds itself: of these there are kernels.
+# Operations that may read a weight held by the layer itself: these have kernels.
 _READS_WEIGHTS = (*ARITHMETIC, "Matmul")
-# Where the modules of keras.applications are: ConvNeXt's has a LayerScale.
+# The package of keras.applications, whose ConvNeXt has a LayerScale.
 _APPLICATIONS = keras.applications.ConvNeXtTiny.__module__.rsplit(".", 1)[0]
 
 
 def is_composite(operation):
-    """Whether `expand` may be able to take an operation apart; decided by its class alone."""
+    """Whether `expand` may be able to take an operation apart, judging by its class alone."""
     if not isinstance(operation, layers.Layer):
         return type(operation) in part_functions()
     if isinstance(operation, QuantizedLayer | Quantizer) or registered_config(operation):
@@ -66,7 +66,7 @@ def is_composite(operation):
     row = row_of(operation)
     if row is not None and row.is_for_training:
         return False
-    if type(operation).__module__.startswith(_APPLICATIONS):  # as a user's, but for what is known
+    if type(operation).__module__.startswith(_APPLICATIONS):  # like a user's layer, unless known
         return row is None
     return not _is_known(type(operation))
 
@@ -75,9 +75,9 @@ class Expander:
     """The `expand` of `graph.read_graph`: takes composite layers apart.
 
     Args:
-        stays_whole: Function of a name and a layer: True for layers that are not asked for.
-        verifies: Whether each graph is run beside its layer. Not needed for a model whose layers
-            have been taken apart before.
+        stays_whole: Function of a name and a layer: True for layers to leave alone.
+        verifies: Whether each graph is run beside its layer. Unnecessary for a model whose layers
+            were taken apart before.
 
     Attributes:
         reasons: {layer name: why it stays whole}, after reading.
@@ -91,7 +91,7 @@ class Expander:
         self._weights = {}  # id of a variable: (variable, its `Weight`)
 
     def __call__(self, name, operation, args, kwargs):
-        """Returns what `expand` does, or None for a layer that stays one node."""
+        """Returns the result of `expand`, or None for a layer that stays one node."""
         if not is_composite(operation) or self.stays_whole(name, operation):
             return None
         try:
@@ -102,11 +102,11 @@ class Expander:
             return None
 
     def refuse(self, name, why):
-        """Notes why a layer stays whole."""
+        """Records why a layer stays whole."""
         self.reasons.setdefault(name, f"stays whole: {why}")
 
     def _difference(self, layer, model, args, kwargs):
-        """Asks `difference` once for all layers that are alike: blocks follow each other."""
+        """Calls `difference` once for all layers that are alike: blocks repeat."""
         key = _likeness(layer, model, args, kwargs)
         if key is None or key not in self._verified:
             found = difference(layer, model, args, kwargs, model.inputs)
@@ -121,15 +121,15 @@ def expand(operation, args, kwargs, difference=None, weights=None):
 
     Args:
         operation: A composite layer or operation.
-        args: Of the call, with a `keras.KerasTensor` where a tensor goes.
+        args: The call's arguments, with a `keras.KerasTensor` for each tensor.
         kwargs: Likewise.
-        difference: Function of the layer, its graph and the call's args and kwargs, as that of
+        difference: Function of the layer, its graph and the call's args and kwargs, like the one in
             `composite_check`, or None.
         weights: {id of a variable: (variable, its `Weight`)}, extended; or None.
 
     Returns:
-        `(model, tensors)`: a Functional model of the inner layers, and those of the call's tensors
-        that its inputs stand for.
+        `(model, tensors)`: a Functional model of the inner layers, and the tensors of the call that
+        correspond to its inputs.
 
     Raises:
         CannotExpand: If the layer has to stay one node.
@@ -172,13 +172,13 @@ def _random_states_kept(operation):
 def _graph_of(call, args, kwargs, tensors):
     """Returns the args and kwargs that a call was traced with, and its graph.
 
-    Where the size of the batch goes into it, that is a None, and a number is put in its place.
+    If the call uses the batch size, which is None, a number replaces it.
     """
     try:
         model = _traced(call, args, kwargs)
         reads_batch = open_batch.is_read(model)
     except CannotExpand:
-        reads_batch = True  # a None may have been in the way
+        reads_batch = True  # a None may have been the cause
         if not any(x.shape[:1] == (None,) for x in tensors):
             raise
     if reads_batch:
@@ -188,15 +188,16 @@ def _graph_of(call, args, kwargs, tensors):
 
 
 def _fresh(args, kwargs, batch_size=None):
-    """Puts inputs of a new model in place of the tensors of a call.
+    """Replaces the tensors of a call by inputs of a new model.
 
     Args:
-        args: Of the call.
-        kwargs: Of the call.
-        batch_size: In place of a size that is open, or None.
+        args: The call's arguments.
+        kwargs: Likewise.
+        batch_size: Replaces an unknown size, or None.
 
     Returns:
-        `(args, kwargs, tensors)`: the new ones, and the call's tensors, each once, in order.
+        `(args, kwargs, tensors)`: the new ones, and the call's tensors in order, without
+        duplicates.
     """
     known, tensors = {}, []
 
@@ -214,7 +215,7 @@ def _fresh(args, kwargs, batch_size=None):
 
 
 def _traced(call, args, kwargs):
-    """Returns the graph that `call` makes, in inference."""
+    """Returns the graph that `call` makes, in inference mode."""
     inputs = list({id(x): x for x in tree.flatten((args, kwargs)) if is_symbolic(x)}.values())
     try:
         asks = "training" in inspect.signature(call).parameters and kwargs.get("training") is None
@@ -225,16 +226,16 @@ def _traced(call, args, kwargs):
             training = {**kwargs, "training": True}
             in_training = keras.Model(inputs, _outputs(call, inputs, args, training))
             if _classes_in(in_training) != _classes_in(model):
-                raise CannotExpand("it is another graph in training")
+                raise CannotExpand("its graph differs in training")
     except CannotExpand:
         raise
-    except Exception as error:  # anything: it is code of other people, on tensors it may not know
+    except Exception as error:  # anything: third-party code on symbolic tensors
         raise CannotExpand(f"its call fails on symbolic tensors ({brief(error)})") from error
     return model
 
 
 def _outputs(call, inputs, args, kwargs):
-    """Returns what a call returns, with arrays that depend on no input as tensors of the graph."""
+    """Returns a call's results; arrays that depend on no input become tensors of the graph."""
     return tree.map_structure(
         lambda y: y if is_symbolic(y) else Constant(ops.convert_to_numpy(y))(inputs[0]),
         call(*args, **kwargs),
@@ -242,7 +243,7 @@ def _outputs(call, inputs, args, kwargs):
 
 
 def _check_weights(layer, model):
-    """Raises CannotExpand where the graph has less than the layer."""
+    """Raises CannotExpand if the graph lacks something that the layer has."""
     if layer.activity_regularizer is not None:
         raise CannotExpand("it has an activity regularizer")
     found = {id(variable) for variable in model.weights}
@@ -254,8 +255,8 @@ def _check_weights(layer, model):
 
 
 def _check_readers(graph):
-    """Raises CannotExpand where an operation reads weights of which no kernel does."""
-    weights = {}  # number of a tensor that is made of weights alone: the names of those
+    """Raises CannotExpand if an operation reads weights that none of its kernels can."""
+    weights = {}  # tensor computed from weights alone: their names
     for node in graph.nodes:
         names = [name for index in node.inputs for name in weights.get(index, ())]
         is_weight = type(node.operation) is Weight
@@ -264,7 +265,7 @@ def _check_readers(graph):
             weights.update(dict.fromkeys(node.outputs, [node.name] if is_weight else names))
         copies = kind_of(node.operation) in (Kind.CARRY, Kind.CONCAT)
         reads = name_of(node.operation) in _READS_WEIGHTS or is_convolution(node.operation)
-        # What is taken apart itself (`ops.einsum`) may be a product.
+        # An operation that is itself taken apart (`ops.einsum`) may be a product.
         is_known = copies or type(node.operation) in part_functions() or (reads and not is_alone)
         if names and not is_weight and not is_known:
             name = type(node.operation).__name__
@@ -277,7 +278,7 @@ def _has_weights(names):
 
 
 def _likeness(layer, model, args, kwargs):
-    """Returns what layers have in common that compute the same but for their weights, or None."""
+    """Returns a key that is equal for layers that differ only in their weights, or None."""
 
     def plain(leaf):
         return (leaf.shape, leaf.dtype) if isinstance(leaf, keras.KerasTensor) else leaf
@@ -287,12 +288,12 @@ def _likeness(layer, model, args, kwargs):
         call = tree.map_structure(plain, (args, kwargs))
         weights = [(v.shape, v.dtype, v.trainable) for v in layer.variables]
         return repr((type(layer), config, call, weights, _classes_in(model)))
-    except Exception:  # layers without a config are run one by one
+    except Exception:  # layers without a config are checked one by one
         return None
 
 
 def _is_known(layer_class):
-    """Whether a class is one of Keras' or of this package."""
+    """Whether a class belongs to Keras or this package."""
     return layer_class.__module__.split(".")[0] in ("keras", __name__.split(".")[0])
 
 

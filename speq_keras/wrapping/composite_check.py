@@ -1,4 +1,4 @@
-"""Whether a graph computes what the layer computes that it was made of: both are run."""
+"""Checks that a graph computes the same as the layer it was made from, by running both."""
 
 import functools
 import inspect
@@ -12,14 +12,14 @@ from speq_keras._checks import brief
 from speq_keras.graph import read_graph
 from speq_keras.merged_batches import examples_in_one
 
-# In place of the size of a batch while a layer is taken apart: no other size is a multiple of it.
+# Batch size while a layer is taken apart: no other size is a multiple of it.
 STAND_IN = 1009
-# Examples per batch: whoever takes the size of the batch for a constant shows with two of them.
+# Examples per batch: two sizes reveal code that takes the batch size for a constant.
 _BATCH_SIZES = (2, 1)
-# In place of sizes that the graph leaves open; the larger ones, where a kernel needs more.
+# For sizes that the graph leaves open; the larger ones if a kernel needs more.
 _OPEN_SIZES = (16, 64)
-# Of the largest value. The same float operations in another order (attention as two products) stay
-# far below; another function does not.
+# Relative to the largest value. The same float operations in another order (attention as two
+# products) differ by far less; a different function by more.
 _TOLERANCES = {"bfloat16": 0.1, "float16": 0.02}
 _FLOAT32_TOLERANCE = 1e-3
 
@@ -27,25 +27,25 @@ _FLOAT32_TOLERANCE = 1e-3
 def difference(layer, model, args, kwargs, inputs):
     """Runs a layer and the graph made of it on random data, with random weights.
 
-    In inference on two batch sizes, and in training, from the same random state, if the layer asks
-    which of the two it is in. The layer's own variables keep their values.
+    Runs inference on two batch sizes, and training from the same random state if the layer has a
+    `training` argument. The layer's own variables keep their values.
 
     Args:
         layer: The layer.
         model: A Functional model that shares the layer's variables.
-        args: Of the layer's call, with the model's inputs in it.
+        args: Of the layer's call, containing the model's inputs.
         kwargs: Likewise.
         inputs: The inputs of `model`, in order.
 
     Returns:
-        None where they agree, or why the graph does not stand for the layer, as a phrase.
+        None if they agree, or a phrase that says why the graph cannot replace the layer.
     """
     rng = np.random.default_rng(0)
     weights = _random_values(layer, model, rng)
-    # Keras' Functional models say it to the layers of a graph, whatever a model says to its own.
+    # Keras' Functional models pass it to the layers of a graph, whatever a model passes to its own.
     is_model = isinstance(layer, keras.Model)
     asks = is_model or "training" in inspect.signature(layer.call).parameters
-    # Steps that are examples share what a batch has in common: its statistics, random numbers.
+    # Time steps treated as examples share what a batch has in common: statistics, random numbers.
     is_per_step = isinstance(layer, keras.layers.TimeDistributed)
     asks = asks and kwargs.get("training") is None and not is_per_step
 
@@ -57,7 +57,7 @@ def difference(layer, model, args, kwargs, inputs):
     for number, batch_size in enumerate(_batch_sizes(inputs, model)):
         try:
             arrays, wanted = _fitting(run_layer, inputs, batch_size, rng)
-        except Exception as error:  # code of other people, on data that it may not know
+        except Exception as error:  # third-party code on random data
             return f"its call fails on random data ({brief(error)})"
         for training in (None, True) if asks and number == 0 else (None,):
             try:
@@ -72,7 +72,7 @@ def difference(layer, model, args, kwargs, inputs):
 
 
 def _fitting(run_layer, inputs, batch_size, rng):
-    """Returns random data on which the layer runs, and what it makes of them."""
+    """Returns random data on which the layer runs, and its outputs for them."""
     for open_size in _OPEN_SIZES:
         arrays = [_random_input(x, batch_size, open_size, rng) for x in inputs]
         try:
@@ -87,14 +87,14 @@ def _batch_sizes(inputs, model):
     sizes = {x.shape[0] for x in inputs if len(x.shape)}
     if sizes and sizes.isdisjoint((None, STAND_IN)):
         return (next(iter(sizes)),)
-    multiple = examples_in_one(read_graph(model))  # windows of an image that it puts together
+    multiple = examples_in_one(read_graph(model))  # image windows that it reassembles
     return tuple(size * multiple for size in _BATCH_SIZES)
 
 
 def _random_values(layer, model, rng):
-    """Returns [(variable, value)] that let every part count: nothing is 0, sums stay near 1.
+    """Returns [(variable, value)] that make every part count: nothing is 0, sums stay near 1.
 
-    Random state is another one than while the graph was made: noise must not be a constant in it.
+    The random state differs from that at tracing: noise must not be a constant of the graph.
     """
     values, weights = {}, {id(v) for v in [*layer.weights, *model.weights]}
     for variable in [*layer.variables, *model.variables]:
@@ -118,14 +118,14 @@ def _random_input(x, batch_size, open_size, rng):
         shape[0] = batch_size
     if keras.backend.is_float_dtype(x.dtype):
         return ops.cast(rng.normal(size=shape), x.dtype)
-    # Codes that every table has; of a mask, the first place is always looked at.
+    # Codes that every table has; a mask always keeps the first position.
     codes = rng.integers(0, 2, shape)
     codes[..., :1] = 1
     return ops.cast(codes, x.dtype)
 
 
 def _run(operation, weights, args, kwargs):
-    """Returns (flat outputs, losses) of a call with `weights`, without any lasting effect."""
+    """Returns (flat outputs, losses) of a call with `weights`, without lasting effects."""
     with keras.StatelessScope(weights, collect_losses=True) as scope:
         outputs = tree.flatten(operation(*args, **kwargs))
     return outputs, scope.losses

@@ -1,4 +1,4 @@
-"""Operations on a tensor and a constant, as scale and offset of a Rescaling."""
+"""Operations on a tensor and a constant, as the scale and offset of a Rescaling."""
 
 import keras
 import numpy as np
@@ -8,10 +8,10 @@ from speq_keras.operations import ARITHMETIC, name_of
 
 
 def as_rescaling(graph, operation, args, kwargs):
-    """Returns (scale, offset) of the Rescaling that computes what an operation computes, or None.
+    """Returns (scale, offset) of the Rescaling equivalent to an operation, or None.
 
-    The constant has to be one number, or one per channel of the last axis: along another axis a
-    Rescaling could not be folded. Operations that make whole numbers are left alone.
+    The constant must be one number, or one per channel of the last axis: along another axis a
+    Rescaling could not be folded. Operations with integer results are left alone.
 
     Args:
         graph: The `Graph` of the call.
@@ -36,7 +36,7 @@ def as_rescaling(graph, operation, args, kwargs):
 
 
 def _per_channel(value, shape):
-    """Returns a number, or a vector over the last axis; None for what is neither."""
+    """Returns a number, or a vector over the last axis, or None if it is neither."""
     array = np.asarray(keras.ops.convert_to_numpy(value), "float64")
     if array.size == 1:
         return float(array.reshape(()))

@@ -1,4 +1,4 @@
-"""From the arguments of `wrap` to a decision for every layer."""
+"""Turns the arguments of `wrap` into a decision for every layer."""
 
 import dataclasses
 
@@ -32,10 +32,10 @@ _FIXED_WIDTH_WEIGHTS = MinMax(per_channel=True)
 
 @dataclasses.dataclass(kw_only=True)
 class WrapOptions:
-    """The arguments of `wrap` that say what happens to which layer; checked.
+    """The checked arguments of `wrap` that decide what happens to each layer.
 
-    What may be given in several ways is one thing afterwards: quantizers are objects, `skip` is a
-    list, `configs` a dict.
+    Alternative forms of an argument are unified: quantizers are objects, `skip` is a list,
+    `configs` a dict.
     """
 
     w_bits: int | None
@@ -78,8 +78,8 @@ class WrapOptions:
             if not is_config(config):
                 raise TypeError(
                     "`configs` must map name patterns or layer classes to QuantizeConfig objects. "
-                    f"{describe(key=key, value=config)} Configs of tfmot are known once "
-                    "speq_keras.tfmot is imported."
+                    f"{describe(key=key, value=config)} For configs of tfmot, first import "
+                    "speq_keras.tfmot."
                 )
             a_bits = getattr(config, "a_bits", TARGET)
             if self.a_bits is None and a_bits not in (TARGET, None):
@@ -94,7 +94,7 @@ class WrapOptions:
                 raise ValueError(_no_match("configs", key, names))
 
     def names_whole(self, name, layer):
-        """Whether the arguments speak of a composite layer itself, not of the layers in it."""
+        """Whether the arguments refer to a composite layer itself, not to the layers in it."""
         if any(matches(pattern, name) for pattern in self.skip):
             return True
         return any(
@@ -105,15 +105,16 @@ class WrapOptions:
         )
 
     def is_skipped(self, node):
-        """Whether `skip` names the layer of the float model that `node` is or comes from."""
+        """Whether `skip` names the layer of the float model that `node` is or was made from."""
         name = (node.origin or node).name
         return any(matches(pattern, name) for pattern in self.skip)
 
     def config_of(self, node):
-        """Returns `(key, QuantizeConfig)`: what applies to a layer, and where in `configs` it is.
+        """Returns `(key, QuantizeConfig)`: the config of a layer, and its key in `configs`.
 
-        Both are None where there is no config or the layer is skipped; the key is None for the
-        registered config of the layer's class. A separable convolution's two parts get its config.
+        Both are None if there is no config or the layer is skipped; the key is None for the
+        registered config of the layer's class. The two parts of a separable convolution get its
+        config.
         """
         operation, origin = node.operation, node.origin or node
         if not isinstance(operation, keras.layers.Layer) or self.is_skipped(node):
@@ -144,7 +145,7 @@ class WrapOptions:
 
 @dataclasses.dataclass
 class Decisions:
-    """What `decide` found out.
+    """The result of `decide`.
 
     Attributes:
         kinds: {id(node): Kind}.
@@ -152,8 +153,8 @@ class Decisions:
             every product of two tensors.
         weights: {id(operation): {attribute: WeightQuantizer}}.
         reasons: {layer name: why it stays float}.
-        outputs: {tensor: ActivationQuantizer}: those of the configs' `output_quantizer`.
-        rounding: ids of the operations that round what they make themselves.
+        outputs: {tensor: ActivationQuantizer}, from the `output_quantizer`s of configs.
+        rounding: ids of the operations that round their outputs themselves.
     """
 
     kinds: dict
@@ -224,11 +225,11 @@ def decide(graph, options):
 
 
 def _classify(graph, options):
-    """Returns what the arguments of `wrap` and the registry say of every layer, before any width.
+    """Collects what `wrap`'s arguments and the registry say about each layer, before any width.
 
     Returns:
         `({id(operation): QuantizeConfig}, {id(node): Kind}, {layer name: why it stays float}, keys
-        of `configs` that apply to some layer)`.
+        of `configs` that apply to a layer)`.
     """
     configs, kinds, reasons, used = {}, {}, {}, set()
     floats = float_tensors(graph)
@@ -269,7 +270,7 @@ def _output_quantizers(graph, options):
 
 
 def _width(own, target, at_boundary, boundary_bits):
-    """Returns (bits, has_target_width) of one side of one layer."""
+    """Returns (bits, has_target_width) for one side of a layer, inputs or weights."""
     if own != TARGET:
         return own, False
     if at_boundary and target is not None:
@@ -345,7 +346,7 @@ def _all_in_float(graph, options):
     received = describe(model=graph.name, boundary_bits=options.boundary_bits)
     return (
         "At least one layer must be quantized, and the widths of all layers of this model are None:"
-        f" of the first and the last one that is `boundary_bits`. {received} Pass boundary_bits=8, "
+        f" for the first and last, that is `boundary_bits`. {received} Pass boundary_bits=8, "
         "or give a layer a width in `configs`."
     )
 

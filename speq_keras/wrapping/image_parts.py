@@ -1,26 +1,26 @@
-"""As `parts`, of images: patches, crops, and pooling to a given size."""
+"""Like `parts`, for images: patches, crops, and pooling to a given size."""
 
 import keras
 import numpy as np
 from keras import ops
 
-# ITU-R 601-2, as `ops.image.rgb_to_grayscale` has it.
+# ITU-R 601-2, as in `ops.image.rgb_to_grayscale`.
 _LUMA = (0.2989, 0.587, 0.114)
 
 
 class CannotExpand(Exception):
-    """Says, as a phrase, why a layer or operation has to stay one node."""
+    """Says, in a phrase, why a layer or operation has to stay one node."""
 
 
 def reshaped(x, shape):
-    """Returns a tensor in another shape; None stands for the batch."""
+    """Returns a tensor in another shape; None is the batch."""
     if tuple(x.shape) == tuple(shape):
         return x
     return ops.reshape(x, [-1 if size is None else size for size in shape])
 
 
 def extract_patches(operation, images):
-    """Patches as slices: one for every place in a patch, one behind the other."""
+    """Patches as slices: one for each position in a patch, concatenated."""
     if operation.is_3d or operation.data_format != "channels_last" or len(images.shape) != 4:
         raise CannotExpand("only patches of images with channels last are known")
     size, strides, dilation = (
@@ -58,7 +58,7 @@ def _same_padding(size, kernel, stride, dilation):
 
 
 def _tiles(images, counts, size):
-    """Patches that do not overlap, by reshaping."""
+    """Non-overlapping patches, by reshaping."""
     channels = images.shape[-1]
     (rows, columns), (height, width) = counts, size
     images = images[:, : rows * height, : columns * width]
@@ -68,7 +68,7 @@ def _tiles(images, counts, size):
 
 
 def space_to_depth(operation, x):
-    """Every place in a block as channels, one behind the other."""
+    """Each position in a block as channels, concatenated."""
     size = operation.block_size
     if operation.data_format != "channels_last":
         raise CannotExpand("kernels read channels last")
@@ -77,7 +77,7 @@ def space_to_depth(operation, x):
 
 
 def gray(operation, images):
-    """A product with the weights of red, green and blue."""
+    """As a product with the weights of red, green and blue."""
     if operation.data_format != "channels_last":
         raise CannotExpand("kernels read channels last")
     return ops.matmul(images, np.array(_LUMA, "float32")[:, None])
@@ -130,7 +130,7 @@ def pad_images(operation, images):
 
 
 def slice_constant(operation, x, start):
-    """As an index, where it begins at a constant place."""
+    """As an index, if it begins at a constant position."""
     shape = operation.shape
     if any(isinstance(n, keras.KerasTensor) for n in (start, *np.atleast_1d(start))):
         raise CannotExpand("it begins where a tensor says")
@@ -147,8 +147,9 @@ def slice_constant(operation, x, start):
 def adaptive(pool, reduce):
     """Returns the function of an adaptive pooling.
 
-    Where windows have one size it is a pooling; else each axis on its own: windows as long as the
-    longest one, in which values stand twice, for a maximum, or a matrix, for an average.
+    Windows of equal size become one pooling. Otherwise each axis is pooled separately: for a
+    maximum with windows as long as the longest one, in which values may repeat, for an average with
+    a matrix.
     """
 
     def function(operation, x):
@@ -181,7 +182,7 @@ def _windows(size, count):
 
 
 def largest_in(x, axis, windows):
-    """Returns the largest values of windows along an axis."""
+    """Returns the largest value of each window along an axis."""
     longest = max(map(len, windows))
     places = [place for w in windows for place in [*w, *[w[-1]] * (longest - len(w))]]
     taken = ops.take(x, np.array(places), axis=axis)
@@ -190,7 +191,7 @@ def largest_in(x, axis, windows):
 
 
 def average_in(x, axis, windows):
-    """Returns the averages of windows along an axis."""
+    """Returns the average of each window along an axis."""
     matrix = np.zeros((x.shape[axis], len(windows)), "float32")
     for column, window in enumerate(windows):
         matrix[window, column] = 1 / len(window)
@@ -200,7 +201,7 @@ def average_in(x, axis, windows):
 
 
 def center_crop(layer, images, training=None):
-    """As slices, where it makes images smaller."""
+    """As slices, if it makes images smaller."""
     if layer.data_format != "channels_last" or len(images.shape) != 4:
         raise CannotExpand("only images with channels last are known")
     height, width = (

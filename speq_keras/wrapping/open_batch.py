@@ -1,8 +1,8 @@
-"""The size of the batch where it went into a graph: an open one again.
+"""Makes the batch size open again where a graph contains it as a number.
 
-A layer that asks for `ops.shape(x)[0]` is taken apart with `STAND_IN` examples, and what it did
-with that number is undone: it is -1 in a reshape, and what was repeated for every example (a class
-token, `ops.zeros((batch, 1, n))`) is added to zeros that come from a tensor with a batch.
+A layer that reads `ops.shape(x)[0]` is taken apart with `STAND_IN` examples, and the effect of that
+number is undone: in a reshape it becomes -1, and a tensor that was repeated for each example (a
+class token, `ops.zeros((batch, 1, n))`) is added to zeros derived from a tensor with a batch.
 """
 
 import functools
@@ -16,12 +16,12 @@ from speq_keras.operations import name_of
 from speq_keras.wrapping.composite_check import STAND_IN
 from speq_keras.wrapping.image_parts import CannotExpand
 
-# Operations that repeat, by Keras' name, and the attribute that says how often.
+# Operations that repeat, by Keras' name, and the attribute with the count.
 _REPEATS = {"BroadcastTo": "shape", "Tile": "repeats", "Repeat": "repeats"}
 
 
 def is_read(model):
-    """Whether the open size of a batch, None, is an argument of an operation in a graph."""
+    """Whether the open batch size, None, is an argument of an operation in a graph."""
     names = {"Reshape": "newshape", **_REPEATS}
     operations = [o for o in model.operations if not isinstance(o, layers.Layer)]
     found = [getattr(o, names[name_of(o)]) for o in operations if name_of(o) in names]
@@ -29,7 +29,7 @@ def is_read(model):
 
 
 def left_open(model):
-    """Returns a graph like one that was traced with `STAND_IN` examples, for any number of them."""
+    """Returns a graph traced with `STAND_IN` examples as a graph for any number of them."""
     graph = read_graph(model)
     if any(_is_repeated(node, graph) or _batch_arrays(node) for node in graph.nodes):
         model = _rebuilt(model, graph)
@@ -38,11 +38,11 @@ def left_open(model):
     return model
 
 
-# ---- what is repeated for every example ------------------------------------------------------
+# ---- tensors repeated for each example -------------------------------------------------------
 
 
 def _rebuilt(model, graph):
-    """Returns the same graph, with sums in place of what is repeated for every example."""
+    """Returns the same graph, with sums in place of tensors repeated for each example."""
     values = dict(zip(graph.input_indices, model.inputs, strict=True))
     for node in graph.nodes:
         args, kwargs = map_refs((node.args, node.kwargs), values.__getitem__)
@@ -61,7 +61,7 @@ def _rebuilt(model, graph):
 
 
 def _is_repeated(node, graph):
-    """Whether an operation repeats what has no batch `STAND_IN` times along the first axis."""
+    """Whether an operation repeats a tensor without batch `STAND_IN` times along the first axis."""
     if name_of(node.operation) not in _REPEATS or len(node.inputs) != 1:
         return False
     read, made = (graph.tensors[index].shape for index in (*node.inputs, *node.outputs))
@@ -69,25 +69,24 @@ def _is_repeated(node, graph):
 
 
 def _batch_arrays(node):
-    """Returns the arrays among the arguments of a node that have a row for every example."""
+    """Returns the arrays among the arguments of a node that have a row for each example."""
     leaves = tree.flatten((node.args, node.kwargs))
     return [x for x in leaves if tuple(getattr(x, "shape", ()))[:1] == (STAND_IN,)]
 
 
 def _row_of(array):
-    """Returns what the examples of an array have in common: one number, where all are the same."""
+    """Returns the row that all examples of an array share; one number if all are equal."""
     row = ops.convert_to_numpy(array[:1])
     return row.flat[0] if np.all(row == row.flat[0]) else row
 
 
 def _for_every_example(values, row, shape):
-    """Returns `row` plus zeros that have a batch, as the tensor of that `shape` is.
+    """Returns `row` plus zeros with a batch, like the tensor of that `shape`.
 
     Args:
-        values: {number: tensor} of what has been computed; the last one that fits is multiplied by
-            zero.
+        values: {number: tensor} of the results so far; the last suitable one is multiplied by zero.
         row: A tensor, an array or a number, the same for all examples.
-        shape: What it is repeated to.
+        shape: The shape of the repeated tensor.
     """
     candidates = [x for x in values.values() if x.shape[:1] == (STAND_IN,) and len(x.shape) > 1]
     fits = [x for x in candidates if "float" in x.dtype and x.shape[-1] == shape[-1]]
@@ -106,16 +105,16 @@ def _for_every_example(values, row, shape):
 
 
 def _reshapes(model):
-    """Returns [(operation, new shape)] of the calls of `ops.reshape` in a graph."""
+    """Returns [(operation, new shape)] for the calls of `ops.reshape` in a graph."""
     operations = [o for o in model.operations if not isinstance(o, layers.Layer)]
     found = [operation for operation in operations if name_of(operation) == "Reshape"]
     return [(o, o.newshape) for o in found if isinstance(o.newshape, list | tuple)]
 
 
 def _open(reshape, shape):
-    """Makes -1 of the size of the batch that went into `ops.reshape` by `ops.shape(x)[0]`.
+    """Replaces the batch size that `ops.shape(x)[0]` put into a reshape by -1.
 
-    A shape has room for one -1, so another one in it becomes the size that it stands for.
+    A shape can hold only one -1, so an existing one becomes the size that it stood for.
     """
     if not shape or shape[0] is None or shape[0] <= 0 or shape[0] % STAND_IN:
         return
@@ -123,5 +122,5 @@ def _open(reshape, shape):
     rest = [size if old == -1 else old for old, size in zip(shape[1:], made, strict=True)]
     if None not in rest:
         reshape.newshape = (-1, *rest)
-        # Copies are made of the config, where Keras has written down the shape that was given.
+        # Copies are made from the config, in which Keras recorded the given shape.
         reshape.get_config = functools.partial(dict, newshape=reshape.newshape, name=reshape.name)

@@ -1,4 +1,4 @@
-"""Operations on a tensor and a weight that a user's layer holds, as layers with that weight."""
+"""Turns operations on a tensor and a user layer's weight into layers with that weight."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from speq_keras.operations import ARITHMETIC, name_of, operation_classes
 from speq_keras.own_weights import ChannelOperation, Weight
 
 _OPTIONS = ("strides", "padding", "dilation_rate")
-# Layers of one and two dimensions, by what the operation is called here.
+# Layers of one and two dimensions, by the name of the operation.
 _CONVOLUTIONS = {
     "conv": (layers.Conv1D, layers.Conv2D),
     "depthwise_conv": (layers.DepthwiseConv1D, layers.DepthwiseConv2D),
@@ -21,26 +21,26 @@ _CONVOLUTIONS = {
 
 @functools.cache
 def _convolution_classes():
-    # In Keras 3.15, what `ops.conv_transpose` makes of symbolic tensors cannot be run.
+    # In Keras 3.15, the symbolic result of `ops.conv_transpose` cannot be run.
     calls = (lambda x: ops.conv(x, x), lambda x: ops.depthwise_conv(x, x))
     return dict(zip(operation_classes(calls), _CONVOLUTIONS, strict=True))
 
 
 def is_convolution(operation):
-    """Whether this is what `ops.conv` or `ops.depthwise_conv` makes."""
+    """Whether this is the operation of `ops.conv` or `ops.depthwise_conv`."""
     return type(operation) in _convolution_classes()
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """The one node that reads what a `Weight` makes.
+    """The only node that reads a `Weight`'s output.
 
     Attributes:
         weight: The node of the `Weight`.
-        operation: "matmul", one of `_CONVOLUTIONS`, or as of `ChannelOperation`.
+        operation: "matmul", one of `_CONVOLUTIONS`, or as in `ChannelOperation`.
         weight_first: Whether the weight is the first operand.
         tensor: The `Ref` of the other operand.
-        options: Of a convolution: ((name, value), ...).
+        options: For a convolution: ((name, value), ...).
     """
 
     weight: Any
@@ -50,7 +50,7 @@ class Reader:
     options: tuple = ()
 
     def layer(self, name):
-        """Returns a layer that computes the same, built, with a weight of its own."""
+        """Returns a built layer that computes the same, with its own weight."""
         weight = self.weight.operation
         common = {"dtype": weight.dtype_policy, "trainable": weight.trainable, "name": name}
         if self.operation == "matmul" or self.operation in _CONVOLUTIONS:
@@ -88,11 +88,11 @@ class Reader:
 def find_readers(graph, is_float):
     """Returns {id(node): `Reader`} of the operations that become layers.
 
-    A weight that is read in several ways stays a tensor.
+    A weight with several readers stays a tensor.
 
     Args:
         graph: A `Graph`.
-        is_float: Function of a node: True where nothing may become another layer.
+        is_float: Function of a node: True if it must not become another layer.
     """
     weights = [node for node in graph.nodes if type(node.operation) is Weight]
     readers = graph.readers()
@@ -116,7 +116,7 @@ def find_readers(graph, is_float):
 
 
 def _reader(graph, weight, node):
-    """Returns the `Reader` of what `weight` makes, or None where it stays an operation."""
+    """Returns the `Reader` of `weight`'s output, or None if it stays an operation."""
     name = name_of(node.operation)
     operands = [*node.args, *node.kwargs.values()]
     is_layer = isinstance(node.operation, layers.Layer)
@@ -127,7 +127,7 @@ def _reader(graph, weight, node):
     tensor, made = graph.tensors[ref.index], graph.tensors[node.outputs[0]]
     by_weight = tensor.producer is not None and type(tensor.producer.operation) is Weight
     if by_weight or tensor.dtype != weight.operation.compute_dtype or ref.index in graph.masked:
-        return None  # a layer would pass a mask on
+        return None  # a layer would pass on a mask
     shape = tuple(weight.operation.shape)
     if is_convolution(node.operation):
         return None if weight_first else _conv_reader(weight, node.operation, ref, tensor)
@@ -142,13 +142,13 @@ def _reader(graph, weight, node):
 
 
 def _conv_reader(weight, operation, ref, tensor):
-    """Returns the `Reader` of a convolution, or None where no layer computes the same."""
+    """Returns the `Reader` of a convolution, or None if no layer computes the same."""
     name = _convolution_classes()[type(operation)]
     *size, inputs, _ = weight.operation.shape
     is_last = (operation.data_format or keras.config.image_data_format()) == "channels_last"
     is_known = is_last and operation.padding in ("valid", "same")
     if not is_known or len(size) not in (1, 2) or tensor.shape[-1] != inputs:
-        return None  # in groups, or of three dimensions
+        return None  # grouped or three-dimensional
     options = []
     for option in _OPTIONS:
         value = getattr(operation, option)

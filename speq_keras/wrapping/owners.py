@@ -1,10 +1,10 @@
-"""To which layers a range belongs: where they are frozen, it is not trained either.
+"""Finds the layers a range belongs to: if they are frozen, the range is not trained either.
 
-A tensor belongs to the layer that makes it, whatever that layer was taken apart into. Made by a
-layer or operation without weights (an activation, a sum) or by a BatchNormalization, it belongs to
-the nearest layers with weights before it as well, and is frozen when all of these are. What is
-made of the model's inputs by nobody who learns belongs to the layers that read it. A second
-quantizer, in front of readers of another width, belongs to those.
+A tensor belongs to the layer that makes it, even after that layer was taken apart. A tensor made by
+a layer or operation without weights (an activation, a sum) or by a BatchNormalization also belongs
+to the nearest preceding layers with weights, and is frozen when all of these are. A tensor computed
+from the model's inputs without any weights belongs to the layers that read it. A second quantizer,
+for readers of another width, belongs to those readers.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class Owners:
 
     Attributes:
         any_of: The range is frozen when one of these is.
-        all_of: The range is frozen when there are some, and all of these are.
+        all_of: The range is frozen when this is not empty and all of these are.
     """
 
     any_of: tuple
@@ -68,12 +68,12 @@ class _Finder:
                 self.makers[index] = self.makers_of(node)
 
     def has_weights(self, node):
-        """Whether a layer has something to learn, frozen or not."""
+        """Whether a layer has trainable weights, frozen or not."""
         never = isinstance(node.operation, Quantizer | layers.Normalization)
         return node.name in self.with_weights and not never
 
     def makers_of(self, node):
-        """Returns the names of the layers with weights nearest to the outputs of a node."""
+        """Returns the names of the layers with weights nearest to a node's outputs."""
         names = [node.name] if self.has_weights(node) else []
         if not names or self.kinds[id(node)] is Kind.AFFINE:
             names += [name for index in node.inputs for name in self.makers.get(index, ())]
@@ -92,7 +92,7 @@ class _Finder:
         return Owners(own, makers) if makers else Owners((*own, *self.readers_with_weights(index)))
 
     def owners_by_readers(self, index, readers):
-        """Returns the `Owners` of a second quantizer, which only `readers` of the tensor read."""
+        """Returns the `Owners` of a second quantizer, which serves only these readers."""
         names = [node.name for node in readers if self.has_weights(node)]
         return Owners(tuple(dict.fromkeys(names))) if names else self.owners(index)
 

@@ -1,8 +1,8 @@
-"""Operations and layers of Keras in terms of others, of which there are kernels.
+"""Expresses operations and layers of Keras by others that have integer kernels.
 
-Each function takes the operation and the arguments of its call, with a `keras.KerasTensor` where a
-tensor goes, and returns what the call makes. It raises `CannotExpand` where the operation has to
-stay what it is.
+Each function takes the operation and the arguments of its call, with a `keras.KerasTensor` for each
+tensor, and returns the call's results. It raises `CannotExpand` if the operation cannot be taken
+apart.
 """
 
 import functools
@@ -21,9 +21,9 @@ from speq_keras.wrapping.image_parts import CannotExpand, reshaped
 
 @functools.cache
 def part_functions():
-    """Returns {class of operations or layers: function that takes one apart}."""
+    """Returns {class of operations or layers: function that takes it apart}."""
     functions = dict(zip(operation_classes(_OPERATIONS), _OPERATIONS.values(), strict=True))
-    functions.pop(None, None)  # of what this version of Keras lacks
+    functions.pop(None, None)  # operations that this version of Keras lacks
     return {
         **functions,
         layers.TimeDistributed: _time_distributed,
@@ -43,11 +43,11 @@ def _attention(operation, query, key, value, bias=None, mask=None, scale=None):
         key: (batch, sources, heads, size).
         value: (batch, sources, heads, size).
         bias: Added to the scores, (batch, heads, targets, sources).
-        mask: True where a source may be looked at.
-        scale: Of the scores, if it is not 1/√size.
+        mask: True where a source may be attended to.
+        scale: Of the scores, if not 1/√size.
     """
     if operation.attn_logits_soft_cap is not None:
-        raise CannotExpand("of attention, only that without a soft cap is known")
+        raise CannotExpand("only attention without a soft cap is known")
     query = layers.Rescaling(query.shape[-1] ** -0.5 if scale is None else scale)(query)
     scores = product("bthd,bshd->bhts", query, key)
     if bias is not None:
@@ -66,7 +66,7 @@ def _attention(operation, query, key, value, bias=None, mask=None, scale=None):
 
 def _einsum(operation, *operands):
     if len(operands) != 2:
-        raise CannotExpand("it is no product of two tensors")
+        raise CannotExpand("it is not a product of two tensors")
     return product(operation.subscripts, *operands)
 
 
@@ -74,7 +74,7 @@ def product(equation, x, y):
     """Returns `ops.einsum(equation, x, y)` as `ops.matmul` between transpositions and reshapes.
 
     Raises:
-        CannotExpand: If it is no product of matrices.
+        CannotExpand: If it is not a product of matrices.
     """
     x_axes, y_axes, axes = einsum_axes(equation)
     shared = [a for a in axes if a in x_axes and a in y_axes]
@@ -82,10 +82,10 @@ def product(equation, x, y):
     rows = [a for a in x_axes if a not in y_axes]
     columns = [a for a in y_axes if a not in x_axes]
     if set(axes) != {*shared, *rows, *columns} or "." in equation:
-        raise CannotExpand("it is no product of two matrices")
+        raise CannotExpand("it is not a product of two matrices")
     sizes = {**dict(zip(y_axes, y.shape, strict=True)), **dict(zip(x_axes, x.shape, strict=True))}
     if shared and axes[0] != shared[0]:
-        raise CannotExpand("the batch is not the first axis of what it makes")
+        raise CannotExpand("the batch is not the first axis of its result")
     x = _matrix(_transposed(x, x_axes, [*shared, *rows, *summed]), sizes, shared, rows, summed)
     y = _matrix(
         _transposed(y, y_axes, [*shared, *summed, *columns]), sizes, shared, summed, columns
@@ -96,9 +96,9 @@ def product(equation, x, y):
 
 
 def _matrix(x, sizes, shared, *groups):
-    """Merges each group of axes to one; without shared axes, the first group keeps the batch."""
+    """Merges each group of axes into one; without shared axes, the first group keeps the batch."""
     first, last = ([sizes[axis] for axis in group] for group in groups)
-    if None in first:  # the batch is among the rows: they stay apart
+    if None in first:  # the batch is among the rows: they stay separate
         return reshaped(x, [*first, math.prod(last)])
     return reshaped(x, [*(sizes[axis] for axis in shared), math.prod(first), math.prod(last)])
 
@@ -110,7 +110,7 @@ def _transposed(x, axes, wanted):
 
 def _dot(operation, x, y):
     if len(y.shape) != 2:
-        raise CannotExpand("it is no product of two matrices")
+        raise CannotExpand("it is not a product of two matrices")
     return ops.matmul(x, y)
 
 
@@ -119,7 +119,7 @@ def _tensordot(operation, x, y):
     axes = axes if isinstance(axes, list | tuple) else (range(-axes, 0), range(axes))
     (last, first) = ([axes] if isinstance(axes, int) else list(axes) for axes in axes)
     if len(y.shape) != 2 or first != [0] or last not in ([-1], [len(x.shape) - 1]):
-        raise CannotExpand("it is no product of two matrices")
+        raise CannotExpand("it is not a product of two matrices")
     return ops.matmul(x, y)
 
 
@@ -149,7 +149,7 @@ def _layer_norm(operation, x, gamma=None, beta=None):
 
 def _rms_norm(operation, x, scale=None):
     if scale is None:
-        raise CannotExpand("it is what it is")
+        raise CannotExpand("it cannot be expressed by other operations")
     return _scaled(ops.rms_normalization(x, axis=operation.axis, epsilon=operation.epsilon), scale)
 
 
@@ -195,7 +195,7 @@ def _one_hot(operation, x):
 
 
 def _time_distributed(layer, inputs, training=None, mask=None):
-    """Every step of every sequence as an example of its own."""
+    """Each step of each sequence as a separate example."""
     if None in inputs.shape[1:]:
         raise CannotExpand("its sequences must have one length")
     if mask is not None and "mask" in inspect.signature(layer.layer.call).parameters:

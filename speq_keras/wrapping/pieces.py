@@ -1,7 +1,7 @@
-"""Operations with several outputs or inputs, made of operations that integer kernels have.
+"""Expresses operations with several outputs or inputs by operations with integer kernels.
 
 Each function takes `(rewriter, operation, name, args, kwargs)`, appends nodes, and returns their
-outputs, or None where the operation has to stay what it is.
+outputs, or None if the operation has to stay as it is.
 """
 
 import numpy as np
@@ -58,7 +58,7 @@ def _stack(rewriter, operation, name, args, kwargs):
 
 
 def _get_item(rewriter, operation, name, args, kwargs):
-    """x[:, None, 0] as x[:, 0], and an expand_dims for every axis that is added."""
+    """x[:, None, 0] as x[:, 0] and an expand_dims for each added axis."""
     key = args[1] if len(args) == 2 else None
     key = (key,) if isinstance(key, int) else key
     if not isinstance(key, list | tuple) or not key or key[0] is None:
@@ -78,7 +78,7 @@ def _get_item(rewriter, operation, name, args, kwargs):
 
 
 def _squeeze(rewriter, operation, name, args, kwargs):
-    """Of a first axis that was moved there: in its old place."""
+    """Removes a first axis that a transposition moved there, at its old position."""
     moved = _moved(rewriter, args[0]) if args and isinstance(args[0], Ref) else None
     if moved is None or operation.axis not in (0, (0,), [0]):
         return None
@@ -88,7 +88,7 @@ def _squeeze(rewriter, operation, name, args, kwargs):
 
 
 def _transpose(rewriter, operation, name, args, kwargs):
-    """Of what a transposition before it has moved: both in one."""
+    """Merges a transposition with the one before it."""
     moved = _moved(rewriter, args[0]) if args and isinstance(args[0], Ref) else None
     if moved is None:
         return None
@@ -98,7 +98,7 @@ def _transpose(rewriter, operation, name, args, kwargs):
 
 
 def _cut(rewriter, name, ref, key):
-    """Appends x[key]; where a transposition moved the batch away from the first axis, before it."""
+    """Appends x[key], before a transposition that moved the batch away from the first axis."""
     moved = _moved(rewriter, ref)
     if moved is None:
         return _appended(rewriter, "GetItem", name, ref, key=tuple(key))
@@ -124,18 +124,18 @@ def _moved(rewriter, ref):
 
 
 def _axes_of(operation, rank):
-    """Returns the axes of the transposition that one of `_MOVES` is."""
-    numbered = np.empty((*range(rank),))  # axes with a size of their own, without any element
+    """Returns the axes of the transposition that is equivalent to one of `_MOVES`."""
+    numbered = np.empty((*range(rank),))  # axes of different sizes, without any elements
     return list(_MOVES[name_of(operation)](numbered, operation).shape)
 
 
 def _without(rewriter, name, ref, first, others):
-    """Appends the transposition that is left where its first axis is gone."""
+    """Appends the transposition that remains after its first axis is removed."""
     return rewriter.transposed(ref, [axis - (axis > first) for axis in others], name)
 
 
 def _appended(rewriter, kind, name, ref, key=None, **options):
-    """Appends an operation, by Keras' name, on a tensor; returns its outputs."""
+    """Appends an operation on a tensor, given by Keras' name; returns its outputs."""
     operation = make_operation(kind, **options, name=rewriter.names.unique(name))
     args = [ref] if key is None else [ref, key]
     return rewriter.call(operation, operation.name, args, {})
@@ -159,9 +159,9 @@ def _extreme(layer_class):
 
 
 def _pad(rewriter, operation, name, args, kwargs):
-    """Pads x − c with zeros, and adds c: zero is on all grids, and c is not.
+    """Pads x − c with zeros and adds c: zero is on every grid, c is not.
 
-    What is far below all codes stands before a maximum, and stays.
+    A value far below all codes is padding for a maximum and is kept.
     """
     given = [*args[1:], *kwargs.values()]
     constant = given[0] if len(given) == 1 and isinstance(given[0], int | float) else None
@@ -183,7 +183,7 @@ def _pad(rewriter, operation, name, args, kwargs):
 
 
 def dense_order(graph, layer, args):
-    """Returns how an EinsumDense becomes one of the last axes, as kernels have it.
+    """Returns how to turn an EinsumDense into one over the last axes, as kernels need it.
 
     Args:
         graph: The `Graph` of the `Ref`s in `args`.
@@ -191,8 +191,8 @@ def dense_order(graph, layer, args):
         args: Of its call.
 
     Returns:
-        `(axes of a transposition before it, new options, axes of one after it)`, or None where it
-        is one already, can be none, or is another layer.
+        `(axes of a transposition before it, new options, axes of one after it)`, or None if it
+        already is one, cannot become one, or is another layer.
     """
     if name_of(layer) != "EinsumDense" or "." in layer.equation or not args:
         return None
@@ -230,7 +230,7 @@ def _slices(rewriter, name, ref, axis, keys):
     return outputs
 
 
-# What puts axes into another order: a function of an array and the operation, by Keras' name.
+# Operations that permute axes: a function of an array and the operation, by Keras' name.
 _MOVES = {
     "Transpose": lambda x, operation: np.transpose(x, operation.axes),
     "Swapaxes": lambda x, operation: np.swapaxes(x, operation.axis1, operation.axis2),

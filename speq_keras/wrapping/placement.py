@@ -1,20 +1,20 @@
-"""Where quantizers stand, and which width every layer gets: decisions as plain data.
+"""Decides where quantizers go and which width every layer gets, as plain data.
 
-Rules, in the order in which they are applied:
+The rules, in order:
 
 1. A layer with a quantize config reads its inputs at its own width: the target width, or
    `boundary_bits` for the first and last weighted layers, or 8 bits inside squeeze-excite blocks,
-   or what its config says. The product of two tensors (attention) reads the target width, and
-   8 bits of a softmax, which has a grid of its own.
-2. Add, Multiply, ..., means, tabulated functions and what leaves the model read 8 bits.
-   BatchNormalization and ReLU read nothing of their own where they fold into the layer before
-   them. Layers that stay float read what is there, and 8 bits of what integer kernels make.
+   or what its config says. A product of two tensors (attention) reads its inputs at the target
+   width, but a softmax at 8 bits, because that has a fixed grid.
+2. Add, Multiply, ..., means, tabulated functions and the model's outputs are read at 8 bits.
+   BatchNormalization and ReLU need no width if they fold into the layer before them. Layers that
+   stay float read float tensors as they are, and results of integer kernels at 8 bits.
 3. Operations that copy or order codes (max pooling, reshape, ...), average pooling and Concatenate
-   tie their inputs and outputs to one grid: one *group* of tensors, one quantizer, which stands
+   tie their inputs and outputs to one grid: one *group* of tensors with one quantizer, placed
    where the group's tensors are made.
-4. Read at one width, the group gets that quantizer. Read at several, or made by something that can
-   only make 8 bits, it gets 8 bits, and each narrower reader a second quantizer on top. A group
-   with a tensor for which a config names a quantizer gets that one.
+4. If all readers of a group have one width, it gets that quantizer. If they have several, or its
+   producer can only make 8 bits, it gets 8 bits, and each narrower reader a second quantizer.
+   If a config names a quantizer for one of its tensors, the group gets that one.
 """
 
 import dataclasses
@@ -41,14 +41,14 @@ _MAKES_8_BITS = (Kind.MEAN, Kind.TABLE, Kind.FLOAT)
 class Demand:
     """A width at which a tensor is read. `quantizer`: the prototype to copy.
 
-    Demands for the same width from the same kind of quantizer are equal: they share one.
+    Demands for the same width and kind of quantizer are equal, so that they share one.
     """
 
     bits: int | None
     has_target_width: bool
     quantizer: Any
 
-    # Not computed before it is asked for: `get_config` imports TensorFlow on every backend.
+    # Computed only when needed: `get_config` imports TensorFlow on every backend.
     @functools.cached_property
     def _key(self):
         by_placement = {"name", "bits", "has_target_width", "signed", "nonnegative_input"}
@@ -63,7 +63,7 @@ class Demand:
         return hash(self._key)
 
     def quantizer_of(self, *, signed):
-        """Returns a new quantizer of this width for tensors that may be negative, or may not."""
+        """Returns a new quantizer of this width, for tensors that may be negative if `signed`."""
         return self.quantizer.copy(
             bits=self.bits,
             has_target_width=self.has_target_width,
@@ -91,7 +91,7 @@ class Placement:
         at: {tensor: [Spec, ...]}: quantizers at the tensor itself, for all its readers.
         between: {(tensor, demand): Spec}: second quantizers, for readers with that demand.
         demands: {(node id, tensor): Demand}: what each reader of a tensor asks for.
-        averages: The tensors whose codes are averages of codes: halves of them go up.
+        averages: The tensors whose codes are averages of codes: halves are rounded up.
     """
 
     at: dict
@@ -106,17 +106,17 @@ def float_tensors(graph):
 
 
 def find_boundaries(graph, is_weighted):
-    """Returns the operations (by id) that are the first or the last weighted one on some path."""
+    """Returns the operations (by id) that are the first or last weighted one on some path."""
     forward = [(node, node.inputs, node.outputs) for node in graph.nodes]
     backward = [(node, node.outputs, node.inputs) for node in reversed(graph.nodes)]
     return _first_weighted(forward, is_weighted) | _first_weighted(backward, is_weighted)
 
 
 def _first_weighted(visits, is_weighted):
-    """Returns the operations (by id) of the weighted nodes with no other one on the way to them.
+    """Returns the operations (by id) of the weighted nodes with no other one before them.
 
     Args:
-        visits: (node, tensors by which its way comes, tensors by which it goes on), in order.
+        visits: (node, tensors from which it is reached, tensors that it leads to), in order.
         is_weighted: Function of a node.
     """
     behind, first = set(), set()
@@ -155,15 +155,15 @@ def find_squeeze_excite(graph, kinds):
 
 
 def place(graph, kinds, layer_demands, quantizes_outputs, given=None, rounding=frozenset()):
-    """Decides where quantizers stand.
+    """Decides where quantizers go.
 
     Args:
         graph: A canonical `Graph`.
         kinds: {id(node): Kind}.
         layer_demands: {id(operation): Demand or None}: the input width of weighted layers and of
             products of two tensors.
-        quantizes_outputs: Whether what leaves the model is rounded to 8 bits.
-        given: {tensor: ActivationQuantizer} of what configs say of outputs, or None.
+        quantizes_outputs: Whether the model's outputs are rounded to 8 bits.
+        given: {tensor: ActivationQuantizer}, the configs' output quantizers, or None.
         rounding: ids of the operations that make codes of 8 bits themselves.
 
     Returns:
@@ -189,12 +189,12 @@ class _Placer:
         return self.placement
 
     def kind_of_producer(self, index):
-        """Returns the `Kind` of what makes a tensor, or None for a model input."""
+        """Returns the `Kind` of a tensor's producer, or None for a model input."""
         producer = self.graph.tensors[index].producer
         return None if producer is None else self.kinds[id(producer)]
 
     def find_nonnegative(self):
-        """Returns the tensors that are never negative, whatever the weights are."""
+        """Returns the tensors that are never negative, whatever the weights."""
         nonnegative = set()
         for node in self.graph.nodes:
             flags = [index in nonnegative for index in node.inputs]
@@ -234,11 +234,11 @@ class _Placer:
         return None
 
     def makes_output(self, node):
-        """Whether what a node makes leaves the model."""
+        """Whether a node's result is an output of the model."""
         return any(index in self.outputs for index in node.outputs)
 
     def output_demand(self, index):
-        """Returns the width at which a tensor leaves the model, or None."""
+        """Returns the width at which a model output is read, or None."""
         kind = self.kind_of_producer(index)
         stays_float = kind in (None, Kind.FLOAT, Kind.QUANTIZER, Kind.TABLE)
         return None if stays_float or not self.quantizes_outputs else EIGHT_BITS
@@ -252,7 +252,7 @@ class _Placer:
         )
 
     def is_integer(self, index):
-        """Whether integer kernels compute the tensor: then a float reader gets it at 8 bits."""
+        """Whether integer kernels compute the tensor; a float reader then gets it at 8 bits."""
         producer = self.graph.tensors[index].producer
         while producer is not None and self.kinds[id(producer)] in (*_TIES, Kind.AFFINE, Kind.RELU):
             producer = self.graph.tensors[producer.inputs[0]].producer
@@ -261,7 +261,7 @@ class _Placer:
         return not self.reads_float(producer)
 
     def has_fixed_range(self, index):
-        """Whether a tensor holds what a function with a grid of its own has made."""
+        """Whether a tensor is the result of a function with a fixed grid."""
         producer = self.graph.tensors[index].producer
         while producer is not None and self.kinds[id(producer)] in _TIES:
             producer = self.graph.tensors[producer.inputs[0]].producer
@@ -293,7 +293,7 @@ class _Placer:
         signed = not all(index in nonnegative for index in roots)
         root_demand = self.place_roots(group, roots, demands, signed)
         for index in group:
-            # One negative member makes the group signed, but a second quantizer sees one tensor.
+            # One negative member makes the group signed; a second quantizer sees only one tensor.
             self.place_between(index, root_demand, signed=index not in nonnegative)
 
     def place_roots(self, group, roots, demands, signed):
@@ -333,21 +333,21 @@ class _Placer:
         return demand
 
     def is_rounded(self, index):
-        """Whether a tensor has codes of 8 bits on a grid of its own, from a recurrent layer."""
+        """Whether a tensor comes from a recurrent layer, with 8-bit codes on its own grid."""
         kind, producer = self.kind_of_producer(index), self.graph.tensors[index].producer
         if kind is Kind.CARRY:
-            return True  # what its input has
+            return True  # like its input
         is_recurrent = isinstance(producer and producer.operation, QuantizedRecurrent)
         return is_recurrent or id(producer and producer.operation) in self.rounding
 
     def existing_quantizer(self, index):
-        """Returns the quantizer of an extended SPEQModel that makes a tensor, or None."""
+        """Returns the quantizer of a wrapped model, now extended, that makes a tensor, or None."""
         if self.kind_of_producer(index) is not Kind.QUANTIZER:
             return None
         return self.graph.tensors[index].producer.operation
 
     def range_of(self, index):
-        """Returns the ends of a range that is not trained: (None, None) for a model input."""
+        """Returns the ends of an untrained range: (None, None) for a model input."""
         producer = self.graph.tensors[index].producer
         return (None, None) if producer is None else fixed_range(producer.operation)
 
@@ -372,10 +372,10 @@ class _Placer:
 
     @staticmethod
     def is_met(demand, root):
-        """Whether a grid serves a demand: the same one, or a narrower one read as 8 bits."""
+        """Whether a grid meets a demand: the same one, or a narrower one read as 8 bits."""
         if root.quantizer is not None:
             return demand == root
-        # A quantizer that was already there. The teacher draws the target width up to 8 bits.
+        # It existed before. The teacher draws the target width up to 8 bits.
         if demand.has_target_width or demand.bits < 8:
             return demand.has_target_width == root.has_target_width and (
                 root.has_target_width or root.bits == demand.bits
@@ -383,12 +383,12 @@ class _Placer:
         return True
 
     def base_name(self, index):
-        """Returns the name that those of a tensor's quantizers begin with."""
+        """Returns the common prefix of the names of a tensor's quantizers."""
         tensor = self.graph.tensors[index]
         if tensor.producer is None:
             return tensor.name
         return tensor.producer.name.removesuffix("_quantizer")
 
     def name_at(self, index):
-        """Returns a new name for a quantizer where a tensor is made."""
+        """Returns a new name for a quantizer at a tensor's producer."""
         return self.names.unique(f"{self.base_name(index)}_quantizer")

@@ -1,7 +1,7 @@
-"""Subclassed models as Functional ones, of the graph that their `call` makes of symbolic tensors.
+"""Turns subclassed models into Functional ones by tracing their `call` on symbolic tensors.
 
-As with layers that are made of layers (`composite`), the graph stands for the model only if it has
-all of its weights, is the same in training, and computes the same of random data.
+As with layers made of layers (`composite`), the graph replaces the model only if it has all of the
+model's weights, is the same in training, and computes the same results on random data.
 """
 
 import keras
@@ -23,9 +23,9 @@ def as_functional(model, inputs=None):
     """Returns a Functional model that shares the layers and variables of a subclassed one.
 
     Args:
-        model: A Keras model. One that has a graph is returned itself.
-        inputs: For a subclassed model: what its `call` takes first, as `keras.Input` tensors; or
-            None, if it was called or built.
+        model: A Keras model. One that already has a graph is returned unchanged.
+        inputs: For a subclassed model: the first argument of its `call`, as `keras.Input` tensors,
+            or None if it was called or built.
     """
     _check_inputs(model, inputs)
     if is_functional(model):
@@ -41,19 +41,19 @@ def as_functional(model, inputs=None):
         outputs = _outputs(model, inputs)
     except CannotExpand as error:
         raise ValueError(
-            f"{_RULE} {describe(model=type(model).__name__, cause=str(error))} Mend that, or "
+            f"{_RULE} {describe(model=type(model).__name__, cause=str(error))} Fix that, or "
             "rebuild it as keras.Model(inputs, outputs) from keras.Input tensors."
         ) from error
     return keras.Model(inputs, outputs, name=model.name)
 
 
 def taken_apart(graph, name):
-    """Returns a Functional model of a graph, with a fresh layer for each that its nodes call.
+    """Returns a Functional model of a graph, with a fresh layer for each one that its nodes call.
 
-    It can be made from its config where the layers that a model is made of have none themselves.
+    It can be made from its config even if the layers of the original model have no config.
 
     Args:
-        graph: A `Graph`, as `read_graph` makes it.
+        graph: A `Graph` from `read_graph`.
         name: Of the model.
     """
     copies, values = {}, {}
@@ -77,22 +77,22 @@ def taken_apart(graph, name):
 
 
 def _outputs(model, inputs):
-    """Returns what the graph of a model's `call` makes of the very `inputs`."""
+    """Returns the outputs of a model's `call` on these `inputs`, through its graph."""
     if not is_composite(model):
         raise CannotExpand("a class of the library has no graph of its own")
     try:
         if not model.built:
             model(inputs)
-    except Exception as error:  # anything: it is code of other people
+    except Exception as error:  # anything: it is third-party code
         raise CannotExpand(f"its call fails on symbolic tensors ({brief(error)})") from error
     traced, tensors = expand(model, (inputs,), {}, _difference)
-    with deep_graphs():  # inside, the size of a batch may be another one
+    with deep_graphs():  # inside, the batch size may differ
         clone = keras.models.clone_model(traced, tensors, clone_function=lambda layer: layer)
     return clone.output
 
 
 def _named(key, x):
-    """Returns an input with the name that Keras asks for in a dict: its key."""
+    """Returns an input named by its key, as Keras requires in a dict."""
     if not isinstance(x, keras.KerasTensor) or x.name == key:
         return x
     return keras.Input(batch_shape=x.shape, dtype=x.dtype, name=key)
@@ -107,14 +107,14 @@ def _check_inputs(model, inputs):
         return
     if is_functional(model):
         raise ValueError(
-            "`inputs` is for subclassed models, and this one has inputs of its own. "
+            "`inputs` is for subclassed models, and this model already has inputs. "
             f"{describe(model=model.name)} Leave it out."
         )
     leaves = tree.flatten(inputs)
     if not leaves or not all(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
         raise TypeError(
-            "`inputs` must be keras.Input tensors: one, or a list or dict of them, as the `call` "
-            f"of the model takes them. {describe(inputs=inputs)} Pass inputs=keras.Input(shape)."
+            "`inputs` must be keras.Input tensors: one, or a list or dict of them, as the model's "
+            f"`call` takes them. {describe(inputs=inputs)} Pass inputs=keras.Input(shape)."
         )
 
 

@@ -1,8 +1,9 @@
-"""What a layer computes of its weights alone, as part of its graph: while it is taken apart.
+"""Keeps what a layer computes from its weights alone in its graph while it is taken apart.
 
-Keras computes at once what reads no symbolic tensor, and weights would become constants by it. So
-the variables that a layer holds are tensors while its `call` runs, each made by a `Weight`, and so
-are the rows that an `Embedding` inside it looks up for an array, such as `ops.arange(n)`.
+Keras evaluates immediately whatever does not read a symbolic tensor, which would turn weights into
+constants. Therefore the variables that a layer holds are tensors while its `call` runs, each made
+by a `Weight`. So are the rows that an inner `Embedding` looks up for an array, such as
+`ops.arange(n)`.
 """
 
 import functools
@@ -14,7 +15,7 @@ from speq_keras.own_weights import Weight
 
 
 def variables_in(layer):
-    """Returns {attribute: variable} of the weights that a layer holds itself, not in layers."""
+    """Returns {attribute: variable} of the weights that a layer holds itself, not its sublayers."""
     weights = {id(variable) for variable in layer.weights}
     return {
         name: value
@@ -24,12 +25,12 @@ def variables_in(layer):
 
 
 def is_fixed(variable):
-    """Whether a variable is as good as a constant: whole numbers that nobody trains."""
+    """Whether a variable is effectively a constant: integers that are not trained."""
     return not variable.trainable and "int" in variable.dtype
 
 
 def on_weights(layer, known):
-    """Returns a function like the layer's `call` that reads tensors in place of variables.
+    """Returns a function like the layer's `call` that reads tensors instead of variables.
 
     Args:
         layer: The layer.
@@ -38,7 +39,7 @@ def on_weights(layer, known):
 
     @functools.wraps(layer.call)
     def call(*args, **kwargs):
-        """Calls the layer while its attributes are what their `Weight`s make."""
+        """Calls the layer with its attributes replaced by the outputs of their `Weight`s."""
         x = next(x for x in tree.flatten((args, kwargs)) if is_symbolic(x))
 
         def weight(variable, owner):
@@ -48,7 +49,7 @@ def on_weights(layer, known):
         tables = {n: v for n, v in vars(layer).items() if type(v) is layers.Embedding}
         tables = {n: v for n, v in tables.items() if not v.mask_zero}
         variables = variables_in(layer)
-        # The attributes themselves: Keras tells variables and layers from others when they are set.
+        # Bypasses `__setattr__`, in which Keras tracks variables and layers.
         before = {**tables, **variables}
         vars(layer).update({n: _RowsOfArrays(v, weight) for n, v in tables.items()})
         vars(layer).update({n: weight(v, layer) for n, v in variables.items()})
@@ -61,7 +62,7 @@ def on_weights(layer, known):
 
 
 class _RowsOfArrays:
-    """An `Embedding` inside another layer; the rows that it looks up for arrays are symbolic, too.
+    """An `Embedding` in another layer; the rows it looks up for arrays are symbolic, too.
 
     Args:
         layer: The Embedding.
@@ -75,7 +76,7 @@ class _RowsOfArrays:
         return getattr(self._layer, name)
 
     def __call__(self, inputs, **kwargs):
-        """Looks rows up."""
+        """Looks up rows."""
         layer = self._layer
         if is_symbolic(inputs):
             return layer(inputs, **kwargs)

@@ -1,19 +1,19 @@
-"""Trained graph in, steps out: BatchNormalization folded, weights and biases as whole numbers.
+"""Folds the trained graph into steps: BatchNormalization folded, integer weights and biases.
 
 module      does
 ----------  ------------------------------------------------------------
-walk        Keras graph -> steps, one for every rounding
-node_rules  one small function for every kind of node
-builder     the network while it is made
-steps       what comes out: steps, grids, values, weights
-pending     what is computed and not rounded yet
-padding     zeros that nobody has written yet
-options     what of a layer's options would be lost
+walk        Keras graph -> steps, one per rounding
+node_rules  one small function per kind of node
+builder     the network under construction
+steps       the result: steps, grids, values, weights
+pending     results that are not rounded yet
+padding     zeros that are not written yet
+options     layer options that would be lost
 copying     pooling, reshaping, slicing as operations of the file
 affine      BatchNormalization & co. as slope and shift
 grids       the grids of quantizers and kernels
 ties        scale ratios that put results on halves
-weights     codes behind trained weights, bias codes
+weights     codes of trained weights, bias codes
 """
 
 from speq_keras.export.folding.steps import (

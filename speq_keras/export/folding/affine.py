@@ -8,7 +8,7 @@ from speq_keras.export.folding.steps import CannotExport
 from speq_keras.graph import Ref
 from speq_keras.operations import name_of
 
-# Layers whose numbers may go along any axes: floats are scaled so, too.
+# Layers whose values may vary along any axis: these also scale floats.
 ALONG_AXES = ("Rescaling", "Normalization")
 
 
@@ -17,7 +17,7 @@ def of(operation, shape):
 
     Args:
         operation: The layer.
-        shape: Of the tensor that it reads, batch first.
+        shape: Shape of the tensor that it reads, batch first.
 
     Raises:
         CannotExport: If the layer does not work per channel of the last axis.
@@ -37,7 +37,7 @@ def of(operation, shape):
 
 
 def in_float(operation, shape):
-    """Returns `(slope, shift)` as they broadcast against floats; arguments as of `of`."""
+    """Returns `(slope, shift)` in a shape that broadcasts against floats; arguments as in `of`."""
     if name_of(operation) in ALONG_AXES:
         pair = along_axes(operation)
     elif name_of(operation) == "BatchNormalization":
@@ -53,7 +53,7 @@ def of_call(node, shape):
     """Returns `(slope, shift)` of an operation on one tensor and a constant, such as `x + 3`.
 
     Raises:
-        CannotExport: If it is none.
+        CannotExport: If it is not such an operation.
     """
     name = name_of(node.operation)
     if name == "Negative":
@@ -67,7 +67,7 @@ def of_call(node, shape):
 
 
 def _of_constant(name, constant, tensor_first):
-    """Returns `(slope, shift)` of an operation, by Keras' name, on a tensor and a vector."""
+    """Returns `(slope, shift)` of an operation on a tensor and a vector, given by Keras' name."""
     one, zero = np.ones(len(constant)), np.zeros(len(constant))
     if name == "Add":
         return one, constant
@@ -88,7 +88,7 @@ def _channel_operation(layer, shape):
 
 
 def _batch_normalization(layer, shape):
-    """Returns its axis, from 0 on, and slope and shift along it."""
+    """Returns its axis, counted from 0, and the slope and shift along it."""
     axis = (layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis) % len(shape)
     mean = _numpy(layer.moving_mean)
     deviation = np.sqrt(_numpy(layer.moving_variance) + layer.epsilon)
@@ -98,10 +98,10 @@ def _batch_normalization(layer, shape):
 
 
 def along_axes(layer):
-    """Returns float64 `(slope, shift)` of a Rescaling or Normalization, as they broadcast.
+    """Returns float64 `(slope, shift)` of a Rescaling or Normalization, for broadcasting.
 
     Raises:
-        CannotExport: If it reads channels first.
+        CannotExport: If its data format is channels first.
     """
     if name_of(layer) == "Rescaling":
         if keras.config.image_data_format() == "channels_first":
@@ -119,7 +119,7 @@ def _array(value):
 
 
 def _vector(value, shape):
-    """Returns a constant that broadcasts against a tensor of `shape` as a vector over channels."""
+    """Returns a constant that broadcasts against a tensor of `shape`, as a vector over channels."""
     array = _array(value)
     is_vector = array.size == shape[-1] and array.shape[-1:] == (array.size,)
     if array.size != 1 and not (is_vector and array.ndim <= len(shape)):

@@ -1,4 +1,4 @@
-"""The network while it is made: appends steps, rounds, turns codes into floats."""
+"""The network under construction: appends steps, rounds, turns codes into floats."""
 
 import numpy as np
 
@@ -21,28 +21,28 @@ from speq_keras.graph import Names
 from speq_keras.merged_batches import batches_in
 from speq_keras.operations import Kind, function_name, kind_of, name_of
 
-# The codes of whole numbers of 8 bits.
+# The codes of 8-bit integers.
 _BYTES = {
     "uint8": Grid(np.float32(1), 0, 255),
     "int8": Grid(np.float32(1), -128, 127),
 }
 
-# What makes whole numbers of floats, by Keras' name of the class.
+# Operations that turn floats into integers, by Keras' class name.
 _COMPARISONS = ("Equal", "NotEqual", "Less", "LessEqual", "Greater", "GreaterEqual")
 _MAKES_WHOLE_NUMBERS = (*_COMPARISONS, "Argmax", "Cast", "LogicalAnd", "LogicalOr", "LogicalNot")
 
 
 class Builder:
-    """A `FoldedNetwork` that grows.
+    """A `FoldedNetwork` under construction.
 
-    Between steps stand a `Value`, a `Padded` (zeros that nobody has written yet) or a `Pending`
-    (what nobody has rounded yet); the last two become steps when somebody reads them.
+    Between steps there is a `Value`, a `Padded` (zeros not written yet) or a `Pending` (not rounded
+    yet). The last two become steps when they are read.
 
     Args:
-        graph: The `Graph` that is folded.
+        graph: The `Graph` to fold.
         name: Name of the model.
-        grids: {name of a quantizer: the `Grid` that it gets in place of its own}.
-        no_kernel: The `Problem`s of nodes that are known to have no integer kernel.
+        grids: {name of a quantizer: the `Grid` that replaces its own}.
+        no_kernel: The `Problem`s of nodes known to have no integer kernel.
     """
 
     def __init__(self, graph, name, grids, no_kernel=()):
@@ -53,16 +53,16 @@ class Builder:
         self.names = Names()
         self.constants = {}  # id(value): the step that makes it
         self.weights = {}  # id(value): (value, the codes of a weight in the shape that Keras knows)
-        self.floats = {}  # id(value): (value, the same in float)
+        self.floats = {}  # id(value): (value, the same as floats)
         self.times = batches_in(graph)
-        self.nudged = None  # (name of a quantizer, a grid at which its results do not tie)
+        self.nudged = None  # (name of a quantizer, a grid without ties)
 
     # ---- steps ---------------------------------------------------------------------------------
 
     def input(self, index):
         """Adds an input of the network and returns its `Value`.
 
-        Whole numbers of 8 bits that are reckoned with are codes already, with a scale of 1.
+        8-bit integers used in arithmetic are already codes, with a scale of 1.
         """
         tensor = self.graph.tensors[index]
         grid = _BYTES.get(tensor.dtype)
@@ -78,7 +78,7 @@ class Builder:
         return self.add(Step("quantize", [value], codes))
 
     def is_arithmetic(self, index):
-        """Whether an input of whole numbers is only added, multiplied and the like."""
+        """Whether an integer input is only used in arithmetic, such as add or multiply."""
         readers = self.graph.readers()[index]
         return bool(readers) and all(
             self.makes_floats(node)
@@ -90,7 +90,7 @@ class Builder:
         )
 
     def makes_floats(self, node):
-        """Whether what a node makes is float."""
+        """Whether a node's output is float."""
         return plain_dtype(self.graph.tensors[node.outputs[0]].dtype) == "float32"
 
     def add(self, step):
@@ -101,17 +101,17 @@ class Builder:
         return step.output
 
     def copied(self, kind, inputs, node, grid, options=None, codes=None):
-        """Adds a step that rounds nothing, with codes on `grid`; returns its output."""
+        """Adds a step that does not round, with codes on `grid`; returns its output."""
         output = self.value(node, self.shape_of(node), grid)
         return self.add(Step(kind, inputs, output, [node], options=options or {}, codes=codes))
 
     def value(self, node, shape, grid, layer=""):
-        """Returns a new `Value` for what a node makes."""
+        """Returns a new `Value` for a node's output."""
         dtype = "float32" if grid else plain_dtype(self.graph.tensors[node.outputs[0]].dtype)
         return Value(self.names.unique(node.name), shape, grid, layer=layer, dtype=dtype)
 
     def constant(self, node, codes, grid):
-        """Adds a step that makes the same codes, without a batch axis, for every example.
+        """Adds a step that makes the same codes for every example, without a batch axis.
 
         Returns:
             Its output, with a first axis of size 1.
@@ -121,13 +121,13 @@ class Builder:
 
     def weight(self, node, codes, grid):
         """Adds a constant that has no batch in Keras either; returns its output."""
-        drops = int(codes.ndim > 0 and codes.shape[0] == 1)  # there is a first axis of size 1
+        drops = int(codes.ndim > 0 and codes.shape[0] == 1)  # the first axis has size 1
         value = self.constant(node, codes.reshape(codes.shape[drops:]), grid)
         self.weights[id(value)] = (value, codes)
         return value
 
     def pending(self, kind, node, inputs, options=None):
-        """Returns the `Pending` of one node; a convolution takes in the padding before it."""
+        """Returns the `Pending` of one node; a convolution absorbs the padding before it."""
         absorbed = None
         if kind == "linear" and isinstance(inputs[0], Padded):
             padded = inputs[0]
@@ -139,7 +139,7 @@ class Builder:
         return Pending(kind, inputs, shape, [node], options=options, absorbed=absorbed)
 
     def shape_of(self, node):
-        """Returns the shape that a node makes, batch first.
+        """Returns a node's output shape, batch first.
 
         Raises:
             CannotExport: If a size other than the batch's is unknown.
@@ -153,7 +153,7 @@ class Builder:
         return shape if times == 1 else (-int(times), *shape[1:])
 
     def codes(self, value):
-        """Returns `value` as codes that any step can read: the zeros around them are written."""
+        """Returns `value` as codes that any step can read, with the zeros around them written."""
         if not isinstance(value, Padded):
             return value
         if value.written is None:
@@ -164,7 +164,7 @@ class Builder:
     # ---- rounding ------------------------------------------------------------------------------
 
     def quantize(self, node, value):
-        """Returns `value` on the grid of the quantizer that is the operation of `node`."""
+        """Returns `value` on the grid of the quantizer that is the node's operation."""
         quantizer = node.operation
         grid = self.grids.get(quantizer.name) or grid_of(quantizer)
         if isinstance(value, Pending):
@@ -173,7 +173,7 @@ class Builder:
             except CannotExport as error:
                 value = self.instead_of(Problem.at(node, error), lambda: self.as_float(value))
         if isinstance(value, Padded):
-            # Zero stays zero: rounding first leaves the padding to the reader.
+            # Zero stays zero: rounding first leaves the padding to the next step.
             inner = self.quantize(node, value.source)
             return Padded(inner, value.paddings, value.node, value.shape)
         if value.grid == grid:
@@ -193,10 +193,10 @@ class Builder:
         return self.rounded("requantize", node, [value], grid, quantizer)
 
     def stand_ins(self, node, arguments):
-        """Returns what stands for the outputs of a node that is refused, or behind one that is.
+        """Returns stand-ins for the outputs of a node that is refused, or after such a node.
 
-        So that the layers after it are checked, too: codes on the grid of a quantizer, or of what a
-        layer copies; floats for a layer that computes in float; else None.
+        They let the layers after it be checked, too: codes on the grid of a quantizer, or on that
+        of the codes that a layer copies; floats for a layer that computes in float; otherwise None.
         """
         try:
             self.shape_of(node)
@@ -211,10 +211,10 @@ class Builder:
         return values
 
     def expected_grid(self, node, arguments):
-        """Returns the grid of what a node would make, or None for floats.
+        """Returns the grid of a node's output, or None for floats.
 
         Raises:
-            CannotExport: If nobody can say.
+            CannotExport: If it cannot be determined.
         """
         kind = kind_of(node.operation)
         if kind is Kind.QUANTIZER:
@@ -224,7 +224,7 @@ class Builder:
         known = [x for x in arguments if isinstance(x, Value | Padded)]
         if kind in (Kind.CARRY, Kind.CONCAT) and known:
             return known[0].grid
-        raise CannotExport("what it makes has no grid yet")
+        raise CannotExport("its output has no grid yet")
 
     def round_constant(self, step, node, grid, quantizer):
         """Adds a constant step like `step`, on another grid; returns its output."""
@@ -233,7 +233,7 @@ class Builder:
         return self.add(Step("constant", [], output, step.nodes, codes=codes, quantizer=quantizer))
 
     def look_for_ties(self, kind, values, grid, quantizer, slope=None):
-        """Remembers a better grid if many results would lie halfway between two codes of `grid`."""
+        """Records a better grid if many results would lie halfway between two codes of `grid`."""
         if quantizer is None or quantizer.name in self.grids or self.nudged is not None:
             return
         better = ties.nudged(kind, [value.grid for value in values], grid, slope)
@@ -241,14 +241,14 @@ class Builder:
             self.nudged = (quantizer.name, better)
 
     def rounded(self, kind, node, values, grid, quantizer):
-        """Adds a step that rounds what it reads; returns its output."""
+        """Adds a step that rounds its inputs; returns its output."""
         output = Value(self.names.unique(node.name), values[0].shape, grid, layer=node.name)
         return self.add(Step(kind, values, output, [node], quantizer=quantizer))
 
     def round(self, pending, node, grid, quantizer=None):
         """Adds the step that computes `pending` and rounds it to `grid`; returns its output.
 
-        A grid of None rounds nothing, and the step computes in float.
+        With a grid of None, nothing is rounded and the step computes in float.
         """
         weights = None if grid is None else self.checked_weights(pending, grid)
         layer = node.name if quantizer is not None else ""
@@ -273,12 +273,12 @@ class Builder:
         """Returns the weights of a linear or affine step; `store` decides how they are stored.
 
         Raises:
-            CannotExport: If a kernel cannot have them, or not this grid.
+            CannotExport: If a kernel does not support them, or this grid.
         """
         first = pending.nodes[0]
         try:
             if kind_of(first.operation) is Kind.SAME_GRID and grid != pending.inputs[0].grid:
-                raise CannotExport("what it makes must have the grid of its input")
+                raise CannotExport("its output must have the grid of its input")
             if pending.kind in ("linear", "affine"):
                 return folded_weights(pending, float(pending.inputs[0].grid.scale))
         except CannotExport as error:
@@ -300,7 +300,7 @@ class Builder:
             made = RULES[kind](self, node, values)
             check_whole_numbers(node.operation, values, dtype)
         except CannotExport as error:
-            error.node = node  # not the one that reads it in float
+            error.node = node  # not its float reader
             raise
         made = self.round(made, node, None) if isinstance(made, Pending) else self.codes(made)
         if node.name not in self.folded.float_layers and dtype == "float32":
@@ -308,13 +308,13 @@ class Builder:
         return made
 
     def in_float_instead(self, problem, node, values):
-        """Computes a node in float of which there is no integer kernel; returns its output."""
+        """Computes a node without integer kernel in float; returns its output."""
         return self.instead_of(
             problem, lambda: self.in_float(node, [self.as_float(value) for value in values])
         )
 
     def instead_of(self, problem, make):
-        """Returns what `make` makes in float.
+        """Returns the float result of `make`.
 
         Raises:
             CannotExport: The `problem`, if there is no float kernel either.
@@ -329,26 +329,26 @@ class Builder:
         return made
 
     def as_float(self, value):
-        """Returns `value` as floats; codes go through DEQUANTIZE, once."""
+        """Returns `value` as floats; codes are dequantized once."""
         value = self.codes(value)
         if isinstance(value, Value) and value.grid is None:
             return value
         if id(value) not in self.floats:
-            # The value itself is kept, so that its id stays its own.
+            # The value itself is kept, so that its id stays unique.
             self.floats[id(value)] = (value, self.make_float(value))
         return self.floats[id(value)][1]
 
     def cast(self, value):
-        """Returns whole numbers as floats."""
+        """Returns integers as floats."""
         output = Value(self.names.unique(f"{value.name}_float"), value.shape, None)
         return self.add(Step("cast", [value], output))
 
     def make_float(self, value):
-        """Adds the steps that make floats of codes, or of what has no codes yet."""
+        """Adds the steps that turn codes, or results without codes yet, into floats."""
         if isinstance(value, Value):
             output = Value(self.names.unique(f"{value.name}_float"), value.shape, None)
             return self.add(Step("dequantize", [value], output))
-        # Nothing rounds what was computed: it is computed in float from its inputs on.
+        # Results that are not rounded are computed in float, starting from their inputs.
         values = [self.as_float(x) for x in value.inputs]
         if value.absorbed is not None:
             values = [self.in_float(value.absorbed, values)]
@@ -358,15 +358,15 @@ class Builder:
 
 
 def check_whole_numbers(operation, values, dtype):
-    """Checks that whole numbers become floats, or floats whole numbers, only where kernels do so.
+    """Checks that conversions between integers and floats happen only where kernels do them.
 
     Args:
-        operation: Of a node.
+        operation: The node's operation.
         values: The `Value`s that it reads, without grids.
-        dtype: Of what it makes: "float32" or "int32".
+        dtype: Type of its output: "float32" or "int32".
 
     Raises:
-        CannotExport: If a kernel would read another type than it knows.
+        CannotExport: If a kernel would read a type that it does not support.
     """
     reads_floats = [value.dtype == "float32" for value in values]
     name = name_of(operation)

@@ -1,8 +1,8 @@
-"""Layers and operations that copy codes, or average them on their own grid: what they do, as data.
+"""Layers and operations that copy codes, or average them on their own grid, as data.
 
-Every function takes `(operation, node, shape)`, the shape of the input, batch first, and returns
-`(kind, options)` of the operation in the file (`tflite.operations.OPS`) that does so. Floats and
-whole numbers are copied in the same way.
+Every function takes `(operation, node, shape)`, where `shape` is the input's shape, batch first,
+and returns `(kind, options)` of the equivalent operation in the file (`tflite.operations.OPS`).
+Floats and integers are copied in the same way.
 """
 
 import keras
@@ -19,7 +19,7 @@ def copying_of(node, shape):
     """Returns `(kind, options)` of a node that copies or averages codes.
 
     Raises:
-        CannotExport: If no kernel does what the node does.
+        CannotExport: If no kernel does the same as the node.
     """
     row = COPYING.get(name_of(node.operation))
     if row is None:
@@ -33,7 +33,7 @@ def changes_nothing(operation):
 
 
 def _reshape(operation, node, shape):
-    return "reshape", {}  # to the shape that the node makes
+    return "reshape", {}  # to the node's output shape
 
 
 def _permute(operation, node, shape):
@@ -109,7 +109,7 @@ def _get_item(operation, node, shape):
 
 
 def slice_sizes(options):
-    """Returns the sizes that a "strided_slice" leaves, per axis; None where an axis is open."""
+    """Returns the sizes that a "strided_slice" leaves, per axis; None if an axis is open."""
     ends = zip(options["begin"], options["end"], options["strides"], strict=True)
     return [None if end is None else -(-(end - begin) // stride) for begin, end, stride in ends]
 
@@ -136,7 +136,7 @@ def _pad(operation, node, shape):
         return "pad", {"paddings": tuple(pairs)}
     if operation.mode == "constant":
         if refs_in(constant) or np.size(constant) != 1:
-            raise CannotExport("it pads with something else than one number")
+            raise CannotExport("it pads with something other than one number")
         return "pad_constant", {"paddings": tuple(pairs), "constant": float(constant)}
     if operation.mode not in ("reflect", "symmetric"):
         raise unsupported("mode", operation.mode)
@@ -178,7 +178,7 @@ def reduction_options(operation, rank, what):
     Args:
         operation: A global pooling, or an operation with `axis` and `keepdims`.
         rank: Number of axes.
-        what: What it makes, for the error.
+        what: Name of the result, for the error.
 
     Raises:
         CannotExport: If the batch is among the axes.
@@ -208,9 +208,9 @@ def _up_sampling_3d(operation, node, shape):
 
 
 def _gather(places, reads=None):
-    """Returns a gather of the values at constant places of some axes: {axis: places}.
+    """Returns a gather of the values at constant positions of some axes: {axis: positions}.
 
-    `reads` is the shape as which the input is read, if it is not its own.
+    `reads` is the shape in which the input is read, if different from its own.
     """
     if 0 in places:
         raise CannotExport("the batch has to stay as it is")
@@ -220,7 +220,7 @@ def _gather(places, reads=None):
 
 
 def axes_of(axis, rank):
-    """Returns the axes that an operation names, from 0 on; None is all of them."""
+    """Returns the axes that an operation names, counted from 0; None means all of them."""
     if axis is None:
         return tuple(range(rank))
     return tuple(int(a) % rank for a in np.atleast_1d(axis))
@@ -243,7 +243,7 @@ def _roll(operation, node, shape):
 
 def _repeat(operation, node, shape):
     if operation.axis is None:
-        raise CannotExport("it must repeat along one axis: without, the batch is repeated, too")
+        raise CannotExport("it must repeat along one axis: without one, it repeats the batch")
     axis = operation.axis % len(shape)
     if isinstance(operation.repeats, int) and 0 < axis < len(shape) - 1:
         size = list(shape)
@@ -306,7 +306,7 @@ _IDENTITIES = frozenset(
 _MAX, _GLOBAL_MAX = _pool("max_pool_2d"), _global_pool("max_pool_2d")
 _AVERAGE = _pool("average_pool_2d")
 
-# By Keras' name of the class.
+# By Keras' class name.
 COPYING = {
     **dict.fromkeys("Reshape Flatten Squeeze ExpandDims Ravel".split(), _reshape),
     **dict.fromkeys("MaxPooling1D MaxPooling2D MaxPooling3D MaxPool".split(), _MAX),

@@ -1,4 +1,4 @@
-"""The grids that quantizers and prescribing kernels have."""
+"""The grids of quantizers, and of kernels that prescribe one."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def grid_of(quantizer):
     """Returns the `Grid` of an activation quantizer at its current width.
 
     Raises:
-        CannotExport: If the width is float, or the quantizer knows no grid and says why.
+        CannotExport: If the width is float, or the quantizer has no grid (it says why).
     """
     try:
         grid = quantizer.grid()
@@ -23,7 +23,7 @@ def grid_of(quantizer):
 
 
 def fixed_grid(operation):
-    """Returns the 8-bit grid that the integer kernel of softmax, sigmoid or tanh makes."""
+    """Returns the 8-bit grid that the integer kernel of softmax, sigmoid or tanh prescribes."""
     low, high = fixed_range(operation)
     scale = np.float32((high - low) / 255)
     return Grid(scale, round(low / float(scale)), round(high / float(scale)))

@@ -1,8 +1,8 @@
-"""One small function for every kind of node: what stands in the network for it.
+"""One small function for every kind of node: how the network represents it.
 
-Each takes `(builder, node, arguments)` and returns what stands for the node's output: a `Value`, a
-`Padded` or a `Pending`. Arguments, too, are one of these; in a float island all of them are
-`Value`s without a grid, and what is pending is not rounded (`Builder.in_float`).
+Each takes `(builder, node, arguments)` and returns what represents the node's output: a `Value`, a
+`Padded` or a `Pending`. Arguments are also one of these. In a float island all of them are `Value`s
+without a grid, and pending results are not rounded (`Builder.in_float`).
 """
 
 import math
@@ -22,9 +22,9 @@ from speq_keras.graph import map_refs
 from speq_keras.operations import LOWEST, Kind, function_name, kind_of, name_of
 
 _TABLES = {"PositionEmbedding": "position_embeddings", "Weight": "weight"}
-# Layers that look at the masks that their inputs carry.
+# Layers that read the masks attached to their inputs.
 _READS_MASKS = ("Multiply", "Maximum", "Minimum")
-# Kinds of steps that compute with two tensors; in float one of them may be a constant.
+# Kinds of steps that compute with two tensors; in float, one of them may be a constant.
 _PAIRS = {"Add": "add", "Subtract": "subtract", "Multiply": "multiply"}
 _PAIRS_IN_FLOAT = {
     **_PAIRS,
@@ -34,12 +34,12 @@ _PAIRS_IN_FLOAT = {
     "Minimum": "minimum",
 }
 _RESIZING = ("Resizing", "Resize", "UpSampling2D")
-# What is a function of one value where the other operand is a constant.
+# Operations that are a function of one value if the other operand is a constant.
 _TABLED = ("Absolute", "Maximum", "Minimum")
 
 
 def check_masks(graph, node):
-    """Checks that a layer does not look at masks behind its inputs, which a file has not.
+    """Checks that a layer does not read attached masks, which a file does not have.
 
     Raises:
         CannotExport: If it does.
@@ -47,21 +47,21 @@ def check_masks(graph, node):
     is_layer = isinstance(node.operation, keras.layers.Layer)
     looks = is_layer and name_of(node.operation) in _READS_MASKS
     if looks and not graph.carried.isdisjoint(node.inputs):
-        raise CannotExport("its inputs carry masks, which it looks at; use the operator")
+        raise CannotExport("its inputs carry masks, which it reads; use the operator")
 
 
 def is_whole(argument):
-    """Whether an argument is plain whole numbers."""
+    """Whether an argument consists of plain integers."""
     return isinstance(argument, Value) and argument.is_whole
 
 
 def _in_float(arguments):
-    """Whether a node computes with floats, or with plain whole numbers, and not with codes."""
+    """Whether a node computes with floats or plain integers, not with codes."""
     return isinstance(arguments[0], Value) and arguments[0].grid is None
 
 
 def table_rows(builder, node, arguments):
-    """A table's rows have the grid of its weights: nothing is rounded."""
+    """Table rows are on the grid of the table's weights: nothing is rounded."""
     name = name_of(node.operation.layer)
     check_weights(node.operation, _TABLES.get(name, "embeddings"))
     codes, scale = table_of(node.operation)
@@ -76,7 +76,7 @@ def table_rows(builder, node, arguments):
 
 
 def weighted(builder, node, arguments):
-    """A layer with weights; it may pad for itself."""
+    """A layer with weights, which may pad its input itself."""
     layer = unwrapped(node.operation)
     if not _in_float(arguments):
         check_linear(layer)
@@ -99,7 +99,7 @@ def matmul(builder, node, arguments):
 
 
 def affine_or_relu(builder, node, arguments):
-    """A node that goes into what is not rounded yet, or begins an affine step."""
+    """A node that is fused into an unrounded result, or begins an affine step."""
     pending = arguments[0]
     if not isinstance(pending, Pending):
         pending = builder.pending("affine", node, [builder.codes(pending)])
@@ -130,14 +130,14 @@ def mean(builder, node, arguments):
     if len(arguments) > 1:  # the second one is a mask
         if _in_float(arguments):
             return builder.pending("GlobalAveragePooling1D", node, arguments)
-        raise CannotExport("of what a mask leaves there is no integer kernel")
+        raise CannotExport("there is no integer kernel for a mean over masked values")
     value = builder.codes(arguments[0])
     options = reduction_options(node.operation, len(value.shape), "a mean")
     return builder.pending("mean", node, [value], options)
 
 
 def same_grid(builder, node, arguments):
-    """What averages codes on the grid that they have."""
+    """Operations that average codes on their own grid."""
     value, name = builder.codes(arguments[0]), name_of(node.operation)
     try:
         kind, options = copying_of(node, value.shape)
@@ -151,16 +151,16 @@ def same_grid(builder, node, arguments):
 
 
 def table(builder, node, arguments):
-    """A function of one value, or softmax, of which a second argument is the mask."""
+    """A function of one value, or softmax, whose second argument is the mask."""
     if _in_float(arguments) and name_of(node.operation) in _PAIRS_IN_FLOAT:
         return elementwise(builder, node, arguments)
     if len(arguments) > 1 and function_name(node.operation) != "softmax":
-        raise CannotExport("there is a kernel for it with one tensor and a constant alone")
+        raise CannotExport("there is a kernel for it only with one tensor and a constant")
     return builder.pending("table", node, [builder.codes(argument) for argument in arguments])
 
 
 def carry(builder, node, arguments):
-    """What copies codes; zeros around them are left to whoever reads them."""
+    """Operations that copy codes; zeros around them are left to the reader."""
     if id(arguments[0]) in builder.weights:
         value, codes = builder.weights[id(arguments[0])]
         tensor = keras.ops.convert_to_tensor(codes.astype("float32"))
@@ -181,21 +181,21 @@ def carry(builder, node, arguments):
 
 
 def _check_largest_is_taken(builder, node, constant):
-    """Checks that what is padded with is next to -inf, and read by max pooling alone."""
+    """Checks that the padding value is practically -inf, and only read by max pooling."""
     readers = builder.graph.readers()[node.outputs[0]]
     if constant > LOWEST:
         raise CannotExport(f"argument constant_values={constant!r} is on no grid")
     if not readers or any("MaxPool" not in name_of(reader.operation) for reader in readers):
-        raise CannotExport("only max pooling may read what is padded with so low a number")
+        raise CannotExport("only max pooling may read padding with such a low number")
 
 
 def _elements(shape):
-    """Returns the number of values of a shape, per example where the batch is open."""
+    """Returns the number of values in a shape, per example if the batch is open."""
     return math.prod(batches(size) or size for size in shape)
 
 
 def concatenate(builder, node, arguments):
-    """Several tensors with one grid, one behind the other; or the largest, the smallest code."""
+    """Concatenates tensors with one grid; also the maximum and minimum of codes."""
     check_no_constants(node)
     values = [builder.codes(argument) for argument in arguments]
     if any(value.grid != values[0].grid for value in values):
@@ -214,7 +214,7 @@ def concatenate(builder, node, arguments):
 
 
 def in_float_alone(builder, node, arguments):
-    """A layer or operation that no integer kernel computes, or that nobody quantized."""
+    """A layer or operation without integer kernel, or one that is not quantized."""
     layer = unwrapped(node.operation)
     name = name_of(layer)
     if is_linear(layer):

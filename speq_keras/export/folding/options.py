@@ -1,4 +1,4 @@
-"""Options that the export does not honour, and arguments of a call: refused, one and all."""
+"""Refuses layer options and call arguments that the export does not honour."""
 
 import inspect
 
@@ -18,15 +18,15 @@ from speq_keras.operations import (
 
 
 def unsupported(option, value, why=""):
-    """Returns the error for a value of an option that no kernel has."""
+    """Returns the error for an option's value that no kernel supports."""
     reason = f": {why}" if why else ""
     return CannotExport(f"option {option}={value!r} has no kernel{reason}")
 
 
 def check_options(node):
-    """Checks that every option of a layer or operation counts in the file.
+    """Checks that the file honours every option of a layer or operation.
 
-    What its row does not name has to be what Keras takes by default.
+    Options that its row does not name must have Keras' default value.
 
     Raises:
         CannotExport: If an option, or an argument of the call, would be lost.
@@ -35,7 +35,7 @@ def check_options(node):
     layer = operation.layer if isinstance(operation, QuantizedLayer) else operation
     row = row_of(layer)
     if row is None:
-        return  # the user's own: whoever visits it refuses it
+        return  # a user's layer: refused when it is visited
     _check_call(node, layer, row)
     if row.is_for_training:
         return
@@ -55,10 +55,10 @@ def check_options(node):
 
 
 def check_no_constants(node):
-    """Checks that a node that reads a list of tensors finds tensors only in it.
+    """Checks that a node that reads a list of tensors has only tensors in it.
 
     Raises:
-        CannotExport: If there is a constant in it.
+        CannotExport: If it contains a constant.
     """
     operands = node.args[0] if node.args else next(iter(node.kwargs.values()))
     if not all(isinstance(operand, Ref) for operand in operands):
@@ -77,9 +77,9 @@ def _is_default(value, default):
 
 
 def _check_call(node, layer, row):
-    """Checks the arguments of a call: what is not named has to be None or False.
+    """Checks the arguments of a call: those not named must be None or False.
 
-    `predict` says training=False to every layer, whatever its call in the graph says.
+    `predict` passes training=False to every layer, whatever its call in the graph says.
     """
     parameters = list(inspect.signature(layer.call).parameters.values())
     names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]

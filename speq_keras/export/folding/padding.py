@@ -1,4 +1,4 @@
-"""Zeros around codes, which the convolution behind them may add itself."""
+"""Zeros around codes, which the next convolution may add itself."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ _CONVOLUTIONS = ("Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D")
 
 @dataclasses.dataclass(eq=False)
 class Padded:
-    """Codes with zeros around them that nobody has written yet: the reader may pad itself."""
+    """Codes surrounded by zeros that are not written yet: the reader may pad itself."""
 
     source: Value
     paddings: list
@@ -20,12 +20,12 @@ class Padded:
 
     @property
     def grid(self):
-        """The grid of the codes; 0 is on it, and means zero."""
+        """The grid of the codes; it contains 0, which means zero."""
         return self.source.grid
 
 
 def is_same_padding(layer, padded):
-    """Whether a convolution without padding on padded codes is one with padding "same"."""
+    """Whether an unpadded convolution on padded codes equals one with padding "same"."""
     if name_of(layer) not in _CONVOLUTIONS or layer.padding != "valid":
         return False
     paddings = padded.paddings

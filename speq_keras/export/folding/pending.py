@@ -1,4 +1,4 @@
-"""What is computed and not rounded yet: the nodes behind it may still go into it."""
+"""Results that are not rounded yet: following nodes may still be fused into them."""
 
 import dataclasses
 
@@ -14,13 +14,13 @@ class Pending:
     """The nodes since the last codes: a step whose output has no grid yet.
 
     Attributes:
-        kind: As of a `Step`.
+        kind: As in a `Step`.
         inputs: `Value`s, or one `Padded`.
-        shape: Of what it makes.
+        shape: Shape of the output.
         nodes: In order.
-        affines: (slope, shift) per channel of what is folded into it, in order.
+        affines: (slope, shift) per channel of each node folded into it, in order.
         activation: "none", "relu" or "relu6".
-        options, absorbed: As of a `Step`.
+        options, absorbed: As in a `Step`.
     """
 
     kind: str
@@ -34,16 +34,16 @@ class Pending:
 
 
 def fused(pending, node, kind, *, in_float=False):
-    """Returns a `Pending` with one more node in it: a BatchNormalization, Rescaling, ... or ReLU.
+    """Returns a `Pending` with one more node: a BatchNormalization, Rescaling, ... or ReLU.
 
     Args:
         pending: What the node reads.
         node: The node.
-        kind: `Kind.RELU`, or that of a slope and a shift.
+        kind: `Kind.RELU`, or the kind of a slope and a shift.
         in_float: Whether it computes with floats.
 
     Raises:
-        CannotExport: If the node is no part of that step.
+        CannotExport: If the node cannot be part of that step.
     """
     result = dataclasses.replace(pending, nodes=[*pending.nodes, node])
     if kind is Kind.RELU:
@@ -51,7 +51,7 @@ def fused(pending, node, kind, *, in_float=False):
         result.activation = max(pending.activation, function, key=_ACTIVATIONS.index)
         return result
     if pending.kind not in ("linear", "affine") or pending.activation != "none":
-        raise CannotExport("it cannot be folded into what stands before it")
+        raise CannotExport("it cannot be folded into the operation before it")
     factors = affine.in_float if in_float else affine.of
     result.affines = [*pending.affines, factors(node.operation, result.shape)]
     return result

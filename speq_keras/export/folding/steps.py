@@ -1,4 +1,4 @@
-"""The folded network: what stands between two roundings is one step.
+"""The folded network: the operations between two roundings form one step.
 
 kind          reads       computes, before it is rounded to the grid of its output
 ------------  ----------  -----------------------------------------------------------------
@@ -11,18 +11,18 @@ mean          codes       mean over `options["axes"]`
 table         codes       a function of one value       (softmax: of the last axis)
 requantize    codes       x
 concatenate   codes       nothing: the codes of all inputs, which have one grid
-embedding     int32       rows of the layer's table, which are codes already
+embedding     int32       rows of the layer's table, which already are codes
 constant      -           the layer's table itself (PositionEmbedding)
 dequantize    codes       x, in float
 cast          int32       x, in float
-refused       -           nothing: stands for what a refused layer would make
+refused       -           nothing: stands in for a refused layer's output
 
-All other kinds are those of an operation that copies or averages codes on the grid that they have
-(`copying`), by its name in `tflite.operations.OPS`: reshape, max_pool_2d, resize_bilinear, ...
+The other kinds copy or average codes on their own grid (`copying`), and are named after operations
+in `tflite.operations.OPS`: reshape, max_pool_2d, resize_bilinear, ...
 
-A float island is a grid of None: its steps have the same kinds, one for every node, and read and
-make floats, or whole numbers. What stands in islands alone, but for "divide" and "power", has the
-name of Keras' class: LayerNormalization, Where, ...
+In a float island the grid is None: its steps have the same kinds, one per node, and read and make
+floats or integers. Kinds that exist only in islands, except "divide" and "power", have the name of
+Keras' class: LayerNormalization, Where, ...
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ import numpy as np
 from speq_keras.layers import QuantizedLayer
 from speq_keras.operations import fixed_range
 
-# A bias this near to the grid of the sums, in steps of the output, is on it: float32 is no finer.
+# A bias this near to the grid of the sums, in output steps, counts as on it: float32 is no finer.
 SETTLED_STEPS = 2.0**-14
 
 
-# Why a layer that nobody knows is refused.
+# Why an unknown layer is refused.
 NO_KERNEL = "neither an integer nor a float kernel is known for it"
 
 
@@ -45,9 +45,9 @@ class CannotExport(Exception):
 
     Args:
         reason: Text.
-        by_ranges: Whether it depends on trained ranges: with others the layer could be written.
+        by_ranges: Whether it depends on trained ranges: with others it could be written.
 
-    `node`: the layer's node where that is not the one that was visited.
+    `node`: the layer's node, if it is not the visited one.
     """
 
     node = None
@@ -59,9 +59,9 @@ class CannotExport(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One refused layer: its name in the graph, its class, why, its node; see `CannotExport`.
+    """A refused layer: its name in the graph, its class, the reason, its node; see `CannotExport`.
 
-    Of an unrolled layer, `node` is the step that is refused; name and class are the layer's.
+    For an unrolled layer, `node` is the refused step; name and class are the layer's.
     """
 
     layer: str
@@ -75,7 +75,7 @@ class Problem:
         """Returns the `Problem` of a node that raised a `CannotExport`."""
         place = error.node or node
         layer = place.origin or place
-        operation = unwrapped(layer.operation)  # of other wrappers, users know the outer one
+        operation = unwrapped(layer.operation)  # of other wrappers, the outer layer is named
         return cls(layer.name, type(operation).__name__, str(error), error.by_ranges, place)
 
     def __str__(self):
@@ -106,7 +106,7 @@ class Grid:
 
 
 def plain_dtype(dtype):
-    """Returns the type in the file of numbers that are no codes; masks are whole numbers."""
+    """Returns the type in the file of numbers that are not codes; masks are integers."""
     return "float32" if "float" in dtype else "int32"
 
 
@@ -114,8 +114,8 @@ def plain_dtype(dtype):
 class Value:
     """A tensor between steps: codes on a grid, or plain numbers (`grid` None).
 
-    `dtype` is that of plain numbers: "float32", or "int32" for whole numbers and masks. `whole`:
-    of an input of whole numbers of 8 bits, the smallest and the largest.
+    `dtype` is the type of plain numbers: "float32", or "int32" for integers and masks. `whole`: for
+    an 8-bit integer input, the smallest and largest value.
     """
 
     name: str
@@ -127,7 +127,7 @@ class Value:
 
     @property
     def is_whole(self):
-        """Whether these are plain whole numbers."""
+        """Whether these are plain integers."""
         return self.grid is None and self.dtype == "int32"
 
 
@@ -136,12 +136,12 @@ class Weights:
     """Weights and bias of a linear or affine step.
 
     Attributes:
-        codes: Whole numbers in the layer's own layout; output channels are `channel_axes`.
-        scale: float64 per output channel; BatchNormalization is in it. Never negative.
+        codes: Integers in the layer's own layout; output channels are `channel_axes`.
+        scale: float64 per output channel, including BatchNormalization. Never negative.
         bias: float64 per output channel, in units of the output.
         channel_axes: Axes of `codes` that number the output channels.
-        container: "int8", "int4" or "int2": what the stored codes have to fit.
-        why: Why it is not a narrower one, or "".
+        container: "int8", "int4" or "int2": the type that the stored codes have to fit.
+        why: Why the container is not narrower, or "".
         multiplier: Whole number per output channel; stored code = code · multiplier.
         bias_codes: int64 per channel; the bias in units of input scale · scale / multiplier.
         input_scale: The scale of the input's grid.
@@ -158,7 +158,7 @@ class Weights:
     input_scale: float = 1.0
 
     def per_channel(self, vector):
-        """Returns a vector over the output channels in a shape that broadcasts to `codes`."""
+        """Returns a vector over the output channels, shaped to broadcast to `codes`."""
         rank = self.codes.ndim
         axes = {axis % rank for axis in self.channel_axes}
         shape = [size if i in axes else 1 for i, size in enumerate(self.codes.shape)]
@@ -171,14 +171,14 @@ class Weights:
 
     @property
     def unit(self):
-        """Distance of neighbouring accumulator values per channel, in units of the output."""
+        """Distance between neighbouring accumulator values per channel, in units of the output."""
         return np.float64(self.input_scale) * self.scale / self.multiplier
 
     def is_settled(self, step):
         """Whether the bias of each channel is on the grid of the sums, up to float32.
 
         Args:
-            step: The distance of two codes of the output.
+            step: The distance between two codes of the output.
         """
         return np.abs(self.bias - self.rounded_bias) <= SETTLED_STEPS * np.float64(step)
 
@@ -195,14 +195,14 @@ class Step:
     Attributes:
         kind: See above.
         inputs: `Value`s.
-        output: The `Value` that it makes.
+        output: The resulting `Value`.
         nodes: The nodes of the trained graph that it computes, in order.
         activation: "none", "relu" or "relu6".
-        weights: `Weights` of a linear or affine step of codes.
-        affines: Of an affine step of floats: [(slope, shift), ...], which broadcast.
-        options: What else its kind has to know: axes, sizes, ...
-        codes: Of an embedding or constant: the codes of the table.
-        absorbed: The node whose zeros around the input the layer adds itself, or None.
+        weights: For a linear or affine step of codes: its `Weights`.
+        affines: For an affine step of floats: [(slope, shift), ...], which broadcast.
+        options: Other data that its kind needs: axes, sizes, ...
+        codes: For an embedding or constant: the codes of the table.
+        absorbed: The padding node whose zeros the layer adds itself, or None.
         quantizer: The trained quantizer that decided the grid, or None.
     """
 
@@ -220,12 +220,12 @@ class Step:
 
     @property
     def name(self):
-        """The name of what it makes."""
+        """The name of the output."""
         return self.output.name
 
     @property
     def layer(self):
-        """The layer or operation of its first node; of a quantized layer the one inside."""
+        """The layer or operation of its first node; for a quantized layer, the inner layer."""
         return unwrapped(self.nodes[0].operation)
 
     @property
@@ -235,7 +235,7 @@ class Step:
 
 
 def unwrapped(operation):
-    """Returns the layer in a `QuantizedLayer`; all others as they are."""
+    """Returns the layer in a `QuantizedLayer`; other layers unchanged."""
     return operation.layer if isinstance(operation, QuantizedLayer) else operation
 
 
@@ -244,9 +244,9 @@ class Places:
     """Where the codes of the trained graph's quantizers are in the file.
 
     Attributes:
-        tensors: {number of the tensor that a quantizer makes, in the trained graph: name of the
-            file's tensor}. Where zeros around a tensor are left to its reader: the tensor inside.
-        scales: {name of a quantizer: its scale in the file}, for scales that were nudged.
+        tensors: {number of a quantizer's output tensor in the trained graph: name of the file's
+            tensor}. If zeros around a tensor are left to its reader: the tensor without them.
+        scales: {name of a quantizer: its scale in the file}, for adjusted scales.
     """
 
     tensors: dict = dataclasses.field(default_factory=dict)
@@ -255,11 +255,11 @@ class Places:
 
 @dataclasses.dataclass(eq=False)
 class FoldedNetwork:
-    """Steps in computing order; `inputs` and `outputs` are Values, `places` its `Places`.
+    """Steps in execution order; `inputs` and `outputs` are Values, `places` its `Places`.
 
-    With `problems` it is no network. `float_layers` and `left_out` are names of layers: that
-    compute in float, and that do nothing. `no_kernel` has the `Problem`s of those that no integer
-    kernel computes, and that are in float for this reason.
+    If there are `problems`, it is not a usable network. `float_layers` and `left_out` are names of
+    layers: those computed in float, and those that do nothing. `no_kernel` has the `Problem`s of
+    layers that are in float because no integer kernel computes them.
     """
 
     name: str
@@ -276,7 +276,7 @@ class FoldedNetwork:
     no_kernel: list = dataclasses.field(default_factory=list)
 
     def drop_unread(self):
-        """Forgets steps that nobody reads any more; constants are kept, they cost nothing."""
+        """Removes steps that are no longer read; constants are kept, they cost nothing."""
         needed = {id(value) for value in self.outputs}
         kept = []
         for step in reversed(self.steps):
@@ -286,7 +286,7 @@ class FoldedNetwork:
         self.steps = kept[::-1]
 
     def drop_last_tables(self):
-        """Lets the logits leave the network, in place of a softmax, sigmoid or tanh at the end."""
+        """Makes the logits the output, dropping a final softmax, sigmoid or tanh."""
         makers = {id(step.output): step for step in self.steps}
         for place, value in enumerate(self.outputs):
             step = makers.get(id(value))
@@ -296,6 +296,6 @@ class FoldedNetwork:
 
 
 def _is_last_function(step):
-    """Whether a step is a softmax, sigmoid or tanh that nothing rounds, in codes or in float."""
+    """Whether a step is an unrounded softmax, sigmoid or tanh, in codes or in float."""
     is_last = step.kind == "table" and step.quantizer is None
     return is_last and (not step.is_float or fixed_range(step.layer) is not None)

@@ -1,4 +1,4 @@
-"""From the trained graph to steps: what stands between two quantizers becomes one."""
+"""Turns the trained graph into steps: the nodes between two quantizers become one."""
 
 import copy
 import dataclasses
@@ -18,24 +18,24 @@ from speq_keras.operations import Kind, fixed_range, kind_of, name_of
 
 
 def fold_graph(model, graph, grids=None, no_kernel=()):
-    """Folds a SPEQModel for any storage; `store` makes it complete.
+    """Folds a SPEQModel for any storage; `store` completes it.
 
-    What no integer kernel computes is computed in float, where there are float kernels.
+    Layers without integer kernel are computed in float, if there are float kernels.
 
     Args:
-        model: The model, calibrated unless `grids` has what is missing.
-        graph: What `read_graph` makes of it.
-        grids: {name of a quantizer: the `Grid` that it gets in place of its own}, or None.
-        no_kernel: `Problem`s of nodes that turned out to have no integer kernel later on.
+        model: The model, calibrated unless `grids` has the missing grids.
+        graph: Its graph, from `read_graph`.
+        grids: {name of a quantizer: the `Grid` that replaces its own}, or None.
+        no_kernel: `Problem`s of nodes that later turned out to have no integer kernel.
 
     Returns:
-        A `FoldedNetwork` without multipliers and bias codes. Where it has `problems`, "refused"
-        steps stand for the layers that cannot be exported.
+        A `FoldedNetwork` without multipliers and bias codes. If it has `problems`, "refused" steps
+        stand in for the layers that cannot be exported.
     """
     grids = dict(grids or {})
     builder = _walk(graph, model.name, grids, no_kernel)
     while builder.nudged is not None:
-        # A grid may belong to several tensors, also to earlier ones: begin again.
+        # A grid may belong to several tensors, including earlier ones: start again.
         name, grid = builder.nudged
         grids[name] = grid
         builder = _walk(graph, model.name, grids, no_kernel)
@@ -49,7 +49,7 @@ def store(folded, storage):
     """Decides containers, multipliers and bias codes of all weights, in place.
 
     Args:
-        folded: What `fold_graph` returns.
+        folded: The result of `fold_graph`.
         storage: See `export.storage`.
     """
     notes = []
@@ -63,7 +63,7 @@ def store(folded, storage):
 
 
 def stored_copy(folded, storage):
-    """Returns a copy of what `fold_graph` returns, with `store` done, and leaves that as it is."""
+    """Returns a copy of `fold_graph`'s result with `store` done; the original is unchanged."""
     steps = [
         dataclasses.replace(step, weights=copy.copy(step.weights), options=dict(step.options))
         for step in folded.steps
@@ -82,7 +82,7 @@ def _walk(graph, name, grids, no_kernel):
     for node in graph.nodes:
         arguments = [values[index] for index in node.inputs]
         outputs = [None] * len(node.outputs)
-        if all(value is not None for value in arguments):  # else behind a layer already refused
+        if all(value is not None for value in arguments):  # else a layer before it was refused
             try:
                 outputs = _outputs(builder, node, arguments)
             except CannotExport as error:
@@ -108,7 +108,7 @@ def _walk(graph, name, grids, no_kernel):
 
 
 def _outputs(builder, node, arguments):
-    """Returns what stands for each output of one node."""
+    """Returns the representation of each output of one node."""
     made = _visit(builder, node, arguments)
     outputs = made if isinstance(made, list) else [made]
     if len(outputs) != len(node.outputs):
@@ -117,17 +117,17 @@ def _outputs(builder, node, arguments):
 
 
 def _visit(builder, node, arguments):
-    """Returns what stands for the output of one node."""
+    """Returns the representation of one node's output."""
     kind = kind_of(node.operation)
     if kind is Kind.QUANTIZER:
         return builder.quantize(node, arguments[0])
     if name_of(node.operation) == "BatchNormalization":
-        arguments = arguments[:1]  # a mask counts in training alone
+        arguments = arguments[:1]  # masks matter only in training
     check_options(node)
     check_masks(builder.graph, node)
     if changes_nothing(node.operation) or _only_renames_type(builder, node, arguments):
         builder.folded.left_out.add(node.name)
-        return arguments[0]  # may stand before a quantizer
+        return arguments[0]  # may precede a quantizer
     if kind is Kind.WEIGHTED and is_table(node.operation.layer):
         return table_rows(builder, node, arguments)
     if kind is Kind.FLOAT or any(_is_float(value, kind) for value in arguments):
@@ -141,9 +141,9 @@ def _visit(builder, node, arguments):
 
 
 def _only_renames_type(builder, node, arguments):
-    """Whether a cast leaves numbers what they are: whole ones, or codes that become floats.
+    """Whether a cast keeps the numbers: integers, or codes that become floats.
 
-    In a mask all but 0 is true.
+    In a mask, everything except 0 is true.
     """
     if name_of(node.operation) != "Cast":
         return False
@@ -153,7 +153,7 @@ def _only_renames_type(builder, node, arguments):
 
 
 def _is_float(value, kind):
-    """Whether a node of this kind finds floats in `value`, not codes."""
+    """Whether `value` holds floats, not codes, for a node of this kind."""
     if isinstance(value, Pending):
         return kind not in (Kind.AFFINE, Kind.RELU)
     return isinstance(value, Value) and value.grid is None
@@ -165,9 +165,9 @@ def _name_of(value):
 
 
 def _leave(builder, value):
-    """Returns what leaves the model: as codes, or as floats where nothing rounds it."""
+    """Returns an output of the model: as codes, or as floats if it is not rounded."""
     if batches(value.shape[0]) > 1:
-        raise CannotExport("the batch has to be the first axis of what leaves the model")
+        raise CannotExport("the batch has to be the first axis of the model's outputs")
     if not isinstance(value, Pending):
         return builder.codes(value)
     last = value.nodes[-1]
@@ -187,11 +187,11 @@ def _notes(builder):
     origins = [node.origin.name for node in builder.graph.nodes if node.origin is not None]
     if origins:
         names = ", ".join(dict.fromkeys(origins))
-        notes.append(f"Unrolled, every step by itself, with constants in common: {names}.")
+        notes.append(f"Unrolled into separate steps that share constants: {names}.")
     if builder.folded.float_layers:
         names = ", ".join(builder.folded.float_layers)
         notes.append(
-            f"Computed in float: {names}. What comes behind them equals "
-            "the simulation only from tensor to tensor."
+            f"Computed in float: {names}. After them, the file equals "
+            "the simulation only tensor by tensor."
         )
     return notes

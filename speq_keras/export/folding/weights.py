@@ -1,4 +1,4 @@
-"""From trained weights to whole numbers: codes, scales, multipliers, bias codes."""
+"""Turns trained weights into integers: codes, scales, multipliers, bias codes."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from speq_keras.export.storage import largest_multiplier
 from speq_keras.operations import fused_function, name_of
 from speq_keras.ops import einsum_axes
 
-# A quantized weight is a float32 product: off its multiple by a few last bits of the largest code.
+# Quantized weights are float32 products: off by a few last bits of the largest code.
 _TOLERANCE = 2e-4
 # The kernels sum products of 8-bit numbers in 32 bits.
 _LARGEST_SUM = 2**31 - 1
@@ -22,15 +22,15 @@ _LINEAR_IN_FLOAT = {"Conv3D", "Conv3DTranspose", "SeparableConv1D", "SeparableCo
 
 
 class NotOnGridError(ValueError):
-    """The values of a weight are not whole multiples of one step per channel."""
+    """The values of a weight are not integer multiples of one step per channel."""
 
 
 def codes_of(values, channel_axes, likely=(127, 3, 1, 7)):
-    """Finds the whole numbers behind quantized weights.
+    """Finds the integer codes of quantized weights.
 
-    The values say themselves what they are multiples of, so a quantizer needs no second
-    description that could differ from what it computes. Per channel the largest step is taken of
-    which all values are whole multiples: {-2, 0, 2} becomes {-1, 0, 1}.
+    The step is found from the values themselves, so a quantizer needs no second description that
+    could differ from what it computes. Each channel gets the largest step of which all its values
+    are integer multiples: {-2, 0, 2} becomes {-1, 0, 1}.
 
     Args:
         values: float32 weights of any rank, on a uniform grid per output channel.
@@ -57,7 +57,7 @@ def codes_of(values, channel_axes, likely=(127, 3, 1, 7)):
     table = np.transpose(values, order).reshape(-1, count).astype("float64")
     scale = np.array([_step_of(np.unique(table[:, c]), likely) for c in range(count)])
     codes = np.rint(table / scale)
-    # The best step for these codes, by least squares: the float32 noise of many values averages.
+    # The best step for these codes, by least squares: averages the float32 noise of many values.
     power = np.sum(codes * codes, axis=0)
     scale = np.where(power > 0, np.sum(table * codes, axis=0) / np.maximum(power, 1), scale)
     shape = [values.shape[axis] for axis in order]
@@ -72,7 +72,7 @@ def _step_of(unique, likely):
     for candidates in (np.array(likely), np.arange(1, 128)):
         ratios = unique[None, :] * (candidates[:, None] / largest)
         errors = np.max(np.abs(ratios - np.rint(ratios)), axis=1)
-        # Relative to the largest code, as the noise of a float32 product is.
+        # Relative to the largest code, like the noise of a float32 product.
         fits = errors <= _TOLERANCE * np.maximum(candidates / 127, 1 / 127)
         if fits.any():
             # The smallest code that fits, unless a likely one is a multiple of it.
@@ -81,7 +81,7 @@ def _step_of(unique, likely):
 
 
 def is_linear(layer):
-    """Whether some kernel, of floats at least, multiplies by the weights of a layer, and sums."""
+    """Whether a kernel, at least a float one, computes sums of products with a layer's weights."""
     return name_of(layer) in _LINEAR_LAYERS | _LINEAR_IN_FLOAT
 
 
@@ -94,19 +94,19 @@ def check_linear(layer):
     if name_of(layer) not in _LINEAR_LAYERS:
         raise CannotExport("there is no integer kernel for it")
     if fused_function(layer) is not None:
-        raise CannotExport("its activation function has to be a layer of its own")
-    summed_axes(layer)  # raises an error where it sums over others than the last ones
+        raise CannotExport("its activation function has to be a separate layer")
+    summed_axes(layer)  # raises an error if it sums over other axes
 
 
 def check_weights(wrapper, attribute):
-    """Checks that the one quantized variable of a `QuantizedLayer` is the one that kernels read.
+    """Checks that the one quantized variable of a `QuantizedLayer` is the one kernels read.
 
     Raises:
         CannotExport: If it is not.
     """
     if list(wrapper.quantizers) != [attribute]:
         raise CannotExport(
-            f"its quantized variables must be {attribute!r} alone, and are "
+            f"its only quantized variable must be {attribute!r}, and it has "
             f"{', '.join(map(repr, wrapper.quantizers))}"
         )
 
@@ -114,7 +114,8 @@ def check_weights(wrapper, attribute):
 def summed_axes(layer):
     """Returns how many of the last axes of its input a Dense or EinsumDense sums over.
 
-    Of EinsumDense, equations like "ab...xy,xyz->ab...z", with a bias for what is new or without.
+    EinsumDense is supported with equations like "ab...xy,xyz->ab...z", with or without a bias over
+    the new axes.
 
     Raises:
         CannotExport: If an EinsumDense does something else.
@@ -135,9 +136,9 @@ def summed_axes(layer):
 
 
 def folded_weights(pending, input_scale):
-    """Returns the `Weights` of a linear or affine step, with all that is folded into it.
+    """Returns the `Weights` of a linear or affine step, including everything folded into it.
 
-    BatchNormalization may make a scale negative: its sign goes to the codes.
+    BatchNormalization may make a scale negative: the sign is moved into the codes.
 
     Args:
         pending: The `Pending`.
@@ -150,7 +151,7 @@ def folded_weights(pending, input_scale):
     else:
         codes, scale, bias, axes = weights_of(pending.nodes[0].operation)
     for slope, shift in pending.affines:
-        # Where several axes number the channels, one number for each place on the last one.
+        # If several axes number the channels: one value per position on the last one.
         slope, shift = (np.resize(vector, scale.shape) for vector in (slope, shift))
         scale, bias = scale * slope, bias * slope + shift
     weights = Weights(codes, np.abs(scale), bias, axes, input_scale=input_scale)
@@ -159,7 +160,7 @@ def folded_weights(pending, input_scale):
 
 
 def finish(weights, output_grid, notes, name):
-    """Decides multipliers and rounds the bias: what the integer kernel will hold.
+    """Decides multipliers and rounds the bias to what the integer kernel stores.
 
     Args:
         weights: `Weights` with codes, positive scale, bias and container; completed in place.
@@ -177,7 +178,7 @@ def finish(weights, output_grid, notes, name):
     unit = weights.input_scale * weights.scale
     is_cut = np.zeros(len(unit), bool)
     if output_grid is not None:
-        # A bias beyond this saturates the output whatever the inputs are.
+        # A bias beyond this saturates the output for any input.
         limit = (max(-output_grid.low, output_grid.high) + 2) * step + reach * unit
         is_cut = np.abs(weights.bias) > limit
         weights.bias = np.clip(weights.bias, -limit, limit)
@@ -197,14 +198,14 @@ def finish(weights, output_grid, notes, name):
         )
     weights.codes = np.where(weights.per_channel(dead), 0, weights.codes)
     weights.multiplier = np.where(dead, 1, weights.multiplier)
-    # Without weights any scale will do: fine enough for the bias, far from what kernels refuse.
+    # Without weights any scale works: fine enough for the bias, and within the kernels' limits.
     weights.scale = np.where(dead, step / weights.input_scale * 2.0**-12, weights.scale)
     weights.bias_codes = np.rint(weights.bias / weights.unit).astype("int64")
     weights.bias = np.where(is_cut, weights.rounded_bias, weights.bias)
 
 
 def slope_of(step):
-    """Returns the number by which an affine step multiplies, or None where it does more."""
+    """Returns the factor of an affine step that is a mere multiplication, otherwise None."""
     if step.kind != "affine" or step.is_float or step.weights.bias_codes.any():
         return None
     slopes = step.weights.scale * step.weights.codes
@@ -236,7 +237,7 @@ def weights_of(layer):
 
 
 def is_table(layer):
-    """Whether a layer makes what stands in a table: some of its rows, or all of it."""
+    """Whether a layer returns rows of a table, or all of it."""
     return name_of(layer) in ("Embedding", "ReversibleEmbedding", "PositionEmbedding", "Weight")
 
 

@@ -1,15 +1,15 @@
-"""Steps in, operations of the file out.
+"""Lowers steps to operations of the file.
 
 module      does
 ----------  ----------------------------------------------------------
-encoding    codes as int8 that stock kernels clip right
-build       the network while it is made: tensors, nodes, its ends
-operations  one small function for every kind of step without weights
+encoding    codes as int8, clipped correctly by stock kernels
+build       the network under construction: tensors, nodes, inputs, outputs
+operations  one small function per kind of step without weights
 linear      convolutions, dense layers, slopes per channel
 functions   functions of one value, by kernel or by table
 functions_without_table     those that a kernel or a sum computes exactly
 expression  float operations, written as arithmetic
-float_functions, float_only, float_linear   what float islands alone compute
+float_functions, float_only, float_linear   operations of float islands only
 lower       the table of kinds, and the walk over the steps
 """
 

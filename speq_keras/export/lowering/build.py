@@ -1,4 +1,4 @@
-"""Puts the operations together: nodes, what clips behind them, the ends of the network."""
+"""Assembles the operations: nodes, clipping after them, inputs and outputs of the network."""
 
 import copy
 
@@ -11,7 +11,7 @@ from speq_keras.export.tflite.operations import OPS
 
 
 class Builder:
-    """An `IntegerNetwork` that grows, one step of the folded network after the other.
+    """An `IntegerNetwork` under construction, one step of the folded network at a time.
 
     Args:
         folded: The `FoldedNetwork`.
@@ -20,8 +20,8 @@ class Builder:
 
     def __init__(self, folded, io):
         self.io = io
-        self.shared = {}  # what a constant of an unrolled layer holds: its tensor
-        self.slices = {}  # id(Value): the steps that cut a piece out of it
+        self.shared = {}  # contents of an unrolled layer's constant: its tensor
+        self.slices = {}  # id(Value): the steps that slice it
         for step in folded.steps:
             if step.kind == "strided_slice":
                 self.slices.setdefault(id(step.inputs[0]), []).append(step)
@@ -37,11 +37,11 @@ class Builder:
     # ---- tensors -------------------------------------------------------------------------------
 
     def tensor(self, value):
-        """Returns the tensor that holds a `Value` made before."""
+        """Returns the tensor of an existing `Value`."""
         return self.tensors[id(value)]
 
     def tensor_for(self, step):
-        """Returns the tensor of a step's output, made once."""
+        """Returns the tensor of a step's output, creating it once."""
         value = step.output
         if id(value) not in self.tensors:
             made = tensor_of(value) if value.grid is not None else plain_tensor(value)
@@ -49,10 +49,10 @@ class Builder:
         return self.tensors[id(value)]
 
     def at_trained_scale(self, value, *, around_zero=False):
-        """Returns a tensor whose scale is its step, for operations without a scale of their own.
+        """Returns a tensor whose scale is its step, for operations without their own scale.
 
-        With `around_zero` its zero point is 0 as well, if 8 bits hold its codes so: XNNPACK
-        multiplies by such a tensor. Floats are as they are.
+        With `around_zero` its zero point is 0 as well, if its codes then fit 8 bits: XNNPACK
+        multiplies by such a tensor. Floats are returned unchanged.
         """
         tensor, grid = self.tensor(value), value.grid
         if grid is None:
@@ -64,12 +64,12 @@ class Builder:
             made = self.network.add_tensor(_unclipped(f"{value.name}/plain", tensor.shape, tensor))
             factor = np.float64(tensor.trained_scale) / np.float64(tensor.scale)
             one = self.one(value.name, factor)
-            # The value is kept, so that its id stays its own.
+            # The value is kept, so that its id stays unique.
             self.plains[id(value)] = (value, self.add("mul", [tensor.name, one.name], made))
         return self.plains[id(value)][1]
 
     def constant_of(self, step, tensor):
-        """Adds a constant tensor of a step and returns it; unrolled steps have equal ones once."""
+        """Adds a constant tensor of a step and returns it; unrolled steps share equal ones."""
         if not step.nodes or step.nodes[0].origin is None:
             return self.network.add_tensor(tensor)
         values = (np.asarray(x).tobytes() for x in (tensor.data, tensor.scale))
@@ -95,13 +95,13 @@ class Builder:
         """Adds a node and returns its first output.
 
         Args:
-            kind: As of a `Node`.
+            kind: As in a `Node`.
             inputs: Names of tensors.
             output: A tensor of the network.
-            *more: Further ones, where it has several outputs.
-            activation: As of a `Node`.
-            options: As of a `Node`.
-            layer: As of a `Node`.
+            *more: Further outputs, if there are several.
+            activation: As in a `Node`.
+            options: As in a `Node`.
+            layer: As in a `Node`.
 
         Raises:
             CannotExport: If its kernel does not compute it with these scales.
@@ -121,20 +121,20 @@ class Builder:
         return output
 
     def one(self, name, factor):
-        """Adds and returns a constant by which codes are multiplied exactly."""
+        """Adds and returns a constant for exact multiplication of codes."""
         return self.code_constant(f"{name}/one", 127, np.float32(factor / 127))
 
     def emit(self, step, kind, inputs, options=None, *, activation="none", shape=None):
-        """Adds the node that makes a step's output, and returns that.
+        """Adds the node that makes a step's output, and returns that output.
 
         Args:
             step: The step.
-            kind: As of a `Node`.
+            kind: As in a `Node`.
             inputs: Names of tensors.
-            options: As of a `Node`.
-            activation: As of a `Node`.
-            shape: What the kernel makes, if it is not the shape of the step: a reshape follows.
-                Kernels of images make four axes whatever the step has.
+            options: As in a `Node`.
+            activation: As in a `Node`.
+            shape: The kernel's output shape, if not that of the step: a reshape follows. Image
+                kernels make four axes, whatever the step has.
         """
         if shape is None and OPS[kind].is_spatial:
             shape = image_shape(step.output.shape)
@@ -150,22 +150,22 @@ class Builder:
         return self.add("reshape", [inner.name], output, options={"shape": output.shape})
 
     def like(self, tensor, name, shape):
-        """Adds and returns a tensor with the encoding of another one."""
+        """Adds and returns a tensor with the encoding of another tensor."""
         inner = copy.copy(tensor)
         inner.name, inner.shape, inner.layer = name, tuple(shape), ""
         return self.network.add_tensor(inner)
 
     def rounded(self, step, kind, inputs, options, *, has_scale=True, shape=None):
-        """Adds a node that rounds to the step's grid, and one more where it cannot clip.
+        """Adds a node that rounds to the step's grid, and another one if it cannot clip.
 
         Args:
-            step: The step; of floats, there is nothing to round.
-            kind: As of a `Node`.
+            step: The step; for floats, nothing is rounded.
+            kind: As in a `Node`.
             inputs: Names of tensors.
             options: As of a `Node`.
-            has_scale: Whether the operation multiplies by a scale of its own, which takes in the
-                factor between a file's scale and the step of the trained grid.
-            shape: What the node makes, if it is not the shape of the step.
+            has_scale: Whether the operation multiplies by its own scale, which absorbs the factor
+                between a file's scale and the step of the trained grid.
+            shape: The node's output shape, if not that of the step.
         """
         grid = step.output.grid
         if shape is None and OPS[kind].is_spatial and len(step.output.shape) != 4:
@@ -201,23 +201,23 @@ class Builder:
         return self.add("reshape", [made.name], self.tensor_for(step), options=options)
 
     def reshape(self, tensor, shape, name):
-        """Adds a node that gives a tensor another shape; returns what it makes."""
+        """Adds a node that reshapes a tensor; returns its output."""
         made = self.like(tensor, f"{name}/reshaped", shape)
         return self.add("reshape", [tensor.name], made, options={"shape": tuple(shape)})
 
     def with_height(self, tensor, name):
-        """Returns a tensor of sequences as one of images of height 1; of others, the tensor."""
+        """Returns a tensor of sequences as images of height 1; other tensors unchanged."""
         if len(tensor.shape) != 3:
             return tensor
         return self.reshape(tensor, (tensor.shape[0], 1, *tensor.shape[1:]), name)
 
     def pad(self, tensor, paddings, name):
-        """Adds a node that puts zeros around a tensor; returns what it makes.
+        """Adds a node that puts zeros around a tensor; returns its output.
 
         Args:
             tensor: The tensor.
             paddings: One (before, after) per axis.
-            name: Of the step.
+            name: Name of the step.
         """
         shape = tuple(
             size if batches(size) else size + before + after
@@ -229,15 +229,15 @@ class Builder:
     # ---- floats --------------------------------------------------------------------------------
 
     def make(self, step, kind, inputs, shape=None, options=None, *, dtype=None):
-        """Adds one of the float nodes of a step, and returns what it makes; `finish` ends them.
+        """Adds one of the float nodes of a step and returns its output; `finish` ends them.
 
         Args:
             step: The step.
-            kind: As of a `Node`.
+            kind: As in a `Node`.
             inputs: Names of tensors.
-            shape: The shape that the node makes, that of the step's output unless given.
-            options: As of a `Node`.
-            dtype: Of what it makes, that of the step's output unless given.
+            shape: The node's output shape; by default that of the step's output.
+            options: As in a `Node`.
+            dtype: The output type; by default that of the step's output.
         """
         shape = step.output.shape if shape is None else shape
         dtype = step.output.dtype if dtype is None else dtype
@@ -247,7 +247,7 @@ class Builder:
         )
 
     def finish(self, step, tensor):
-        """Makes the last node write a step's output, with a reshape where ranks differ."""
+        """Makes the last node write a step's output, with a reshape if ranks differ."""
         if tuple(tensor.shape) != tuple(step.output.shape):
             options = {"shape": step.output.shape}
             return self.add("reshape", [tensor.name], self.tensor_for(step), options=options)
@@ -256,15 +256,15 @@ class Builder:
         self.network.nodes[-1].outputs = [output.name]
         return output
 
-    # ---- ends ----------------------------------------------------------------------------------
+    # ---- inputs and outputs --------------------------------------------------------------------
 
     def input(self, value):
-        """Adds an input; `quantize` replaces a float one where the input is to be codes."""
+        """Adds an input; `quantize` replaces a float one if the input should be codes."""
         tensor = self.tensors[id(value)] = self.network.add_tensor(plain_tensor(value))
         self.network.inputs.append(tensor.name)
 
     def quantize(self, step):
-        """Makes codes of an input: from floats, from uint8, or they come as they are."""
+        """Turns an input into codes: from floats, from uint8, or unchanged."""
         outside = self.tensor(step.inputs[0])
         if self.io == "float32" or outside.name not in self.network.inputs:
             return self.emit(step, "quantize", [self.clipped(step, outside).name])
@@ -278,10 +278,10 @@ class Builder:
         return self.emit(step, "quantize", [outside.name])
 
     def clipped(self, step, x):
-        """Returns floats from which QUANTIZE, which saturates 8 bits only, makes a step's codes.
+        """Returns floats that QUANTIZE, which only saturates at 8 bits, turns into a step's codes.
 
-        The end of the grid at which int8 does not end is clipped in float, and where the file has
-        a scale of its own, they are brought to it.
+        They are clipped in float at the end of the grid at which int8 does not saturate, and scaled
+        if the file's scale differs.
         """
         encoding = encoding_of(step.output.grid)
         never_negative = getattr(step.quantizer, "nonnegative_input", False)
@@ -297,7 +297,7 @@ class Builder:
         )
 
     def output(self, value):
-        """Adds an output: a step that makes floats or uint8 of codes, where that is asked for."""
+        """Adds an output, and if requested a step that turns codes into floats or uint8."""
         tensor = self.tensor(value)
         if self.io == "int8" or value.grid is None:
             self.network.outputs.append(tensor.name)
@@ -312,12 +312,12 @@ class Builder:
 
 
 def plain_tensor(value):
-    """Returns the `Tensor` of a `Value` of floats or whole numbers."""
+    """Returns the `Tensor` of a `Value` of floats or integers."""
     return Tensor(name=value.name, shape=tuple(value.shape), dtype=value.dtype)
 
 
 def image_shape(shape):
-    """Returns the shape of four axes that a kernel of images makes for a step of any rank."""
+    """Returns the four-axis shape that an image kernel makes for a step of any rank."""
     if len(shape) == 4:
         return shape
     if len(shape) == 3:
@@ -326,16 +326,16 @@ def image_shape(shape):
 
 
 def _unclipped(name, shape, like):
-    """Returns a tensor for the codes of `like` around a zero point of 0, not clipped to its grid.
+    """Returns a tensor for the codes of `like` with zero point 0, not clipped to its grid.
 
-    Signed codes of fewer than 8 bits fit whatever their offset is.
+    Signed codes of fewer than 8 bits fit with any offset.
     """
     scale = np.float32(like.trained_scale)
     return Tensor(name=name, shape=tuple(shape), scale=scale, trained_scale=like.trained_scale)
 
 
 def _make_uint8(tensor, codes):
-    """Makes `tensor` one of uint8 for the codes in the tensor `codes`, moved up by 128."""
+    """Makes `tensor` the uint8 form, shifted by 128, of the codes in the tensor `codes`."""
     tensor.dtype, tensor.scale, tensor.trained_scale = "uint8", codes.scale, codes.trained_scale
     tensor.zero_point = codes.zero_point + 128
     tensor.low, tensor.high = codes.low + 128, codes.high + 128

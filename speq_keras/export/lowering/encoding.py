@@ -7,8 +7,8 @@
     -z ... h, z <= h     scale 1/h, zero point z - 128      saturation below, RELU_N1_TO_1 above
     -z ... h, z > h      scale 1/z, zero point 127 - h      RELU_N1_TO_1 below, saturation above
 
-In the last two rows the scale in the file is not the step of the trained grid. Whoever makes the
-tensor and whoever reads it multiplies by a scale of its own, which takes in the factor.
+In the last two rows the scale in the file is not the step of the trained grid. The operations that
+write and read the tensor multiply by their own scales, which absorb the factor.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class Encoding:
 
     @property
     def factor(self):
-        """What the numbers in the file have to be multiplied by to be those of the model."""
+        """The factor from the numbers in the file to those of the model."""
         return np.float64(self.step) / np.float64(self.scale)
 
 
@@ -76,10 +76,10 @@ def tensor_of(value):
 
 
 def fused_activation(activation, grid):
-    """Returns `(fused, after)`: what the operation fuses, and what a second one has to clip.
+    """Returns `(fused, after)`: what the operation fuses, and what must be clipped afterwards.
 
     Args:
-        activation: "none", "relu" or "relu6" of the trained graph.
+        activation: "none", "relu" or "relu6", from the trained graph.
         grid: The `Grid` that follows it.
     """
     encoding = encoding_of(grid)

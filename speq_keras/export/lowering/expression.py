@@ -1,10 +1,10 @@
-"""Float operations of a step, written as arithmetic: `(x - x.mean(axes)) * 2` adds three nodes."""
+"""Float operations of a step written as arithmetic: `(x - x.mean(axes)) * 2` adds three nodes."""
 
 import numpy as np
 
 
 class Floats:
-    """A tensor of plain numbers that a step computes; every operation on it adds a node.
+    """A tensor of plain numbers computed by a step; every operation on it adds a node.
 
     Args:
         builder: The `Builder`.
@@ -22,11 +22,11 @@ class Floats:
 
     @property
     def shape(self):
-        """Sizes; None in first place: the batch."""
+        """Sizes; None in the first position is the batch."""
         return tuple(self.tensor.shape)
 
     def made(self, kind, *others, shape=None, dtype=None, **options):
-        """Adds a node of a kind, see `Node`; returns what it makes, of the shape of this one."""
+        """Adds a node of a kind (see `Node`); returns its output, by default of the same shape."""
         names = [x.tensor.name for x in (self, *others)]
         if kind == "reshape":
             options["shape"] = shape
@@ -36,20 +36,20 @@ class Floats:
         return Floats(self.builder, self.step, tensor)
 
     def constant(self, values, dtype=None):
-        """Adds a constant of this one's type."""
+        """Adds a constant of the same type."""
         dtype = self.tensor.dtype if dtype is None else dtype
         values = np.atleast_1d(np.asarray(values))
         tensor = self.builder.constant(f"{self.step.name}/constant", values, dtype)
         return Floats(self.builder, self.step, tensor)
 
     def finish(self):
-        """Lets the last node write the step's output."""
+        """Makes the last node write the step's output."""
         return self.builder.finish(self.step, self.tensor)
 
     # ---- two operands ----------------------------------------------------------------------------
 
     def with_other(self, kind, other, *, swapped=False, dtype=None):
-        """Adds a node that computes with another tensor or constant, which broadcast."""
+        """Adds a node that computes with another tensor or constant, by broadcasting."""
         other = other if isinstance(other, Floats) else self.constant(other)
         first, second = (other, self) if swapped else (self, other)
         return first.made(kind, second, shape=broadcast(first.shape, second.shape), dtype=dtype)
@@ -91,7 +91,7 @@ class Floats:
         return self.with_other("minimum", other)
 
     def is_true(self, comparison, other):
-        """Whole numbers: 1 where a comparison ("greater", ...) with another tensor is true."""
+        """Integers: 1 where a comparison ("greater", ...) with another tensor is true."""
         return self.with_other(comparison, other, dtype="int32")
 
     def cast(self, dtype):
@@ -118,7 +118,7 @@ class Floats:
         return self.reduced("sum", axes)
 
     def reshape(self, shape):
-        """Another shape; None stands for the batch."""
+        """Another shape; None is the batch."""
         shape = tuple(shape)
         return self if shape == self.shape else self.made("reshape", shape=shape)
 

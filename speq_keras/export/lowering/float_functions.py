@@ -1,4 +1,4 @@
-"""Functions of one value in float: the kernel of that name, or the arithmetic it is made of."""
+"""Functions of one value in float: the kernel of that name, or equivalent arithmetic."""
 
 import re
 
@@ -7,7 +7,7 @@ from speq_keras.export.folding.steps import CannotExport
 from speq_keras.operations import OTHER, function_name, name_of, negative_slope
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
-# Of erf: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26; error below 2e-7.
+# For erf: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26; error below 2e-7.
 _ERF_PLACE = 0.3275911
 _ERF = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
@@ -30,7 +30,7 @@ def activated(x, operation, name):
     Args:
         x: `Floats`.
         operation: The layer or operation that has the function's options, as attributes.
-        name: As `function_of` says.
+        name: As returned by `function_of`.
 
     Raises:
         CannotExport: If no float kernels compute it.
@@ -43,7 +43,7 @@ def activated(x, operation, name):
 
 
 def _shown(layer, function):
-    """Returns what is said of an activation function."""
+    """Returns a description of an activation function, for errors."""
     if function != OTHER:
         return f"activation function {function!r}"
     function = layer.activation
@@ -52,7 +52,7 @@ def _shown(layer, function):
 
 
 def softmax_axes(operation, rank):
-    """Returns the axes of a softmax, from 0 on."""
+    """Returns the axes of a softmax, counted from 0."""
     axes = getattr(operation, "axis", -1)
     axes = axes if isinstance(axes, list | tuple) else [axes]
     axes = tuple(sorted(axis % rank for axis in axes))
@@ -70,7 +70,7 @@ def _leaky_relu(x, operation):
 
 
 def _bent_relu(x, operation):
-    """ReLU with a cap, a slope, and a threshold, where it jumps."""
+    """ReLU with a cap, a slope, and a threshold at which it jumps."""
     slope, cap, bend = operation.negative_slope, operation.max_value, operation.threshold
     if bend:
         y = _where(x.is_true("greater_equal", bend), x, (x - bend) * slope)
@@ -172,5 +172,5 @@ FUNCTIONS = {
     "sign": _sign,
     "erf": _erf,
 }
-# Layers and operations whose function `function_name` does not tell: by Keras' name of the class.
+# Layers and operations whose function `function_name` does not know: by Keras' class name.
 _BY_CLASS = {"ELU": "elu"}

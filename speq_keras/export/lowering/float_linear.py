@@ -1,4 +1,4 @@
-"""Linear operations of float islands that are no layers: products, resizing, running sums."""
+"""Linear operations of float islands that are not layers: products, resizing, cumulative sums."""
 
 import math
 
@@ -24,12 +24,12 @@ def matmul(builder, step):
 
 
 def einsum_dense(builder, step, kernel):
-    """An EinsumDense of any equation: a product of matrices between transpositions.
+    """An EinsumDense with any equation: a matrix product between transpositions.
 
     Args:
         builder: The `Builder`.
         step: The step.
-        kernel: Of the layer, float.
+        kernel: The layer's kernel, float.
 
     Returns:
         `Floats`, with the bias added.
@@ -63,8 +63,8 @@ def along_axis(x, matrix, axis):
 
     Args:
         x: `Floats`.
-        matrix: (made, read).
-        axis: From 1 on.
+        matrix: (outputs, inputs).
+        axis: Counted from 1.
     """
     before, after = x.shape[1:axis], x.shape[axis + 1 :]
     flat = x.reshape((x.shape[0], math.prod(before), x.shape[axis], math.prod(after)))
@@ -73,15 +73,15 @@ def along_axis(x, matrix, axis):
 
 
 def resize(builder, step):
-    """Any resizing that leaves a constant image what it is: a matrix for each axis.
+    """Any resizing that preserves constant images: a matrix for each axis.
 
-    The matrices are what the operation makes of images that are 1 in one row or column.
+    The matrices are its results for images that are 1 in one row or column.
     """
     x = Floats.input(builder, step)
     _, height, width, _ = x.shape
     ones = np.ones((1, height, width, 1), "float32")
-    if not np.allclose(_called(step, ones), 1, atol=1e-4):  # of weights that add up to 1
-        raise CannotExport("what it makes of a constant image is not constant")
+    if not np.allclose(_called(step, ones), 1, atol=1e-4):  # weights add up to 1
+        raise CannotExport("its result for a constant image is not constant")
     rows = np.eye(height, dtype="float32")[:, :, None, None] * ones
     columns = np.eye(width, dtype="float32")[:, None, :, None] * ones
     x = along_axis(x, _called(step, rows)[:, :, 0, 0].T, 1)
@@ -89,7 +89,7 @@ def resize(builder, step):
 
 
 def cumulative_sum(builder, step):
-    """Sums of all values up to each place of an axis."""
+    """Sums of all values up to each position of an axis."""
     x, axis = Floats.input(builder, step), step.layer.axis
     if axis is None or axis % len(x.shape) == 0:
         raise CannotExport("it goes over the batch")

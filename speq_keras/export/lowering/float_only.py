@@ -1,4 +1,4 @@
-"""What float islands alone compute, but for functions of one value and what is linear."""
+"""Operations that exist only in float islands, except functions of one value and linear ones."""
 
 import math
 
@@ -35,7 +35,7 @@ def _axes_and_shape(layer, shape):
 
 
 def _scaled(y, gamma, beta, shape):
-    """γ · y + β, where they are there, in a shape that broadcasts."""
+    """γ · y + β, each if present, in a shape that broadcasts."""
     if gamma is not None:
         y = y * np.reshape(keras.ops.convert_to_numpy(gamma), shape)
     return y if beta is None else y + np.reshape(keras.ops.convert_to_numpy(beta), shape)
@@ -91,7 +91,7 @@ def normalize(builder, step):
 
 
 def _axes(operation, x):
-    """Returns the axes of a reduction, from 0 on."""
+    """Returns the axes of a reduction, counted from 0."""
     axes = tuple(sorted(axes_of(operation.axis, len(x.shape))))
     if 0 in axes:
         raise CannotExport("it goes over the batch")
@@ -113,7 +113,7 @@ def _log_sum_exp(x, axes, operation):
     return (x - largest).made("exp").sum(axes).made("log") + largest
 
 
-# By Keras' name of the class: a function of `(x, axes, operation)`.
+# By Keras' class name: a function of `(x, axes, operation)`.
 REDUCTIONS = {
     "Sum": lambda x, axes, operation: x.sum(axes),
     "Prod": lambda x, axes, operation: x.reduced("reduce_prod", axes),
@@ -127,7 +127,7 @@ REDUCTIONS = {
 
 
 def reduction(name):
-    """Returns the row of a reduction, by Keras' name of the class."""
+    """Returns the row of a reduction, by Keras' class name."""
 
     def row(builder, step):
         x = Floats.input(builder, step)
@@ -138,7 +138,7 @@ def reduction(name):
 
 
 def arg_max(builder, step):
-    """The place of the largest value along an axis, a whole number."""
+    """The position of the largest value along an axis, an integer."""
     x, operation = Floats.input(builder, step), step.layer
     if operation.axis is None:
         raise CannotExport("it must have an axis")
@@ -157,8 +157,8 @@ def operands(builder, step, dtype=None, given=None):
     Args:
         builder: The `Builder`.
         step: The step.
-        dtype: Of the constants; the type of the last tensor unless given.
-        given: What takes the place of `given_operands`, or None.
+        dtype: Type of the constants; by default that of the last tensor.
+        given: Replaces `given_operands`, or None.
     """
     given = given_operands(step) if given is None else given
     tensors = [Floats.input(builder, step, number) for number in range(len(step.inputs))]
@@ -172,7 +172,7 @@ def operands(builder, step, dtype=None, given=None):
 
 
 def given_operands(step):
-    """Returns what the call of a step was given: a `Ref` for each tensor, and constants."""
+    """Returns the arguments of a step's call: a `Ref` for each tensor, and constants."""
     node = step.nodes[0]
     given = [*node.args, *node.kwargs.values()]
     return list(given[0]) if given and isinstance(given[0], list | tuple) else given
@@ -191,7 +191,7 @@ def comparison(kind):
 
 
 def logical(kind):
-    """Returns the row of a function of masks: whole numbers, of which all but 0 are true."""
+    """Returns the row of a function of masks: integers, of which all but 0 are true."""
 
     def row(builder, step):
         masks = [x.is_true("not_equal", 0) for x in operands(builder, step, "int32")]
@@ -204,7 +204,7 @@ def logical(kind):
 
 
 def where(builder, step):
-    """Takes one of two values, as a mask says."""
+    """Selects one of two values by a mask."""
     mask, x, y = operands(builder, step, step.output.dtype)
     dtype = step.output.dtype
     x, y = x.cast(dtype), y.cast(dtype)
@@ -213,7 +213,7 @@ def where(builder, step):
 
 
 def masked_mean(builder, step):
-    """The mean of the steps that a mask leaves."""
+    """The mean of the time steps that a mask keeps."""
     x, layer = Floats.input(builder, step), step.layer
     mask = Floats.input(builder, step, 1).is_true("not_equal", 0).cast("float32")
     mask = mask.reshape((*mask.shape, 1))
@@ -222,7 +222,7 @@ def masked_mean(builder, step):
 
 
 def masking(builder, step):
-    """Zeros where all channels are the value that stands for nothing."""
+    """Zeros where all channels equal the mask value."""
     x = Floats.input(builder, step)
     is_other = x.is_true("not_equal", step.layer.mask_value)
     return (x * is_other.reduced("reduce_max", (len(x.shape) - 1,)).cast("float32")).finish()

@@ -15,7 +15,7 @@ from speq_keras.export.tflite.network import Tensor
 from speq_keras.graph import Ref, map_refs
 from speq_keras.operations import name_of
 
-# Functions whose kernel rounds the exact value to a grid that it prescribes.
+# Functions whose kernel rounds the exact value to a prescribed grid.
 _PRESCRIBED = {"sigmoid": "logistic", "tanh": "tanh", "softmax": "softmax"}
 _FAR = 1e9
 # Functions of all values along an axis.
@@ -23,7 +23,7 @@ _PER_AXIS = ("softmax", "log_softmax")
 
 
 def table(builder, step):
-    """A function of codes: the kernel of that name, or its 256 values written down."""
+    """A function of codes: the kernel of that name, or a table of its 256 values."""
     if step.is_float:
         return float_function(builder, step)
     x, operation = builder.at_trained_scale(step.inputs[0]), step.layer
@@ -60,7 +60,7 @@ def table(builder, step):
 
 
 def _softmax_of_other_axes(builder, step, x):
-    """Moves axes, takes the softmax of the last one, and moves them back: codes are copied."""
+    """Moves axes, takes the softmax of the last one, and moves them back; moving copies codes."""
     order, back, moved, flat = _as_last_axis(step.layer, x.shape)
     output = builder.tensor_for(step)
     made = builder.like(x, f"{step.name}/moved", moved)
@@ -74,11 +74,11 @@ def _softmax_of_other_axes(builder, step, x):
 
 
 def _as_last_axis(operation, shape):
-    """Returns how the axes of a softmax become the last one of a tensor.
+    """Returns how to make the axes of a softmax the last one of a tensor.
 
     Returns:
-        `(axes of a transposition, those of the one back, the shape between, the same with one axis
-        for all of the softmax)`.
+        `(axes of a transposition, axes of the inverse one, the shape in between, the same with the
+        softmax axes merged into one)`.
     """
     axes = softmax_axes(operation, len(shape))
     order = (*(axis for axis in range(len(shape)) if axis not in axes), *axes)
@@ -88,7 +88,7 @@ def _as_last_axis(operation, shape):
 
 
 def _values_of(step, values, channels):
-    """Returns the function's values: a vector, or a row per channel where channels differ."""
+    """Returns the function's values: a vector, or a row per channel if channels differ."""
     node, operation = step.nodes[0], step.layer
     if name_of(operation) == "PReLU":
         alpha = keras.ops.convert_to_numpy(operation.alpha)
@@ -99,7 +99,7 @@ def _values_of(step, values, channels):
         return rows[0] if len(rows) == 1 else rows
     constants = [np.shape(x) for x in [*node.args, *node.kwargs.values()] if not isinstance(x, Ref)]
     constants = [shape for shape in constants if math.prod(shape) > 1]
-    if constants:  # a number for every channel
+    if constants:  # one number per channel
         if any((math.prod(shape), shape[-1]) != (channels, channels) for shape in constants):
             raise CannotExport("its constant must be one number, or one per channel")
         values = np.repeat(values[:, None], channels, axis=1)
@@ -121,7 +121,7 @@ def float_function(builder, step):
         return activated(x, layer, name).finish()
     if len(step.inputs) == 1:
         return along_last_axis(x, name, layer).finish()
-    # As Keras' softmax: a large negative number where the mask is 0.
+    # Like Keras' softmax: a large negative number where the mask is 0.
     mask = Floats.input(builder, step, 1).is_true("not_equal", 0).cast("float32")
     y = along_last_axis(x * mask + (mask - 1) * _FAR, name, layer)
     return (y * mask if _masks_results() else y).finish()
@@ -129,13 +129,13 @@ def float_function(builder, step):
 
 @functools.cache
 def _masks_results():
-    """Whether what is masked is 0 even where all is masked, as in Keras from 3.13 on."""
+    """Whether masked results are 0 even if everything is masked, as in Keras from 3.13 on."""
     made = keras.layers.Softmax()(np.zeros((1, 2), "float32"), mask=np.zeros((1, 2), bool))
     return not keras.ops.convert_to_numpy(made).any()
 
 
 def along_last_axis(x, name, operation):
-    """Returns softmax or its like of `Floats`; of other axes than the last one, in that place."""
+    """Returns softmax or a similar function of `Floats`; other axes are moved to the end for it."""
     order, back, moved, flat = _as_last_axis(operation, x.shape)
     y = x.transpose(order).reshape(flat).made(name).reshape(moved)
     return y.transpose(back)

@@ -1,4 +1,4 @@
-"""Convolutions, dense layers and slopes per channel as integer operations."""
+"""Convolutions, dense layers and per-channel slopes as integer operations."""
 
 import dataclasses
 
@@ -17,16 +17,16 @@ from speq_keras.export.tflite.network import Tensor
 from speq_keras.operations import fused_function, name_of
 from speq_keras.ops import einsum_axes
 
-# The largest code of a constant that a slope is made of.
+# The largest code of a constant that represents a slope.
 _LARGEST = 127
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelCall:
-    """How a layer is written: node kind, kernel in the file's order, its channel axis, options.
+    """How to write a layer: node kind, kernel in the file's order, its channel axis, options.
 
-    `rank` is 4 where the kernel reads height and width whatever the layer reads. `reads` and
-    `makes` are shapes that differ from those of the layer, None where they do not.
+    `rank` is 4 if the kernel reads height and width, whatever the layer reads. `reads` and `makes`
+    are the kernel's shapes if they differ from the layer's, otherwise None.
     """
 
     kind: str
@@ -42,10 +42,10 @@ def call_of(step, layer, kernel, container="int8"):
     """Returns the `KernelCall` of a weighted layer; chosen by the layer's class.
 
     Args:
-        step: The step; its output's shape and absorbed padding are read.
+        step: The step; its output's shape and its absorbed padding are used.
         layer: The Keras layer.
         kernel: Codes or floats in the layer's own layout.
-        container: Of the codes.
+        container: Type of the codes.
 
     Raises:
         CannotExport: If no kernel computes the layer.
@@ -65,7 +65,7 @@ def linear(builder, step):
 
 
 def _linear_in_float(builder, step):
-    """A layer with float weights, or quantized ones as floats, and its activation function."""
+    """A layer with float weights, or quantized ones as floats, with its activation function."""
     operation, layer = step.nodes[0].operation, step.layer
     if name_of(layer).startswith("Separable"):
         return separable(builder, step)
@@ -94,7 +94,7 @@ def _linear_in_float(builder, step):
 
 
 def _ended(y, layer):
-    """Lets the last node write the output of a step, with the activation that a layer ends in."""
+    """Makes the last node write a step's output, after the layer's activation function."""
     function = fused_function(layer)
     return (y if function is None else activated(y, layer, function)).finish()
 
@@ -144,7 +144,7 @@ def _transposed(step, layer, kernel, container):
         kernel = _dilated(kernel, axis, dilation)
     size = tuple(step.output.shape[1:-1])
     strides = _pair(layer.strides)
-    # Where windows do not overlap both paddings are the same, and the delegate takes one.
+    # If windows do not overlap, both paddings are equivalent, and the delegate accepts only one.
     apart = any(np.less(kernel.shape[:2], strides))
     if apart and layer.padding == "same" and any(np.greater(kernel.shape[:2], strides)):
         # They overlap along the other axis: zeros fill the gaps.
@@ -177,7 +177,7 @@ def _volume_transposed(step, layer, kernel, container):
 
 
 def separable(builder, step):
-    """A separable convolution in float: a depthwise one, and one of single pixels."""
+    """A separable convolution in float: a depthwise and a 1×1 convolution."""
     layer = step.layer
     x = prepared_input(builder, builder.tensor(step.inputs[0]), layer, 4, step.name)
     kernels = [layer.depthwise_kernel, layer.pointwise_kernel]
@@ -203,7 +203,7 @@ def _pointwise(kernel):
 
 
 def _dilated(kernel, axis, dilation):
-    """Returns a kernel with zeros between its places along an axis."""
+    """Returns a kernel with zeros between its positions along an axis."""
     shape = list(kernel.shape)
     shape[axis] = (shape[axis] - 1) * dilation + 1
     wide = np.zeros(shape, kernel.dtype)
@@ -211,7 +211,7 @@ def _dilated(kernel, axis, dilation):
     return wide
 
 
-# By Keras' name of the class.
+# By Keras' class name.
 WEIGHTED = {
     "Dense": _dense,
     "EinsumDense": _dense,
@@ -275,7 +275,7 @@ def _emit(builder, step, call, layer=None):
         ),
     )
     bias = ""
-    # Only that kernel can do without a bias.
+    # Only this kernel accepts a missing bias.
     if weights.bias_codes.any() or call.kind != "fully_connected":
         bias = builder.constant_of(
             step,
@@ -297,7 +297,7 @@ def _along(vector, rank, axis):
 
 
 def affine(builder, step):
-    """Lowers a slope and shift per channel: a 1×1 depthwise convolution, or one multiplication."""
+    """Lowers slope and shift per channel: a 1×1 depthwise convolution, or one multiplication."""
     if step.is_float:
         return float_only.affine(builder, step)
     weights = step.weights
@@ -309,13 +309,13 @@ def affine(builder, step):
     kernel = weights.codes.reshape(1, 1, 1, channels)
     options = {"strides": (1, 1), "dilations": (1, 1), "padding": "valid", "multiplier": 1}
     reads = None
-    if len(x.shape) != 4:  # kernels want height and width; the values do not care
+    if len(x.shape) != 4:  # kernels need height and width; the order of values is the same
         reads = (x.shape[0], 1, int(np.prod([1, *x.shape[1:-1]])), channels)
     return _emit(builder, step, KernelCall("depthwise_conv_2d", kernel, 3, options, reads=reads))
 
 
 def slope(builder, step, factor):
-    """Lowers multiplication by one number (1: a mere change of grid) to MUL with a constant."""
+    """Lowers multiplication by one number (1: only the grid changes) to MUL with a constant."""
     x = builder.tensor(step.inputs[0])
     encoding = encoding_of(step.output.grid)
     in_factor = np.float64(x.trained_scale) / np.float64(x.scale)

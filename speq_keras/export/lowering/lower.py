@@ -1,4 +1,4 @@
-"""From the folded network to the operations of a file: one row for every kind of step."""
+"""Lowers the folded network to the operations of a file: one row for every kind of step."""
 
 from speq_keras.export.folding.steps import NO_KERNEL, CannotExport, Problem
 from speq_keras.export.lowering import (
@@ -41,7 +41,7 @@ ROWS = {
     "embedding": operations.embedding,
     "constant": operations.constant,
     "refused": Builder.tensor_for,
-    # In float alone; by Keras' name of the class.
+    # Float only; by Keras' class name.
     "Cast": float_only.cast,
     "LayerNormalization": float_only.layer_normalization,
     "RMSNormalization": float_only.rms_normalization,
@@ -75,11 +75,12 @@ def lower(folded, *, io="float32"):
 
     Args:
         folded: The network.
-        io: "float32": QUANTIZE and DEQUANTIZE stand at the ends; "int8" or "uint8": they do not.
+        io: "float32": QUANTIZE and DEQUANTIZE at the inputs and outputs; "int8" or "uint8":
+            neither.
 
     Returns:
         `(network, problems)`: the `IntegerNetwork`, and a `Problem` for every step that cannot be
-        computed. With one, here or in `folded`, the network is no network.
+        computed. If there is any, here or in `folded`, the network is not usable.
     """
     builder = Builder(folded, io)
     problems = []

@@ -1,7 +1,7 @@
-"""One small function `(builder, step)` for every kind of step without weights: adds its operations.
+"""One small function `(builder, step)` per kind of step without weights: adds its operations.
 
-Codes and floats take the same way: what a step of floats emits is the float form of the same
-operation, which has nothing to round (`Builder.emit`, `Builder.rounded`).
+Codes and floats are handled alike: for floats, the emitted operation is the float form of the same
+operation, with nothing to round (`Builder.emit`, `Builder.rounded`).
 """
 
 import copy
@@ -20,7 +20,7 @@ from speq_keras.graph import Ref, map_refs
 
 
 def copied(builder, step):
-    """What copies or averages codes on their grid: the operation of that name, options as given."""
+    """Copies or averages codes on their grid: the operation of that name, with given options."""
     x, options = builder.tensor(step.inputs[0]), step.options
     if "size" in options and len(x.shape) == 3:  # sequences, as images of height one
         x = builder.with_height(x, step.name)
@@ -39,7 +39,7 @@ def one_to_one(kind):
 
 
 def pair(kind):
-    """Returns the row of an operation on two tensors; of floats, one may be a constant."""
+    """Returns the row of an operation on two tensors; for floats, one may be a constant."""
 
     def row(builder, step):
         if step.is_float:
@@ -62,9 +62,9 @@ def _operands(builder, step):
 
 
 def _added(step, constant):
-    """Returns what a sum with a constant adds to every place.
+    """Returns what a sum with a constant adds at every position.
 
-    With TensorFlow, Keras takes a column for a bias of the channels where sizes match.
+    On TensorFlow, Keras takes a column for a bias of the channels if sizes match.
     """
     constant = np.asarray(constant)
     if constant.ndim < 2 or constant.shape[-1] > 1 or step.output.dtype != "float32":
@@ -85,7 +85,7 @@ def matmul(builder, step):
 
 
 def mean(builder, step):
-    """A mean has a grid of its own."""
+    """The result of a mean has its own grid."""
     x = builder.at_trained_scale(step.inputs[0])
     builder.rounded(step, "mean", [x.name], step.options, has_scale=False)
 
@@ -103,7 +103,7 @@ def reshape(builder, step):
 
 
 def gather(builder, step):
-    """Values at constant places of some axes, one axis after the other."""
+    """Values at constant positions of some axes, one axis after another."""
     x, places = builder.tensor(step.inputs[0]), step.options["places"]
     if step.options["reads"] is not None:
         x = builder.reshape(x, step.options["reads"], step.name)
@@ -157,7 +157,7 @@ def _table_tensor(builder, step, name):
 
 
 def max_pool(builder, step):
-    """Every other pixel: the fast delegate has a convolution for that, and no pooling."""
+    """Every other pixel as a convolution: the fast delegate has no such pooling."""
     if step.is_float or set(step.options["size"]) != {1}:
         return copied(builder, step)
     step = copy.copy(step)
@@ -166,7 +166,7 @@ def max_pool(builder, step):
 
 
 def pool_3d(builder, step):
-    """As two poolings of images: of height and width, and then of depth."""
+    """As two image poolings: over height and width, then over depth."""
     x, options = builder.tensor(step.inputs[0]), step.options
     kind, padding = step.kind.replace("3d", "2d"), options["padding"]
     size, strides = options["size"], options["strides"]
@@ -190,14 +190,14 @@ def pool_3d(builder, step):
 
 
 def average_pool(builder, step):
-    """As a depthwise convolution with equal weights where every window is full.
+    """As a depthwise convolution with equal weights, if every window is full.
 
-    AVERAGE_POOL_2D rounds halves away from zero, which in codes is up here and down there, and
-    leaves the fast delegate. The bias is less than half the distance between two sums, so it moves
-    nothing but the halves, which it sends up, as training does.
+    AVERAGE_POOL_2D rounds halves away from zero, that is, some codes up and others down, and does
+    not run on the fast delegate. The bias is less than half the distance between two sums, so it
+    only moves the halves; they are rounded up, as in training.
 
-    One that is the whole image is a mean, which is fast and has no weights, wherever that sends
-    halves up as well.
+    A window of the whole image is a mean, which is fast and needs no weights, if that also rounds
+    halves up.
     """
     if step.is_float:
         return copied(builder, step)
@@ -216,11 +216,11 @@ def average_pool(builder, step):
 
 
 def _mean_of_image(builder, step, x, count):
-    """Adds the mean of whole images, if some scale makes it exact; returns whether it did.
+    """Adds the mean of whole images if some scale makes it exact; returns whether it did.
 
-    MEAN sends halves to even. A scale that is smaller by a fraction of 1 / (N (L + 1/2)) moves all
-    means up: halves over the half, for means of N codes up to L, and no other sum as far as that.
-    A multiplication, which is exact, gives the codes their own scale back.
+    MEAN rounds halves to even. A scale that is smaller by a fraction of 1 / (N (L + 1/2)) moves all
+    means up: halves past the half, for means of N codes up to L, and no other sum that far. An
+    exact multiplication then restores the scale of the codes.
     """
     options = {"axes": tuple(range(1, len(x.shape) - 1)), "keep_dims": True}
     output = builder.tensor_for(step)

@@ -1,20 +1,20 @@
-"""Slices: several that together are the whole tensor become one operation."""
+"""Slices: several that together make up the whole tensor become one operation."""
 
 from speq_keras.export.folding.copying import slice_sizes
 
-# XNNPACK splits a tensor into as many pieces.
+# The maximum number of pieces into which XNNPACK splits a tensor.
 _PIECES = (2, 3, 4)
-# From so many places on, taking an axis apart is worth an operation that XNNPACK does not have.
+# From this number of positions on, unpacking an axis is worth an operation that XNNPACK lacks.
 _PLACES = 5
 
 
 def strided_slice(builder, step):
-    """Codes are copied; an axis that an index took away goes by a reshape.
+    """Codes are copied; an axis removed by an index is dropped by a reshape.
 
-    Equal pieces that follow each other are one SPLIT, and all places of an axis one UNPACK: the
+    Consecutive slices of equal size become one SPLIT, and all positions of an axis one UNPACK: the
     gates and the inputs of a recurrent layer's steps.
     """
-    if id(step.output) in builder.tensors:  # made together with another one
+    if id(step.output) in builder.tensors:  # made together with another slice
         return builder.tensor_for(step)
     x = builder.tensor(step.inputs[0])
     family = _family(builder, step, x)
@@ -30,7 +30,7 @@ def strided_slice(builder, step):
 
 
 def _family(builder, step, x):
-    """Returns the slices of a tensor of codes, in order, if they are all of it in equal pieces."""
+    """Returns the slices of a tensor of codes, in order, if they divide it into equal pieces."""
     found = builder.slices.get(id(step.inputs[0]), []) if not step.is_float else []
     axis = _axis(step, x)
     if axis is None or any(_axis(piece, x) != axis for piece in found):
@@ -44,7 +44,7 @@ def _family(builder, step, x):
 
 
 def _axis(step, x):
-    """Returns the one axis that a slice cuts, without steps, or None."""
+    """Returns the only axis that a slice cuts, with a stride of 1, or None."""
     options = step.options
     rows = zip(x.shape, options["begin"], options["end"], strict=True)
     cut = [axis for axis, (size, *ends) in enumerate(rows) if axis and ends != [0, size]]

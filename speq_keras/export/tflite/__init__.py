@@ -1,1 +1,1 @@
-"""The integer network, the TFLite file that holds it, and what runtimes compute from it."""
+"""The integer network, its TFLite file, and what runtimes compute from it."""

@@ -1,8 +1,8 @@
-"""A file in LiteRT's `CompiledModel`, the interface that apps are asked to use from LiteRT 2 on.
+"""Runs a file in LiteRT's `CompiledModel`, the interface recommended to apps from LiteRT 2 on.
 
-In a process of its own, which starts in a fifth of a second and stays: `CompiledModel` loads
-drivers of graphics cards, writes a dozen lines per file to standard error that no setting turns
-off, and would take a training process with it where it crashes.
+It runs in a separate process, which starts in a fifth of a second and is reused: `CompiledModel`
+loads graphics drivers, writes a dozen lines per file to standard error that no setting turns off,
+and a crash would take a training process with it.
 """
 
 import atexit
@@ -17,7 +17,7 @@ import numpy as np
 from speq_keras.export.tflite import compiled_worker
 
 _lock = threading.Lock()
-_workers: dict = {}  # by the number of the process that talks to it: forked ones need their own
+_workers: dict = {}  # by parent process id: forked processes need their own
 
 
 def run_compiled(content, batches):
@@ -50,7 +50,7 @@ def missing_interpreter():
     if sys.executable and os.access(sys.executable, os.X_OK):
         return None
     return (
-        "LiteRT's CompiledModel runs in a Python process of its own, and sys.executable has none."
+        "LiteRT's CompiledModel runs in its own Python process, and sys.executable cannot be run."
     )
 
 
@@ -75,7 +75,7 @@ def _exchange(worker, message):
 
 
 def _start():
-    # The same packages, and none from the current folder.
+    # The same packages, but nothing from the current folder.
     paths = [path for path in sys.path if path]
     source = pathlib.Path(compiled_worker.__file__).read_text(encoding="utf-8")
     worker = subprocess.Popen(

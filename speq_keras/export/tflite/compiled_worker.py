@@ -1,7 +1,7 @@
-"""The process in which files run in LiteRT's `CompiledModel`; `compiled_model` starts it.
+"""The process that runs files in LiteRT's `CompiledModel`; `compiled_model` starts it.
 
-Reads and writes messages on standard input and output, each the bytes of an .npz file behind their
-number in eight bytes. It imports no other module of this package: that would load Keras.
+Reads and writes messages on standard input and output, each an eight-byte length followed by the
+bytes of an .npz file. It imports no other module of this package: that would load Keras.
 """
 
 import io
@@ -32,12 +32,12 @@ def send(stream, arrays):
 def run(content, batches):
     """Runs a file on batches, lists of input arrays; returns a list of outputs for each.
 
-    On the CPU, with one thread.
+    Runs on the CPU, with one thread.
     """
     from ai_edge_litert.compiled_model import CompiledModel
     from ai_edge_litert.schema_py_generated import Model
 
-    # `CompiledModel` says no shapes before LiteRT 2.2: they are read off the file.
+    # Before LiteRT 2.2, `CompiledModel` does not report shapes: they are read from the file.
     file = Model.GetRootAs(content, 0)
     graph, signature = file.Subgraphs(0), file.SignatureDefs(0)
     inputs = [signature.Inputs(i).Name().decode() for i in range(signature.InputsLength())]
@@ -91,7 +91,7 @@ def main():
                 for batch, arrays in enumerate(results)
                 for i, array in enumerate(arrays)
             }
-        except Exception as error:  # whatever it is, the other process says it
+        except Exception as error:  # any error is reported by the other process
             answer = {"error": np.array(f"{type(error).__name__}: {error}")}
         send(sys.stdout.buffer, answer)
 

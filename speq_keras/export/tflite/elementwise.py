@@ -1,4 +1,4 @@
-"""Sums and products of two tensors, and the way into and out of integers."""
+"""Sums and products of two tensors, and conversions to and from integers."""
 
 import numpy as np
 
@@ -18,10 +18,10 @@ from speq_keras.export.tflite.rounding import clamp_floats, requantize, store
 
 
 def quantize(values, inputs, output):
-    """Float values to codes, or codes to the codes of another type or scale.
+    """Converts floats to codes, or codes to those of another type or scale.
 
     From float32: round(x · float32(1 / s)) + z, ties to even. Between integers the runtime
-    multiplies by s_x / s_y rounded to 1/256, ties up, which is exact where the scales are equal.
+    multiplies by s_x / s_y rounded to 1/256, ties up, which is exact if the scales are equal.
     """
     (x,) = values
     if x.dtype == np.float32:
@@ -52,16 +52,16 @@ def add(values, inputs, output, *, activation="none"):
 
 
 def sub(values, inputs, output, *, activation="none"):
-    """Difference, as `add` with a negative multiplier for `b`."""
+    """Difference, like `add` with a negative multiplier for `b`."""
     return _sum(values, inputs, output, activation, sign=-1)
 
 
 def _sum(values, inputs, output, activation, sign):
     ratios = [np.float32(tensor.scale) / np.float32(output.scale) for tensor in inputs]
     _, exponent = np.frexp(max(ratios))
-    # Below ratios of 2^-11, any sum of codes is less than half a step: fewer bits will do.
+    # Below ratios of 2^-11, any sum of codes is less than half a step: fewer bits suffice.
     shift = min(20 - (int(exponent) - 1), 31)
-    # Two numbers of 8 + 21 bits and the half of 2^30 or less: int32 holds them.
+    # Two numbers of 8 + 21 bits plus at most 2^30 / 2 fit into int32.
     total = np.int32(1 << (shift - 1))
     for value, tensor, ratio, factor in zip(values, inputs, ratios, (1, sign), strict=True):
         multiplier = np.int32(factor * int(np.rint(np.ldexp(ratio, shift))))
@@ -127,7 +127,7 @@ def cast(values, inputs, output):
 
 def _emit_mul(node, tensors, batch_size):
     version = version_of(node, tensors)
-    if tensors[node.output].scale is not None:  # codes, and no whole numbers
+    if tensors[node.output].scale is not None:  # codes, not plain integers
         a, b, product = (float(tensors[name].scale) for name in (*node.inputs, node.output))
         version = 3 if a * b >= product else version
     return operation_of(node, "MUL", "MulOptions", version=version, **activation_of(node))
@@ -139,7 +139,7 @@ def _emit_cast(node, tensors, batch_size):
 
 
 def _emit_comparison(operator):
-    """A comparison makes truth values, which are cast to whole numbers."""
+    """A comparison makes booleans, which are cast to integers."""
 
     def emit(node, tensors, batch_size):
         truth = Tensor(name=f"{node.output}/truth", shape=tensors[node.output].shape, dtype="bool")
@@ -181,24 +181,24 @@ _SUMS = Limits(
     low=2**-10,
     high=2**8,
     ratios=input_ratios,
-    says="its largest input has {:.3g} times the step of its output, and kernels take 2^-10 to 2^8",
+    says="its largest input has {:.3g} times its output's step, and kernels accept 2^-10 to 2^8",
 )
 _PRODUCTS = Limits(
     low=2**-16,
     high=2**8,
     ratios=product_ratio,
-    says="its products are {:.3g} output steps wide, and kernels take less than 256",
+    says="its products are {:.3g} output steps wide, and kernels accept less than 256",
 )
 _CODES = Limits(
     low=2**-8,
     high=2**7,
     ratios=input_ratios,
-    says="its input has {:.3g} times the step of its output, and kernels take less than 128",
+    says="its input has {:.3g} times the step of its output, and kernels accept less than 128",
 )
 
 
 def _in_float(emit, function):
-    """Returns the record of an operation that stands in float islands only."""
+    """Returns the record of an operation that exists only in float islands."""
     return Op(emit=emit, integer=None, floating=function)
 
 

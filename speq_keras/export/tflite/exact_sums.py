@@ -1,4 +1,4 @@
-"""Exact sums of products of whole numbers, in float32 where that holds them."""
+"""Exact sums of products of integers, in float32 if that can represent them."""
 
 import numpy as np
 
@@ -11,14 +11,14 @@ def accumulator(x):
 
 
 def centre(x, tensor):
-    """Returns stored values minus the zero point in int16; floats as they are."""
+    """Returns stored values minus the zero point in int16; floats unchanged."""
     if x.dtype == np.float32:
         return x
     return x.astype(np.int16) - np.int16(tensor.zero_point)
 
 
 def exact_factors(matrix, x):
-    """Returns (m, f): `matrix` = m · f, and the float product of `x` and m is exact."""
+    """Returns (m, f) so that `matrix` = m · f and the float product of `x` and m is exact."""
     if x.dtype == np.float32:
         return matrix.astype(np.float32), np.float32(1)
     factor = max(int(np.gcd.reduce(matrix, axis=None)), 1)
@@ -31,7 +31,7 @@ def exact_factors(matrix, x):
 
 
 def exact_product(x, matrix):
-    """Returns the int32 product of whole numbers, by a float product; of floats the float32 one."""
+    """Returns the int32 product of integers, computed in floats; the float32 product of floats."""
     dtype = accumulator(x)
     matrix, factor = exact_factors(matrix, x)
     return (x.astype(matrix.dtype) @ matrix).astype(dtype) * factor

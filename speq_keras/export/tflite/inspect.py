@@ -1,4 +1,4 @@
-"""What a TFLite file holds: its tensors and how many bits of them are used."""
+"""Reports a TFLite file's contents: its tensors and how many of their bits are used."""
 
 import collections
 import dataclasses
@@ -12,7 +12,7 @@ from speq_keras.export.tflite.packing import unpack_codes
 from speq_keras.export.tflite.reading import TYPE_BITS, data_of, read_model, type_names
 from speq_keras.text_tables import aligned
 
-# Operations whose output codes lie among those of their first input, but for zeros of padding.
+# Operations whose output codes are those of their first input, except for zero padding.
 CARRYING = (
     "AVERAGE_POOL_2D",
     "MAX_POOL_2D",
@@ -32,15 +32,15 @@ class TensorRow:
 
     Attributes:
         name, type: Name, and type in the file: "int8", "int4", "int32", "float32", ...
-        shape: Sizes; None where the file leaves them open.
-        is_constant: Whether the file holds its values.
-        bits: Width that the codes in use need. Of constants: of as many codes as occur. Of
-            activations: of the range that the operation before can reach. None: not quantized.
-        codes: How many different codes a constant has; None of activations.
-        scale: Distance of neighbouring values; (smallest, largest) if there is one per channel;
-            None: not quantized.
+        shape: Sizes; None if the file leaves them open.
+        is_constant: Whether the file contains its values.
+        bits: Width needed by the codes in use. For constants: by the number of different codes. For
+            activations: by the range that the preceding operation can reach. None: not quantized.
+        codes: Number of different codes in a constant; None for activations.
+        scale: Distance between neighbouring values; (smallest, largest) if there is one per
+            channel; None: not quantized.
         zero_point: The code that means zero, or None.
-        bytes: Size of the values of a constant in the file; 0 of activations.
+        bytes: Size of a constant's values in the file; 0 for activations.
     """
 
     name: str
@@ -56,16 +56,16 @@ class TensorRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What `inspect` found. It prints as a table; `to_dict()` gives the same as plain values.
+    """The result of `inspect`. It prints as a table; `to_dict()` gives the same as plain values.
 
     Attributes:
-        bytes, gzip_bytes: Size of the file, and of the file as gzip leaves it.
-        constant_bytes: {type: bytes} of constants; those that tensors share count once.
+        bytes, gzip_bytes: Size of the file, and its size with gzip.
+        constant_bytes: {type: bytes} of constants; data shared by tensors counts once.
         operations: {operator: how many}.
         signatures: {key: {"inputs": {name: tensor}, "outputs": {name: tensor}}}.
-        metadata: {name: text, or the number of bytes of what is no text}.
-        description: What the writer said of itself.
-        tensors: A `TensorRow` each.
+        metadata: {name: text, or the number of bytes if it is not text}.
+        description: The file's description of its writer.
+        tensors: One `TensorRow` each.
     """
 
     bytes: int
@@ -102,9 +102,9 @@ class Inspection:
 
 
 def inspect(path_or_bytes):
-    """Lists the tensors of a TFLite file with the bits that are in use, and sums up.
+    """Lists the tensors of a TFLite file with the bits in use, and totals.
 
-    Nothing is run, and files that someone else wrote can be inspected too.
+    Nothing is executed, and files from other writers can be inspected too.
 
     Args:
         path_or_bytes: Path of the file, or its bytes.
@@ -113,7 +113,7 @@ def inspect(path_or_bytes):
         An `Inspection`.
 
     Raises:
-        TypeError, ValueError: As `reading.read_model`: no file, no TFLite file, a damaged one.
+        TypeError, ValueError: As in `reading.read_model`: not a file, not TFLite, or damaged.
     """
     content, model = read_model(path_or_bytes)
     from ai_edge_litert import schema_py_generated as schema
@@ -172,7 +172,7 @@ def _row(tensor, type_name, data, code_range):
 
 
 def _width(codes):
-    """Returns how many bits `codes` different codes need."""
+    """Returns the number of bits that `codes` different codes need."""
     return max(1, (codes - 1).bit_length())
 
 
@@ -192,7 +192,7 @@ def _quantization(tensor):
 
 
 def operator_name(code, schema):
-    """Returns the schema's name of an `OperatorCodeT`, or that of a custom operator."""
+    """Returns the schema's name of an `OperatorCodeT`, or the name of a custom operator."""
     number = max(code.builtinCode, code.deprecatedBuiltinCode)
     for name, value in vars(schema.BuiltinOperator).items():
         if value == number and name != "CUSTOM":
@@ -201,7 +201,7 @@ def operator_name(code, schema):
 
 
 def _follow_range(ranges, name, operator, graph, types, schema):
-    """Enters the smallest and largest code that the outputs of an operation can have."""
+    """Records the smallest and largest code that an operation's outputs can have."""
     inputs = [] if operator.inputs is None else [int(number) for number in operator.inputs]
     for number in [] if operator.outputs is None else operator.outputs:
         tensor = graph.tensors[number]
@@ -221,7 +221,7 @@ def _follow_range(ranges, name, operator, graph, types, schema):
 
 
 def _bounds(fused, scale, zero_point, names):
-    """Returns the codes at which a fused activation clips, rounded as the kernels round."""
+    """Returns the codes at which a fused activation clips, rounded as in the kernels."""
     low, high = {
         names.RELU: (0, math.inf),
         names.RELU6: (0, 6),

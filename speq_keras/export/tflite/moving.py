@@ -1,4 +1,4 @@
-"""Operations that move values and compute nothing; they serve integers and floats alike."""
+"""Operations that move values without computing, for integers and floats alike."""
 
 import numpy as np
 
@@ -7,27 +7,27 @@ from speq_keras.export.tflite.record import Op, activation_of, constant_of, oper
 
 
 def concatenation(values, inputs, output, *, axis, activation="none"):
-    """Joins tensors of one grid; of more than 5 a builtin kernel."""
+    """Joins tensors of one grid; more than 5 use a builtin kernel."""
     return np.concatenate(values, axis=axis)
 
 
 def gather(values, inputs, output, *, axis=0):
-    """Slices of the first input along an axis, at the places that the second one names."""
+    """Slices of the first input along an axis, at the positions in the second input."""
     return values[0].take(values[1], axis)
 
 
 def reshape(values, inputs, output, *, shape):
-    """Gives every example another shape; None stands for the batch, -n for n times the batch."""
+    """Reshapes every example; None is the batch, -n is n times the batch."""
     return values[0].reshape([-1 if batches(size) else size for size in shape])
 
 
 def transpose(values, inputs, output, *, permutation):
-    """Orders the axes."""
+    """Permutes the axes."""
     return np.ascontiguousarray(values[0].transpose(permutation))
 
 
 def depth_to_space(values, inputs, output, *, block_size):
-    """Spreads the channels of a pixel over a block of pixels, row by row."""
+    """Rearranges the channels of a pixel into a block of pixels, row by row."""
     (x,) = values
     count, height, width, channels = x.shape
     x = x.reshape(count, height, width, block_size, block_size, channels // block_size**2)
@@ -36,28 +36,28 @@ def depth_to_space(values, inputs, output, *, block_size):
 
 
 def pad(values, inputs, output, *, paddings):
-    """Surrounds the tensor with zeros, stored as the zero point: (before, after) for each axis."""
+    """Pads with zeros, stored as the zero point: (before, after) for each axis."""
     value = inputs[0].zero_point if inputs[0].scale is not None else 0
     return np.pad(values[0], [tuple(pair) for pair in paddings], constant_values=value)
 
 
 def pad_constant(values, inputs, output, *, paddings, constant):
-    """Surrounds the tensor with a number; codes with the lowest one, whatever the number is."""
+    """Pads with a number; codes are padded with the lowest code, whatever the number."""
     value = np.float32(constant) if inputs[0].scale is None else np.iinfo(values[0].dtype).min
     pairs = [tuple(pair) for pair in paddings]
     return np.pad(values[0], pairs, constant_values=value).astype(values[0].dtype)
 
 
 def mirror_pad(values, inputs, output, *, paddings, mode):
-    """Surrounds the tensor with its mirror image: "reflect" without its edge, "symmetric" with it.
+    """Pads with the mirror image: "reflect" without its edge, "symmetric" with it.
 
-    A builtin kernel.
+    Uses a builtin kernel.
     """
     return np.pad(values[0], [tuple(pair) for pair in paddings], mode=mode)
 
 
 def strided_slice(values, inputs, output, *, begin, end, strides):
-    """Cuts a piece out: 0, None, 1 leaves the batch; by steps a builtin kernel."""
+    """Slices; 0, None, 1 keeps the batch. With strides, a builtin kernel."""
     slices = tuple(slice(*limits) for limits in zip(begin, end, strides, strict=True))
     return np.ascontiguousarray(values[0][slices])
 
@@ -68,7 +68,7 @@ def split(values, inputs, output, *, axis, count):
 
 
 def unpack(values, inputs, output, *, axis, count):
-    """Takes an axis apart: a list of what is at its places. A builtin kernel."""
+    """Splits an axis into a list of its positions. A builtin kernel."""
     return [np.ascontiguousarray(values[0].take(place, axis)) for place in range(count)]
 
 
@@ -180,7 +180,7 @@ def _emit_unpack(node, tensors, batch_size):
 
 
 def _copies(emit, kernel, since=None):
-    """Returns the record of an operation that copies codes, floats and whole numbers alike."""
+    """Returns the record of an operation that copies codes, floats and integers alike."""
     return Op(emit=emit, integer=kernel, floating=kernel, copies=True, since=since or {})
 
 

@@ -1,8 +1,8 @@
 """The integer network as plain data: tensors, and nodes that are one TFLite operation each.
 
-The kinds of nodes are those of `operations.OPS`. What a node reads and which options it has is what
-its kernel there takes: `padding` is "same" or "valid", `strides`, `dilations` and `size` are
-(height, width). Nodes whose tensors have no scale compute with plain numbers, in float islands.
+The kinds of nodes are those of `operations.OPS`, and their inputs and options are the arguments of
+the kernels there: `padding` is "same" or "valid", `strides`, `dilations` and `size` are (height,
+width). Nodes whose tensors have no scale compute with plain numbers, in float islands.
 """
 
 import dataclasses
@@ -21,18 +21,19 @@ class Tensor:
 
     Attributes:
         name: Unique in the network.
-        shape: Sizes; None in first place: the batch, and -n: n times the batch (`batches`).
-        dtype: "int8", "int4", "int2", "int32" or "float32"; "uint8" at the ends of the network.
+        shape: Sizes; a None in the first position is the batch, -n is n times the batch
+            (`batches`).
+        dtype: "int8", "int4", "int2", "int32" or "float32"; "uint8" only for inputs and outputs.
         scale: float32, or a float32 vector along `axis`; None: not quantized.
         zero_point: The stored value that means zero.
         axis: The axis of per-channel scales.
-        data: The values of a constant, else None. Codes narrower than 8 bits stand one per int8.
+        data: The values of a constant, else None. Codes narrower than 8 bits take one int8 each.
         low, high: Smallest and largest stored value that the quantizer of this tensor makes.
-        trained_scale: Distance of neighbouring values in units of the trained network, which is not
-            `scale` where RELU_N1_TO_1 demands a certain scale (readers and producer make up for
-            it).
+        trained_scale: Distance between neighbouring values in units of the trained network. It
+            differs from `scale` if RELU_N1_TO_1 requires a certain scale (readers and producer
+            compensate for it).
         layer: Name of the trained layer whose output this tensor holds, or "".
-        multiplier: Of constant weights: `data` is this whole number times the trained codes.
+        multiplier: For constant weights: `data` is this integer times the trained codes.
     """
 
     name: str
@@ -50,12 +51,12 @@ class Tensor:
 
     @property
     def is_constant(self):
-        """Whether the values stand in the file."""
+        """Whether the file contains the values."""
         return self.data is not None
 
     @property
     def is_per_channel(self):
-        """Whether there is a scale for every place on `axis`."""
+        """Whether there is a scale for each position on `axis`."""
         return np.ndim(self.scale) == 1
 
 
@@ -78,16 +79,16 @@ class Node:
 
 @dataclasses.dataclass(kw_only=True)
 class IntegerNetwork:
-    """Nodes in computing order.
+    """Nodes in execution order.
 
     Attributes:
         name: Name of the model.
         tensors: {name: Tensor}.
         nodes: The nodes.
         inputs, outputs: Names of tensors.
-        input_names, output_names: What the signature calls them, in the same order.
-        notes: Sentences about what folding had to do: nudged scales, dead channels, float islands.
-        metadata: Strings that go into the file.
+        input_names, output_names: Their names in the signature, in the same order.
+        notes: Sentences about what folding did: adjusted scales, dead channels, float islands.
+        metadata: Strings to store in the file.
     """
 
     name: str
@@ -101,7 +102,7 @@ class IntegerNetwork:
     metadata: dict = dataclasses.field(default_factory=dict)
 
     def add_tensor(self, tensor):
-        """Adds a tensor under a name that is still free, and returns it."""
+        """Adds a tensor under an unused name, and returns it."""
         tensor.name = free_name(tensor.name, self.tensors)
         self.tensors[tensor.name] = tensor
         return tensor
@@ -117,7 +118,7 @@ class IntegerNetwork:
 
 
 def batches(size):
-    """Returns how many times the batch a size is, and 0 for a size that is fixed.
+    """Returns what multiple of the batch a size is, or 0 for a fixed size.
 
     Example:
         >>> batches(None), batches(-3), batches(7)
@@ -127,7 +128,7 @@ def batches(size):
 
 
 def in_float(tensor, stored):
-    """Returns what stored values of a `Tensor` mean, in float64."""
+    """Returns the real values of a `Tensor`'s stored values, in float64."""
     values = np.asarray(stored, "float64")
     if tensor.dtype not in CODES:
         return values

@@ -1,11 +1,11 @@
-"""The table of all operations that a file can have, `OPS`, and what is asked of it.
+"""The table of all operations that a file can have, `OPS`, and look-ups in it.
 
-The integers are those of LiteRT's default runtime, bit for bit: XNNPACK on x86 and, for the
-operations that XNNPACK leaves alone, the builtin kernel, which ends an XNNPACK partition. What is
-said of a kernel's rounding stands at its function: to even, up, or away from zero.
+The integer kernels are those of LiteRT's default runtime, bit for bit: XNNPACK on x86 and, for
+operations that XNNPACK does not take, the builtin kernel, which ends an XNNPACK partition. Each
+function says how its kernel rounds ties: to even, up, or away from zero.
 
-Float kernels add in an order of their own, so `floating` agrees with the runtime to float32
-rounding and not bit for bit.
+Float kernels sum in a different order, so `floating` agrees with the runtime up to float32
+rounding, not bit for bit.
 """
 
 from speq_keras._checks import describe
@@ -22,7 +22,7 @@ OPS = {
 
 
 def emit(node, tensors, batch_size):
-    """Returns the `Operation`s that compute `node`, in computing order.
+    """Returns the `Operation`s that compute `node`, in execution order.
 
     Args:
         node: A `Node`.
@@ -34,13 +34,13 @@ def emit(node, tensors, batch_size):
 
 
 def compute(node, values, tensors, *, elsewhere=False):
-    """Returns the array that a node writes; a list of arrays where it has several outputs.
+    """Returns the array that a node writes, or a list of arrays if it has several outputs.
 
     Args:
         node: `network.Node`.
         values: Arrays of its inputs; None: absent.
         tensors: {name: `network.Tensor`}.
-        elsewhere: Whether on ARM and in browsers, where a kernel rounds otherwise than on x86.
+        elsewhere: Whether to compute as on ARM and in browsers, where a kernel rounds differently.
 
     Raises:
         NotImplementedError: If no kernel of the node's kind is known for these types.
@@ -65,6 +65,6 @@ def compute(node, values, tensors, *, elsewhere=False):
 
 
 def slack_steps(node, tensors):
-    """Returns by how many steps of its output a kernel may be off, beyond the nearest code."""
+    """Returns how many output steps a kernel may be off, beyond the nearest code."""
     op = OPS[node.kind]
     return 0.0 if op.slack is None else op.slack(node, tensors)

@@ -1,10 +1,10 @@
-"""How a TFLite file holds codes narrower than a byte."""
+"""Packing of codes narrower than a byte in a TFLite file."""
 
 import numpy as np
 
 
 def pack_codes(codes, bits):
-    """Returns whole numbers as bytes with 8 / `bits` of them each, the first in the lowest bits.
+    """Packs integers into bytes, 8 / `bits` of them in each, the first in the lowest bits.
 
     Example:
         >>> pack_codes(np.array([1, -2, 7]), 4).tolist()
@@ -24,7 +24,7 @@ def unpack_codes(data, bits, count):
         [1, -2, 7]
     """
     codes = (np.asarray(data, np.uint8)[:, None] >> _places(bits)).reshape(-1)[:count]
-    # Moved to the top of the byte and back: the shift to the right copies the sign.
+    # Shifted to the top of the byte and back: the right shift copies the sign.
     return (codes << (8 - bits)).view(np.int8) >> (8 - bits)
 
 

@@ -23,9 +23,9 @@ def mean(values, inputs, output, *, axes, keep_dims=True):
         y = round(float32(float32(Σx) · m) + float32(z_y − float32(float32(N·z_x) · m)))
         m = float32(s_x / s_y) · float32(1 / N)
 
-    Ties of the whole sum, zero points included, go to even: XNNPACK sums the stored values and
-    lets the zero point of `x` come in as a float32 offset. At sums that are close to a tie this is
-    not the rounded exact mean.
+    Ties of the whole sum, zero points included, go to even: XNNPACK sums the stored values and adds
+    the zero point of `x` as a float32 offset. For sums close to a tie this is not the rounded exact
+    mean.
     """
     (x,) = values
     axes = tuple(axes)
@@ -43,14 +43,14 @@ def _mean_factors(x, output, count):
 
 
 def mean_sends_halves_up(x, output, count):
-    """Whether `mean` is the exact mean of codes with halves rounded up, for each sum there can be.
+    """Whether `mean` is the exact mean of codes, halves rounded up, for every possible sum.
 
-    With a fused multiplication and addition, too: processors differ in that.
+    This must also hold with a fused multiply-add: processors differ in that.
 
     Args:
         x: `network.Tensor` of the codes.
-        output: `network.Tensor` of their mean, in the same codes and near to the same scale.
-        count: How many codes there are.
+        output: `network.Tensor` of their mean, in the same codes and with nearly the same scale.
+        count: The number of codes.
     """
     sums = np.arange(count * x.low, count * x.high + 1)
     exact = (2 * (sums - count * x.zero_point) + count) // (2 * count) + output.zero_point
@@ -61,7 +61,7 @@ def mean_sends_halves_up(x, output, count):
 
 
 def average_pool_2d(values, inputs, output, *, activation="none", size, strides, padding="valid"):
-    """Average of the stored values inside the image; of codes, a builtin kernel: ties from zero."""
+    """Average of the stored values inside the image; for codes a builtin kernel: ties from zero."""
     (x,) = values
     sizes, pads = output_sizes(x.shape[1:3], size, strides, (1, 1), padding)
     sums = sum(pool_windows(pad_images(x.astype(accumulator(x)), pads), size, strides, sizes))
@@ -136,7 +136,7 @@ def _float_reducer(function):
 
 
 def arg_max(values, inputs, output, *, axis):
-    """The place of the largest value along an axis, the first of equal ones."""
+    """The position of the largest value along an axis, the first of equal ones."""
     return values[0].argmax(axis=axis).astype(np.int32)
 
 

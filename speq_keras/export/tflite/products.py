@@ -2,16 +2,16 @@
 
     y = clamp(round(float32(Σ (x − z_x)·w + b) · float32(float32(s_x·s_w) / s_y)) + z_y)
 
-Ties go to even. The sum is exact, so its order does not matter, and it is computed by the fastest
+Ties go to even. The sum is exact, so its order does not matter, and it is computed in the fastest
 exact way: weights divided by their greatest common factor (`Tensor.multiplier`, for weights that
 were scaled up), in float32 as long as no partial sum can reach 2^24, else in float64.
 
-Weights of 4 and 2 bits stay in XNNPACK as `fully_connected` only, and only where the input channels
-fill whole bytes. The builtin kernels that take the rest round twice in fixed point; what they do
-with ties depends on whether they are written for vectors. One of them, for convolutions that are
-not grouped, rounds once on ARM and in browsers, ties up: `differs_elsewhere`.
+Weights of 4 and 2 bits stay in XNNPACK only in `fully_connected`, and only if the input channels
+fill whole bytes. The builtin kernels used otherwise round twice in fixed point; how they round ties
+depends on whether they are vectorized. One of them, for ungrouped convolutions, rounds once on ARM
+and in browsers, ties up: `differs_elsewhere`.
 
-The same functions serve float islands: no zero point, no rounding, any order of sums.
+The same functions serve float islands: no zero point, no rounding, any order of summation.
 """
 
 import math
@@ -37,9 +37,9 @@ from speq_keras.export.tflite.record import (
 from speq_keras.export.tflite.rounding import clamp_floats, float32_scale, requantize, rescale
 from speq_keras.export.tflite.windows import output_sizes, pad_images, taps, windows
 
-# Codes in a byte, of weights that are narrower than one.
+# Codes per byte, for weights narrower than a byte.
 PACKED = {"int4": 2, "int2": 4}
-CHUNK_BYTES = 4 * 2**20  # of unfolded patches at one time, for the same reason
+CHUNK_BYTES = 4 * 2**20  # of unfolded patches at a time, for the same reason
 
 
 def conv_2d(
@@ -53,7 +53,7 @@ def conv_2d(
     padding="same",
     once=False,
 ):
-    """Convolution of x, filter OHWI and bias; grouped where the filter has fewer channels."""
+    """Convolution of x, filter OHWI and bias; grouped if the filter has fewer channels."""
     x, weights, bias = values
     channels_out, *kernel, channels_in = weights.shape
     groups = x.shape[3] // channels_in
@@ -110,7 +110,7 @@ def depthwise_conv_2d(
 
 
 def fully_connected(values, inputs, output, *, activation="none", keep_num_dims=False):
-    """Product of x and a filter OI, and a bias; the axes before the last are kept or become one."""
+    """Product of x and a filter OI, plus a bias; the axes before the last are kept or merged."""
     x, weights, bias = values
     sums = exact_product(centre(x, inputs[0]).reshape(-1, weights.shape[1]), weights.T)
     if keep_num_dims:
@@ -122,7 +122,7 @@ def fully_connected(values, inputs, output, *, activation="none", keep_num_dims=
 def batch_matmul(values, inputs, output):
     """Matrix products of two tensors: (..., rows, n) · (..., n, columns).
 
-    XNNPACK takes those whose second tensor has a zero point of 0.
+    XNNPACK accepts those whose second tensor has a zero point of 0.
     """
     x, y = (centre(*pair).astype(np.float64) for pair in zip(values, inputs, strict=True))
     scales = [float32_scale(tensor.scale) for tensor in (*inputs, output)]
@@ -148,10 +148,10 @@ def transpose_conv(
     padding="same",
     output_size=None,
 ):
-    """Transposed convolution of x, filter OHWI and bias: a pixel adds its filter to the output.
+    """Transposed convolution of x, filter OHWI and bias: each pixel adds its filter to the output.
 
     The padding is that of the convolution from `output_size` back to the size of `x`. A filter
-    smaller than the stride stays in XNNPACK with padding "valid" only, which is the same there.
+    smaller than the stride stays in XNNPACK only with padding "valid", which is equivalent there.
     """
     x, weights, bias = values
     channels_out, *kernel, channels_in = weights.shape
@@ -176,14 +176,14 @@ def transpose_conv(
 
 
 def vector_channels(channels):
-    """Returns which channels fill vectors of 8: what is left over takes a builtin's plain path."""
+    """Returns which channels fill vectors of 8; the rest take a builtin kernel's scalar path."""
     return np.arange(channels) < channels // 8 * 8
 
 
 def finish(sums, bias, inputs, output, activation, ties_up=None, once=False):
     """Adds the bias to the sums and requantizes them; floats are only clamped.
 
-    `ties_up` is None for XNNPACK and else, as `once`, as in `rescale`.
+    `ties_up` is None for XNNPACK; otherwise it and `once` are as in `rescale`.
     """
     if bias is not None:
         sums = sums + bias.astype(sums.dtype)
@@ -197,7 +197,7 @@ def finish(sums, bias, inputs, output, activation, ties_up=None, once=False):
 
 
 def differs_elsewhere(node, tensors):
-    """Whether a node's kernel computes other codes on ARM and in browsers than on x86.
+    """Whether a node's kernel computes different codes on ARM and in browsers than on x86.
 
     Args:
         node: `network.Node`.
@@ -210,10 +210,10 @@ def differs_elsewhere(node, tensors):
 
 
 def rounds_twice(kind, weights):
-    """Whether a node with weights runs outside of XNNPACK, on a kernel that rounds twice.
+    """Whether a node with weights runs outside XNNPACK, on a kernel that rounds twice.
 
     Args:
-        kind: Of the node.
+        kind: Kind of the node.
         weights: The `Tensor` of its weights.
     """
     if weights.dtype not in PACKED:
@@ -222,13 +222,13 @@ def rounds_twice(kind, weights):
 
 
 def unit_steps(node, tensors):
-    """Returns the distance of neighbouring sums, in steps of the output: a vector over channels."""
+    """Returns the distance between neighbouring sums in output steps, a vector over channels."""
     x, weights = (tensors[name] for name in node.inputs[:2])
     return np.float64(x.scale) * weights.scale / np.float64(tensors[node.output].scale)
 
 
 def _slack_of_weights(node, tensors):
-    """Returns the distance of sums, to a fraction of which builtin kernels round them first."""
+    """Returns the distance between sums; builtin kernels first round them to a fraction of it."""
     if not rounds_twice(node.kind, tensors[node.inputs[1]]):
         return 0.0
     return float(np.max(unit_steps(node, tensors)))
@@ -242,7 +242,7 @@ def _slack_of_matmul(node, tensors):
 
 
 def _biased(node, tensors):
-    """Returns the inputs of a convolution, with zeros for an absent bias: its kernels need one."""
+    """Returns a convolution's inputs, with zeros for an absent bias: its kernels need one."""
     image, weights, *bias = node.inputs
     if any(bias):
         return node.inputs
@@ -307,8 +307,8 @@ def _emit_fully_connected(node, tensors, batch_size):
         version_of(node, tensors, quantized=4): True,
         5: keeps,
         6: not any(node.inputs[2:]),
-        # The converter does not raise the version for scales per channel, but kernels from before
-        # them read one scale and say nothing. TensorFlow 2.14, which knows 10, computes them right.
+        # The converter does not raise the version for scales per channel, but older kernels
+        # silently read only one scale. TensorFlow 2.14, which supports 10, computes them correctly.
         10: weights.is_per_channel or weights.dtype == "int4",
         12: weights.is_per_channel and weights.dtype == "int4",  # 2.14 fails on these
         14: weights.dtype == "int2",
@@ -345,7 +345,7 @@ _LIMITS = Limits(
     low=0,
     high=2**8,
     ratios=product_ratio,
-    says="its sums are {:.3g} output steps wide, and kernels take less than 256",
+    says="its sums are {:.3g} output steps wide, and kernels accept less than 256",
 )
 
 
@@ -367,7 +367,7 @@ def _with_bias(emit, kernel, since):
 OPS = {
     "conv_2d": _with_bias(_emit_conv_2d, conv_2d, {6: (2, 9, 0), 7: (2, 11, 0)}),
     "depthwise_conv_2d": _with_bias(_emit_depthwise_conv_2d, depthwise_conv_2d, {7: (2, 11, 0)}),
-    # The oldest on which they were run.
+    # The oldest versions on which they were run.
     "fully_connected": _with_bias(
         _emit_fully_connected,
         fully_connected,

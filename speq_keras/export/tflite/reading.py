@@ -1,4 +1,4 @@
-"""Reads TFLite files that may be damaged, in Python alone: no kernel sees what was not checked."""
+"""Reads TFLite files that may be damaged, in pure Python: kernels only see checked data."""
 
 import math
 import os
@@ -20,7 +20,7 @@ TYPE_BITS = {
     **dict.fromkeys(("complex64", "float64", "int64", "uint64"), 64),
     "complex128": 128,
 }
-# What the accessors raise where an offset, a length or a number in a file is wrong.
+# What the accessors raise for a wrong offset, length or number in a file.
 _DAMAGE = (
     AttributeError,
     IndexError,
@@ -37,15 +37,15 @@ _DAMAGE = (
 def read_model(path_or_bytes):
     """Returns `(content, model)`: the bytes of a TFLite file, and the `ModelT` in them.
 
-    All of the file is unpacked, and what points to something is followed: every offset, and every
-    number of a tensor, a buffer or an operator code.
+    The whole file is unpacked, and all references are followed: every offset, and every index of a
+    tensor, buffer or operator code.
 
     Args:
         path_or_bytes: Path of the file, or its bytes.
 
     Raises:
         TypeError: If it is neither.
-        ValueError: If there is no such file, or it is no TFLite file, or it is damaged.
+        ValueError: If there is no such file, it is not a TFLite file, or it is damaged.
     """
     content, received = _content_of(path_or_bytes)
     rule = f"A TFLite file is expected, whole and undamaged. {received}"
@@ -64,30 +64,30 @@ def read_model(path_or_bytes):
 
 
 def type_names(schema):
-    """Returns {number in the schema's TensorType: name in lower case}."""
+    """Returns {value in the schema's TensorType: name in lower case}."""
     types = vars(schema.TensorType).items()
     return {number: name.lower() for name, number in types if not name.startswith("_")}
 
 
 def data_of(model, tensor, content):
-    """Returns the bytes of a tensor as a uint8 array, or None if it is no constant."""
+    """Returns the bytes of a tensor as a uint8 array, or None if it is not a constant."""
     buffer = model.buffers[tensor.buffer]
     if buffer.data is not None and len(buffer.data):
         return buffer.data
-    if buffer.offset > 1:  # files above 2 GB hold their constants behind the flatbuffer
+    if buffer.offset > 1:  # files above 2 GB hold their constants after the flatbuffer
         data = content[buffer.offset : buffer.offset + buffer.size]
         if len(data) != buffer.size:
-            raise ValueError("a constant lies behind the end of the file")
+            raise ValueError("a constant lies beyond the end of the file")
         return np.frombuffer(data, np.uint8)
     return None
 
 
 class _Strict(bytes):
-    """Bytes that refuse a slice beyond their end, which Python would shorten without a word."""
+    """Bytes that refuse a slice beyond their end, which Python would silently shorten."""
 
     def __getitem__(self, key):
         if isinstance(key, slice) and key.stop is not None and key.stop > len(self):
-            raise IndexError("a slice ends behind the end of the file")
+            raise IndexError("a slice ends beyond the end of the file")
         return super().__getitem__(key)
 
 
@@ -112,9 +112,9 @@ def _content_of(path_or_bytes):
 
 
 def _follow_numbers(model, content, names):
-    """Raises one of `_DAMAGE` if a number in the file points to nothing.
+    """Raises one of `_DAMAGE` if a number in the file refers to nothing.
 
-    What is no negative number by its type, and used here, needs no check of its own.
+    Numbers that are unsigned by their type, and used here, need no extra check.
     """
     if not model.subgraphs:
         raise ValueError("no graph")
@@ -139,7 +139,7 @@ def _follow_numbers(model, content, names):
 
 def _in_range(numbers, lowest, end):
     if not all(lowest <= number < end for number in numbers):
-        raise IndexError("a number points to nothing")
+        raise IndexError("a number refers to nothing")
 
 
 def _check_tensor(tensor, model, content, names):
@@ -148,7 +148,7 @@ def _check_tensor(tensor, model, content, names):
         () if values is None else values
         for values in (getattr(tensor.quantization, name, None) for name in ("scale", "zeroPoint"))
     )
-    if len(scales) != len(zero_points):  # what the runtime refuses too
+    if len(scales) != len(zero_points):  # the runtime refuses it too
         raise ValueError("not as many zero points as scales")
     bits = TYPE_BITS.get(names[tensor.type])
     shape = [] if tensor.shape is None else [int(size) for size in tensor.shape]

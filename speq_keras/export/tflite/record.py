@@ -1,21 +1,21 @@
-"""One record per operation of the file: all that the exporter knows of it.
+"""One record per operation of the file, with everything the exporter knows about it.
 
-    field      says                                               asked by
+    field      contains                                           used by
     ---------  -------------------------------------------------  -----------------------------
     emit       the operators and options of the TFLite schema     write
     integer    the codes that LiteRT's default runtime computes   simulate, the proof
     floating   the same in float32, for float islands             simulate, the proof
     copies     whether all its tensors have one grid              lowering, before writing
-    demands    the grid that its kernel demands of its output     lowering, before writing
-    limits     the ratios of scales that its kernel takes         lowering, before writing
-    slack      by how much its kernel rounds beyond half a step   the proof
+    demands    the output grid that its kernel requires           lowering, before writing
+    limits     the scale ratios that its kernel accepts           lowering, before writing
+    slack      the kernel's rounding error beyond half a step     the proof
     since      the first runtime that has an operator's version   write
-    fuses      whether it clips what it makes                     lowering
+    fuses      whether it clips its output                        lowering
     is_spatial, has_bias                                          lowering, the proof, the report
 
 Both kernels are called as `kernel(values, inputs, output, *, activation="none", **options)`, with
-the arrays of the inputs (None: absent) and the `Tensor`s that say scales and zero points. `emit` is
-called as `emit(node, tensors, batch_size)`. A record has all of its fields, or it cannot be made.
+the arrays of the inputs (None: absent) and the `Tensor`s with scales and zero points. `emit` is
+called as `emit(node, tensors, batch_size)`. A record without all of its fields cannot be made.
 """
 
 import dataclasses
@@ -28,15 +28,15 @@ from speq_keras.export.tflite.network import Tensor
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Which ratios of scales a kernel takes, as probed on ai-edge-litert 2.3.
+    """The ratios of scales that a kernel accepts, as probed on ai-edge-litert 2.3.
 
-    Beyond `high` a file with a convolution or a matrix product does not load, and the kernel that
-    takes a product of two tensors leaves 32 bits. Below `low` a builtin kernel takes over.
+    Beyond `high` a file with a convolution or a matrix product does not load, and the kernel for a
+    product of two tensors overflows 32 bits. Below `low` a builtin kernel is used instead.
 
     Attributes:
         low, high: Smallest ratio, and the first that is too large.
         ratios: (node, tensors) -> the ratios of input to output scales, a float32 vector.
-        says: What is said of a ratio that is too large, with a place for it.
+        says: The message for a ratio that is too large, with a placeholder for it.
     """
 
     low: float
@@ -45,36 +45,36 @@ class Limits:
     says: str
 
     def ratios_of(self, node, tensors):
-        """Returns the ratios of a node; none where it computes in float."""
+        """Returns the ratios of a node; empty if it computes in float."""
         ends = tensors[node.inputs[0]], tensors[node.output]
         if any(tensor.scale is None for tensor in ends):
             return np.zeros(0, np.float32)
         return np.atleast_1d(self.ratios(node, tensors))
 
     def problem(self, node, tensors):
-        """Returns what is too large, as a sentence for the user, or ""."""
+        """Returns which ratio is too large, as a sentence for the user, or ""."""
         largest = np.max(self.ratios_of(node, tensors), initial=0.0)
         return "" if largest < self.high else self.says.format(largest)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Op:
-    """What is known of one kind of node.
+    """What is known about one kind of node.
 
     Attributes:
         emit: Makes the node's `Operation`, or a list of them.
-        integer: Kernel for codes; None: none is needed, it stands in float islands only.
-        floating: Kernel for plain numbers; None: it reads or makes codes always.
-        copies: Whether what it makes has the grid of what it reads: it copies codes, or averages
-            them. All others round to the grid of their output.
-        demands: (scale, zero point) that the integer kernel demands of its output, or None.
-        limits: `Limits` of scales, or None: any will do.
-        slack: (node, tensors) -> steps of the output by which the kernel rounds further than to the
-            nearest code, or None.
-        since: {version of an operator: first TensorFlow that has it}; all others are as old as
+        integer: Kernel for codes; None: not needed, it exists only in float islands.
+        floating: Kernel for plain numbers; None: it always reads or makes codes.
+        copies: Whether its output has the grid of its input, because it copies or averages codes.
+            All others round to the grid of their output.
+        demands: (scale, zero point) that the integer kernel requires of its output, or None.
+        limits: `Limits` of scales, or None: no limits.
+        slack: (node, tensors) -> the kernel's rounding error beyond the nearest code, in output
+            steps, or None.
+        since: {version of an operator: first TensorFlow that has it}; all others are in
             `write.OLDEST_RUNTIME`.
-        fuses: Whether a fused activation clips what it makes.
-        is_spatial: Whether its kernel reads and makes images, with a height: sequences get one.
+        fuses: Whether a fused activation can clip its output.
+        is_spatial: Whether its kernel works on images, with a height: sequences get one.
         has_bias: Whether it multiplies by weights and adds a bias.
     """
 
@@ -95,15 +95,15 @@ class Op:
             raise TypeError("An Op must have a kernel: integer, floating, or both.")
 
     def problem(self, node, tensors):
-        """Returns why its kernel does not compute a node with these scales, a sentence, or ""."""
+        """Returns why its kernel cannot compute a node with these scales, a sentence, or ""."""
         output = tensors[node.output]
         if output.scale is None:
             return ""
         x, grid = tensors[node.inputs[0]], (output.scale, output.zero_point)
         if self.copies and (x.scale, x.zero_point) != grid:
-            return "what it makes must have the grid of its input"
+            return "its output must have the grid of its input"
         if self.demands is not None and grid != self.demands:
-            return f"its kernel makes codes of the scale {self.demands[0]:.6g} alone"
+            return f"its kernel only makes codes of the scale {self.demands[0]:.6g}"
         return "" if self.limits is None else self.limits.problem(node, tensors)
 
 
@@ -117,13 +117,13 @@ def _scales(node, tensors):
 
 
 def product_ratio(node, tensors):
-    """Returns the scale of a product of the first two inputs over that of the output."""
+    """Returns the scale of the product of the first two inputs over the output's scale."""
     x, y, *_, output = _scales(node, tensors)
     return x * y / output
 
 
 def input_ratios(node, tensors):
-    """Returns the scale of each input over that of the output."""
+    """Returns the scale of each input over the output's scale."""
     *inputs, output = _scales(node, tensors)
     return np.array([scale / output for scale in inputs], np.float32)
 
@@ -133,15 +133,15 @@ def input_ratios(node, tensors):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One operation in the schema's own words.
+    """One operation in the terms of the schema.
 
     Attributes:
         operator: Name in the schema's `BuiltinOperator`.
-        inputs, outputs: Tensor names, "" for an input that is absent, or a `Tensor` that is not in
-            the network and exists for this operation only.
+        inputs, outputs: Tensor names, "" for an absent input, or a `Tensor` that is not in the
+            network and exists only for this operation.
         options_type: Name in the schema's `BuiltinOptions`, or None.
         options: {field of that options table: value}. Enumerations by name: "SAME", "RELU".
-        version: Of the operator: the oldest one whose kernels compute this right.
+        version: Of the operator: the oldest one whose kernels compute this correctly.
     """
 
     operator: str
@@ -181,7 +181,7 @@ def always(operator, options_type=None, *, quantized=1, fused=False, **options):
 
 
 def without_absent_end(inputs):
-    """Returns `inputs` without the absent ones at the end."""
+    """Returns `inputs` without trailing absent ones."""
     while inputs and inputs[-1] == "":
         inputs = inputs[:-1]
     return inputs
@@ -195,7 +195,7 @@ def constant_of(node, what, values):
 
 
 def version_of(node, tensors, *, quantized=2):
-    """Returns 1 for float32, and `quantized` for the versions that brought 8 bits."""
+    """Returns 1 for float32, and `quantized` for 8 bits, which need a later version."""
     return 1 if tensors[node.inputs[0]].dtype == "float32" else quantized
 
 

@@ -1,8 +1,8 @@
 """Rounding and clamping, the last step of every integer kernel.
 
-XNNPACK rounds in float32 with ties to even; the older builtin kernels of LiteRT multiply by a
-32-bit fixed-point number and round twice. Both stand here, because the default runtime takes the
-second where XNNPACK does not know the operation.
+XNNPACK rounds in float32 with ties to even; LiteRT's older builtin kernels multiply by a 32-bit
+fixed-point number and round twice. Both are here, because the default runtime uses the latter for
+operations that XNNPACK does not support.
 """
 
 import math
@@ -11,7 +11,7 @@ import numpy as np
 
 from speq_keras.export.tflite.network import CODES
 
-# What a fused activation clamps real values to.
+# The limits to which a fused activation clamps real values.
 BOUNDS = {
     "none": (None, None),
     "relu": (0, None),
@@ -50,7 +50,7 @@ def code_range(output, activation="none", *, builtin=False):
 
 
 def store(values, output, activation="none", *, builtin=False):
-    """Clamps whole numbers to the range of `output` and returns them in its type."""
+    """Clamps integers to the range of `output` and returns them in its type."""
     low, high = code_range(output, activation, builtin=builtin)
     return np.clip(values, low, high, out=values).astype(output.dtype)
 
@@ -66,7 +66,7 @@ def clamp_floats(values, activation="none"):
 def requantize(accumulators, scale, output, activation="none"):
     """Returns clamp(round(float32(accumulator) · scale) + zero point), ties to even.
 
-    The product is rounded to float32 before it is rounded to a whole number, as the kernels do.
+    The product is rounded to float32 before it is rounded to an integer, as in the kernels.
 
     Args:
         accumulators: int32 array.
@@ -82,21 +82,21 @@ def requantize(accumulators, scale, output, activation="none"):
 
 
 def round_half_away(values):
-    """Returns the nearest whole numbers, ties away from zero: C's `round`."""
+    """Returns the nearest integers, ties away from zero: C's `round`."""
     return np.copysign(np.floor(np.abs(values) + 0.5), values)
 
 
 def rescale(accumulators, multipliers, output, activation="none", *, ties_up=False, once=False):
-    """Returns accumulators · multipliers as a builtin kernel of LiteRT computes it: rounded twice.
+    """Returns accumulators · multipliers as LiteRT's builtin kernels compute it: rounded twice.
 
     Args:
         accumulators: int32 array.
         multipliers: float64, or a vector along the last axis.
         output: `network.Tensor`.
         activation: One of `BOUNDS`.
-        ties_up: Whether ties of the last rounding go up, as in the kernels written for vectors, or
-            away from zero. A vector: by channel.
-        once: Whether the kernel rounds once, ties up, as one does on ARM and in browsers.
+        ties_up: Whether ties of the last rounding go up, as in vectorized kernels, or away from
+            zero. A vector: by channel.
+        once: Whether the kernel rounds only once, ties up, as one does on ARM and in browsers.
     """
     pairs = [fixed_point(float(multiplier)) for multiplier in np.atleast_1d(multipliers)]
     mantissas, exponents = np.array(pairs, np.int64).T

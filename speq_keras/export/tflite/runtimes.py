@@ -1,7 +1,7 @@
-"""Runs TFLite files on the runtimes that can be had from Python, one thread each.
+"""Runs TFLite files on the runtimes available from Python, with one thread each.
 
-default    LiteRT with the XNNPACK delegate: what an app gets that asks for nothing
-compiled   LiteRT's `CompiledModel`, which takes the same kernels
+default    LiteRT with the XNNPACK delegate: what an app gets by default
+compiled   LiteRT's `CompiledModel`, which uses the same kernels
 builtin    LiteRT's own optimized kernels, no delegate
 reference  LiteRT's reference kernels
 micro      TensorFlow Lite for Microcontrollers, from the PyPI package `tflite-micro`
@@ -18,17 +18,17 @@ from speq_keras._checks import check_choice, describe
 from speq_keras.export.tflite.compiled_model import missing_interpreter, run_compiled
 
 RUNTIMES = ("default", "compiled", "builtin", "reference", "micro")
-# What apps run, with the same kernels: the proof runs these.
+# What apps run, with the same kernels: the proof uses these.
 PROVEN_RUNTIMES = ("default", "compiled")
-# Micro has no heap: everything lives in an arena, and too small a one fails. This much lies on top
-# of what the tensors need.
+# Micro has no heap: everything lives in an arena, and too small an arena fails. This is the margin
+# above what the tensors need.
 SPARE_ARENA_BYTES = 16 * 2**20
 _INPUT_TYPES = ("float32", "int32", "uint8", "int8")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Partitions:
-    """What the default runtime hands to XNNPACK.
+    """What the default runtime delegates to XNNPACK.
 
     Attributes:
         partitions: Number of connected pieces. One is best: tensors stay inside.
@@ -41,7 +41,7 @@ class Partitions:
 
     @property
     def num_others(self):
-        """How many operations run outside of XNNPACK."""
+        """The number of operations that run outside XNNPACK."""
         return sum(self.others.values())
 
 
@@ -51,12 +51,12 @@ def run_file(content, inputs, *, runtime="default"):
     Args:
         content: The file as bytes.
         inputs: One array, or a list of arrays in the order of the graph's inputs. Their first axis
-            is the examples; the file's own batch size stays, the last batch is filled up.
+            is the examples; the file's batch size is kept, and the last batch is padded.
         runtime: One of `RUNTIMES`.
 
     Returns:
         A list of arrays in the order of the graph's outputs: with `write(extra_outputs=...)` the
-        network's own outputs and then the intermediate tensors, which "compiled" does not show.
+        network's own outputs and then the intermediate tensors, which "compiled" cannot return.
 
     Raises:
         ValueError: If the runtime is unknown, or the inputs do not fit the graph's.
@@ -80,7 +80,7 @@ def run_file(content, inputs, *, runtime="default"):
     _check_inputs(session.inputs, inputs)
     batch_size = int(session.inputs[0]["shape"][0])
     number = len(inputs[0])
-    missing = -number % batch_size  # examples that fill up the last batch
+    missing = -number % batch_size  # examples to pad the last batch
     if missing:
         inputs = [np.concatenate([x, x[-1:].repeat(missing, axis=0)]) for x in inputs]
     batches = [
@@ -88,7 +88,7 @@ def run_file(content, inputs, *, runtime="default"):
         for start in range(0, number, batch_size)
     ]
     results = [np.concatenate(arrays) for arrays in zip(*session.run(batches), strict=True)]
-    # Of several rows per example, too.
+    # Also with several rows per example.
     return [array[: len(array) * number // (number + missing)] for array in results]
 
 
@@ -123,14 +123,14 @@ def missing_reason(runtime):
         return missing_interpreter() if runtime == "compiled" else None
     if runtime == "micro":
         return (
-            "TensorFlow Lite Micro is not installed. `pip install --pre tflite-micro` gets it, on "
-            "Linux x86-64, for the versions of Python that have a wheel."
+            "TensorFlow Lite Micro is not installed. Install it with `pip install --pre "
+            "tflite-micro`, on Linux x86-64, for the versions of Python that have a wheel."
         )
-    return "LiteRT is not installed. `pip install ai-edge-litert` gets it."
+    return "LiteRT is not installed. Install it with `pip install ai-edge-litert`."
 
 
 def partitions(content):
-    """Returns the `Partitions` of a file: what the default runtime hands to XNNPACK, and what not.
+    """Returns the `Partitions` of a file: what the default runtime delegates to XNNPACK.
 
     Args:
         content: The file as bytes.
@@ -146,14 +146,14 @@ def partitions(content):
         1
     """
     session = _LiteRT(content, "default")
-    # The only list of operations there is, delegates included, is a private method.
+    # The only list of all operations, delegates included, is a private method.
     operations = session.interpreter._get_ops_details()
     delegates = [op for op in operations if op["op_name"] == "DELEGATE"]
     operations = [op for op in operations if op["op_name"] != "DELEGATE"]
     makers = {index: op for op in operations for index in op["outputs"]}
     inside = set()
     for delegate in delegates:
-        # What lies between its outputs and its inputs is what it replaced.
+        # The operations between its inputs and outputs are those it replaced.
         known, open_ends = set(delegate["inputs"]), list(delegate["outputs"])
         while open_ends:
             index = open_ends.pop()
@@ -171,10 +171,10 @@ def partitions(content):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Deviation:
-    """How far another runtime's outputs are from those of the default one.
+    """How far another runtime's outputs deviate from the default runtime's.
 
-    The other kernels round twice where XNNPACK rounds the exact result once, so that a code now and
-    then is a neighbour of the right one.
+    The other kernels round twice where XNNPACK rounds the exact result once, so a code is
+    occasionally off by one.
 
     Attributes:
         runtime: One of `RUNTIMES`, or another name.
@@ -226,7 +226,7 @@ class _LiteRT:
     """A file loaded in LiteRT."""
 
     def __init__(self, content, runtime):
-        # Imported at the first use only: who trains does not need the runtime.
+        # Imported at the first use only: training does not need the runtime.
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         resolvers = {
@@ -266,7 +266,7 @@ class _Compiled:
         reason = missing_reason(runtime)
         if reason:
             raise RuntimeError(reason)
-        # Read off the file: none of the interpreter's runtimes loads every file.
+        # Read from the file: none of the interpreter's runtimes loads every file.
         from ai_edge_litert import schema_py_generated as schema
 
         types = {getattr(schema.TensorType, name.upper()): name for name in _INPUT_TYPES}
@@ -297,7 +297,7 @@ class _Micro:
         from ai_edge_litert import schema_py_generated as schema
         from tflite_micro.python.tflite_micro import runtime
 
-        # Micro does not say how many inputs and outputs a file has.
+        # Micro does not report the number of inputs and outputs.
         graph = schema.Model.GetRootAs(content, 0).Subgraphs(0)
         tensors = [graph.Tensors(i) for i in range(graph.TensorsLength())]
         arena_bytes = SPARE_ARENA_BYTES
@@ -307,7 +307,7 @@ class _Micro:
             self.interpreter = runtime.Interpreter.from_bytes(content, arena_size=arena_bytes)
         except RuntimeError as error:
             raise RuntimeError(
-                f"TensorFlow Lite Micro cannot load this file: {error}. It says more on stderr."
+                f"TensorFlow Lite Micro cannot load this file: {error}. See stderr for details."
             ) from error
         names = [tensors[graph.Inputs(i)].Name().decode() for i in range(graph.InputsLength())]
         self.inputs = [

@@ -1,4 +1,4 @@
-"""The integer network in Python: the codes of LiteRT's default runtime, without the runtime."""
+"""Simulates the integer network in Python: the codes of LiteRT's default runtime, without it."""
 
 import math
 
@@ -9,22 +9,22 @@ from speq_keras.data import Inputs, class_numbers, read
 from speq_keras.export.tflite.network import CODES
 from speq_keras.export.tflite.operations import compute
 
-# A batch is as large as keeps the largest node's tensors, in 4-byte numbers, below this: small
-# enough for caches, which is several times faster than a large one.
+# The batch size keeps the largest node's tensors, in 4-byte numbers, below this: small enough for
+# caches, which is several times faster than a large batch.
 BATCH_BYTES = 16 * 2**20
 
 
 def simulate(network, inputs, *, keep=(), elsewhere=False):
-    """Computes every node of an integer network, bit for bit as LiteRT's default runtime.
+    """Computes every node of an integer network, bit for bit as LiteRT's default runtime does.
 
     Args:
         network: `network.IntegerNetwork`.
         inputs: An array, a list of arrays in the order of `network.inputs`, or a dict by the names
-            in `network.input_names`. First axis: any number of examples. What a float32 input gets
-            is converted; an integer input takes its own type only.
+            in `network.input_names`. First axis: any number of examples. Data for a float32 input
+            is converted; an integer input accepts only its own type.
         keep: Names of tensors to return too, or "all" for every tensor that a node writes.
-        elsewhere: Whether as on ARM and in browsers. Kernels of `storage="smallest"` round
-            otherwise there than on x86; all others compute the same codes.
+        elsewhere: Whether to compute as on ARM and in browsers. Kernels of `storage="smallest"`
+            round differently there than on x86; all others compute the same codes.
 
     Returns:
         A list of arrays, one per name in `network.outputs`. With `keep` a pair: that list, and a
@@ -37,7 +37,7 @@ def simulate(network, inputs, *, keep=(), elsewhere=False):
     names = _check_keep(network, keep)
     number, batch_size = len(arrays[0]), _batch_size(network)
     kept: dict = {name: [] for name in dict.fromkeys([*network.outputs, *names])}
-    # An empty input still passes once, for the shapes of the empty outputs.
+    # An empty input still runs once, for the shapes of the empty outputs.
     for start in range(0, max(number, 1), batch_size):
         batch = [array[start : start + batch_size] for array in arrays]
         for name, array in _run(network, batch, kept, elsewhere).items():
@@ -48,13 +48,13 @@ def simulate(network, inputs, *, keep=(), elsewhere=False):
 
 
 def predict(network, x, *, steps=None, keys=()):
-    """Returns the outputs for `x`: one array, or a list where the network has several outputs.
+    """Returns the outputs for `x`: one array, or a list if the network has several outputs.
 
     Args:
         network: `network.IntegerNetwork`.
         x: Data of any kind, see `data`.
         steps: Number of batches; None: all.
-        keys: Those of the dict that the trained model takes, in the order of the inputs.
+        keys: The keys of the trained model's input dict, in the order of the inputs.
     """
     batches = read(x, _inputs_of(network, keys), name="inputs", steps=steps)
     return joined([simulate(network, batch.x) for batch in batches])
@@ -79,21 +79,21 @@ def evaluate(network, x, y=None, *, steps=None, keys=()):
 
     Args:
         network: `network.IntegerNetwork`.
-        x: Inputs, with `y`; or without `y` data of any kind that has labels, see `data`. Sample
-            weights are not read.
-        y: Classes as whole numbers, or one-hot.
+        x: Inputs, with `y`; or without `y`, data of any kind that has labels, see `data`. Sample
+            weights are ignored.
+        y: Classes as integers, or one-hot.
         steps: Number of batches; None: all.
         keys: See `predict`.
 
     Raises:
-        ValueError: If there is not a single example, or labels are missing or do not fit.
+        ValueError: If there is no example, or labels are missing or do not fit.
     """
     data = x if y is None else (x, y)
     right = number = 0
     for batch in read(data, _inputs_of(network, keys), name="x", steps=steps, labels=True):
         if batch.y is None:
             raise ValueError(
-                "`x` must hold (inputs, labels) where `y` is not given. Received: inputs without "
+                "`x` must hold (inputs, labels) if `y` is not given. Received: inputs without "
                 "labels."
             )
         outputs = np.asarray(simulate(network, batch.x)[0])
@@ -110,7 +110,7 @@ def _inputs_of(network, keys):
     return Inputs(
         names=tuple(network.input_names),
         shapes=tuple(tuple(tensor.shape)[1:] for tensor in tensors),
-        # Codes are not converted: what is no code is an error.
+        # Codes are not converted: anything else is an error.
         dtypes=tuple(None if tensor.dtype in CODES else tensor.dtype for tensor in tensors),
         keys=tuple(keys),
     )
@@ -127,14 +127,14 @@ def _run(network, batch, kept, elsewhere):
         made = compute(node, arrays, network.tensors, elsewhere=elsewhere)
         values.update(by_name(node, made))
         for name in {*node.inputs, *node.outputs}:
-            # Tensors that nobody reads any more give their memory back.
+            # Tensors that are no longer needed free their memory.
             if readers.get(name, index) <= index and name not in kept:
                 values.pop(name, None)
     return {name: values[name] for name in kept}
 
 
 def by_name(node, made):
-    """Returns {name of an output: array} of what `compute` returns for a node."""
+    """Returns {name of an output: array} for the result of `compute` on a node."""
     return dict(zip(node.outputs, made if isinstance(made, list) else [made], strict=True))
 
 

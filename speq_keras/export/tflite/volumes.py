@@ -1,4 +1,4 @@
-"""Convolutions in three dimensions, which have float kernels alone."""
+"""Convolutions in three dimensions, which have float kernels only."""
 
 import itertools
 
@@ -31,7 +31,7 @@ def conv_3d(
 def conv_3d_transpose(
     values, inputs, output, *, activation="none", strides, padding="same", output_size
 ):
-    """Transposed convolution of volumes: filter DHWOI; a voxel adds its filter to the output."""
+    """Transposed convolution of volumes: filter DHWOI; each voxel adds its filter to the output."""
     x, weights, bias = values
     kernel = weights.shape[:3]
     _, pads = output_sizes(output_size, kernel, strides, (1, 1, 1), padding)

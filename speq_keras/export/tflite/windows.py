@@ -1,4 +1,4 @@
-"""Where windows lie on images: convolutions and pooling."""
+"""Positions of windows on images, for convolutions and pooling."""
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def pool_windows(x, size, strides, sizes):
 
 
 def pool_counts(image_size, size, strides, padding):
-    """Returns how many pixels of every window lie inside the image."""
+    """Returns how many pixels of each window lie inside the image."""
     sizes, pads = output_sizes(image_size, size, strides, (1, 1), padding)
     inside = pad_images(np.ones((1, *image_size, 1), np.int32), pads)
     return sum(pool_windows(inside, size, strides, sizes))
@@ -57,11 +57,11 @@ def interpolate(x, size, half_pixel_centers, *, weight_one=None):
     """Returns bilinear interpolation of NHWC images.
 
     Args:
-        x: Images, float or whole numbers.
+        x: Images, float or integer.
         size: (height, width) of the result.
-        half_pixel_centers: Whether a pixel's value stands for its centre, not its corner.
-        weight_one: None for float weights. Else weights are whole numbers and add up to this in
-            either direction, and the result is not divided by it.
+        half_pixel_centers: Whether a pixel's value applies to its centre, not its corner.
+        weight_one: None for float weights. Otherwise weights are integers that sum to this number
+            in either direction, and the result is not divided by it.
     """
     for axis in (2, 1):
         size_in, size_out = x.shape[axis], size[axis - 1]

@@ -1,4 +1,4 @@
-"""The integer network as the bytes of a TFLite file."""
+"""Writes the integer network as the bytes of a TFLite file."""
 
 import math
 
@@ -21,33 +21,33 @@ ENUMERATIONS = {
     "outDataType": "TensorType",
     "outputType": "TensorType",
 }
-# Where kernels expect a constant to begin that they read in place, several values at once.
+# Alignment that kernels expect of constants that they read in place, several values at once.
 ALIGNMENT_BYTES = 16
-# The first TensorFlow version whose runtime has all kernels that are used here, except those that a
-# record says are younger (`record.Op.since`).
+# The first TensorFlow version whose runtime has all kernels used here, except those that a record
+# marks as newer (`record.Op.since`).
 OLDEST_RUNTIME = (2, 3, 0)
 _LARGEST_BYTES = 2**31 - 1  # of a tensor
 
 
 def write(network, *, batch_size=1, extra_outputs=()):
-    """Lays an integer network down as a TFLite flatbuffer; equal networks give equal bytes.
+    """Serializes an integer network to a TFLite flatbuffer; equal networks give equal bytes.
 
     Args:
         network: An `IntegerNetwork`.
-        batch_size: Takes the place of None in the shapes. None: it is 1, and the file says that
-            this axis may change. LiteRT's interpreter resizes either; with `strict=True`, and where
-            a transposed convolution runs outside of XNNPACK (those kernels take the batch size from
-            a constant), only what the file says may change, or not at all.
-        extra_outputs: Names of further tensors that become outputs of the graph, behind the
-            network's own and outside the signature: to compare tensor by tensor. A name that is an
-            output already is not added again.
+        batch_size: Replaces None in the shapes. None: it is 1, and the file declares this axis as
+            variable. LiteRT's interpreter resizes either. With `strict=True`, and if a transposed
+            convolution runs outside XNNPACK (those kernels take the batch size from a constant),
+            only declared axes may change, or none.
+        extra_outputs: Names of further tensors that become outputs of the graph, after the
+            network's own and outside the signature: for comparing tensor by tensor. A name that
+            already is an output is not added again.
 
     Returns:
         The file as bytes.
 
     Raises:
-        ValueError: If a node's kind is not known, a tensor is unknown, a constant's codes do not
-            fit its type, or the tensors of so large a batch do not fit a file.
+        ValueError: If a node's kind or a tensor is unknown, a constant's codes do not fit its type,
+            or the tensors of such a large batch do not fit into a file.
     """
     check_batch_size(network, batch_size)
     for node in network.nodes:
@@ -67,9 +67,9 @@ def write(network, *, batch_size=1, extra_outputs=()):
 
 
 def check_batch_size(network, batch_size):
-    """Checks that all tensors of a batch stay below 2 GiB, which runtimes do not go beyond.
+    """Checks that all tensors of a batch stay below 2 GiB, the runtimes' limit.
 
-    `network` None: it is not known yet.
+    `network` is None if it is not known yet.
     """
     tensors = () if network is None else network.tensors.values()
     largest = max(
@@ -91,7 +91,7 @@ def check_batch_size(network, batch_size):
 
 
 def tensor_bytes(tensor):
-    """Returns the values of a constant tensor as the file holds them, little-endian.
+    """Returns the values of a constant tensor as stored in the file, little-endian.
 
     Raises:
         ValueError: If a value does not fit the tensor's type.
@@ -112,23 +112,23 @@ def tensor_bytes(tensor):
 
 
 class _File:
-    """What has been laid down so far, in the classes of the schema's object API."""
+    """The file written so far, in the classes of the schema's object API."""
 
     def __init__(self, network, batch_size):
-        # Imported at the first export only: who trains does not need the runtime.
+        # Imported at the first export only: training does not need the runtime.
         from ai_edge_litert import schema_py_generated as schema
 
         self.schema = schema
         self.network = network
         self.batch_size, self.is_open = batch_size or 1, batch_size is None
-        # Numbers of what stands in the file: tensors by name, buffers by their bytes, operator
-        # codes by (operator, version).
+        # Indices in the file: of tensors by name, of buffers by their bytes, of operator codes by
+        # (operator, version).
         self.tensors, self.buffers, self.operators = {}, {}, {}
-        # What is equal stands there once: shapes, axes by their values, tables by their fields.
+        # Equal objects are stored once: shapes, axes by their values, tables by their fields.
         self.constants, self.tables = {}, {}
         self.runtime = OLDEST_RUNTIME  # the first one that has all operators so far
         self.graph = self.new("SubGraph", name=network.name, tensors=[], operators=[])
-        # The first buffer is empty and stands for "no data".
+        # The first buffer is empty and means "no data".
         self.model = self.new(
             "Model",
             version=3,
@@ -147,7 +147,7 @@ class _File:
         return entry
 
     def shared(self, kind, **fields):
-        """Returns the one object with these fields, which is laid down once."""
+        """Returns the one object with these fields, which is written once."""
         values = [x.tobytes() if isinstance(x, np.ndarray) else x for x in fields.values()]
         key = (kind, *fields, *values)
         if key not in self.tables:
@@ -155,7 +155,7 @@ class _File:
         return self.tables[key]
 
     def bytes(self, outputs):
-        """Lays everything down and returns the file; `outputs` are names of tensors."""
+        """Serializes everything and returns the file; `outputs` are names of tensors."""
         for name, tensor in self.network.tensors.items():
             self.tensors[name] = self.add_tensor(tensor, name)
         for node in self.network.nodes:
@@ -177,14 +177,14 @@ class _File:
         ]
         for name, text in self.network.metadata.items():
             self.add_metadata(name, text)
-        # By convention in 16 bytes.
+        # By convention, 16 bytes long.
         self.add_metadata("min_runtime_version", ".".join(map(str, self.runtime)).ljust(16, "\0"))
         return _packed(self.model)
 
     # ---- tensors and their buffers -----------------------------------------------------------
 
     def add_tensor(self, tensor, name):
-        """Returns the number of the new tensor."""
+        """Returns the index of the new tensor."""
         times = [batches(size) for size in tensor.shape]
         shape = [n * self.batch_size or size for n, size in zip(times, tensor.shape, strict=True)]
         signature = [-1 if n else size for n, size in zip(times, tensor.shape, strict=True)]
@@ -199,7 +199,7 @@ class _File:
             buffer=self.buffer(tensor_bytes(tensor)) if tensor.is_constant else 0,
         )
         if tensor.scale is not None:
-            # One zero point per scale, although all are the same: the runtimes insist on it.
+            # One zero point per scale, although all are equal: the runtimes require it.
             scale = np.atleast_1d(np.asarray(tensor.scale, np.float32))
             entry.quantization = self.shared(
                 "QuantizationParameters",
@@ -211,9 +211,9 @@ class _File:
         return len(self.graph.tensors) - 1
 
     def buffer(self, data):
-        """Returns the number of the buffer with these bytes. Equal constants share one.
+        """Returns the index of the buffer with these bytes. Equal constants share one.
 
-        Their tensors stay apart: equal codes can have different scales.
+        Their tensors stay separate: equal codes can have different scales.
         """
         if data not in self.buffers:
             self.buffers[data] = len(self.model.buffers)
@@ -221,14 +221,14 @@ class _File:
         return self.buffers[data]
 
     def numbers(self, names):
-        """Returns the numbers of tensors; -1 stands for an absent one."""
+        """Returns the indices of tensors; -1 is an absent one."""
         return np.array([self.tensors[name] if name else -1 for name in names], np.int32)
 
     # ---- operations --------------------------------------------------------------------------
 
     def add_operations(self, operations):
         """Adds the `Operation`s of one node."""
-        own = {}  # the names in the file of tensors that exist for these operations only
+        own = {}  # names in the file of tensors that exist only for these operations
         for operation in operations:
             ends = [[self.named_operand(x, own) for x in operation.inputs]]
             ends.append([self.named_operand(x, own) for x in operation.outputs])
@@ -247,9 +247,9 @@ class _File:
             self.graph.operators.append(entry)
 
     def named_operand(self, operand, own):
-        """Returns the name of an operand, which is a name or a tensor that gets one here.
+        """Returns the name of an operand: a name, or a tensor that gets one here.
 
-        Equal plain constants get one.
+        Equal plain constants share one.
         """
         if not isinstance(operand, Tensor):
             return operand
@@ -269,13 +269,13 @@ class _File:
         return getattr(getattr(self.schema, ENUMERATIONS[field]), value)
 
     def operator(self, operator, version):
-        """Returns the number of an operator code."""
+        """Returns the index of an operator code."""
         key = operator, version
         if key not in self.operators:
             code = getattr(self.schema.BuiltinOperator, operator)
             self.operators[key] = len(self.model.operatorCodes)
             self.model.operatorCodes.append(
-                # Old readers look into the field of one byte; 127 tells them that more is needed.
+                # Old readers use the one-byte field; 127 tells them that it does not fit.
                 self.new(
                     "OperatorCode",
                     builtinCode=code,
@@ -288,7 +288,7 @@ class _File:
     # ---- signature and metadata --------------------------------------------------------------
 
     def named(self, names, tensors):
-        """Returns the entries of a signature: tensors and what it calls them."""
+        """Returns the entries of a signature: tensors and their names in it."""
         return [
             self.new("TensorMap", name=name, tensorIndex=self.tensors[tensor])
             for name, tensor in zip(names, tensors, strict=True)
@@ -301,13 +301,13 @@ class _File:
 
 
 class _LaidDownOnce:
-    """An object of the schema to which several others refer."""
+    """An object of the schema that several others refer to."""
 
     def __init__(self, entry):
         self.entry, self.place = entry, None
 
     def Pack(self, builder):
-        """Returns where it is in the file."""
+        """Returns its position in the file."""
         if self.place is None:
             self.place = self.entry.Pack(builder)
         return self.place
@@ -317,10 +317,10 @@ def _packed(model):
     import flatbuffers
 
     class Builder(flatbuffers.Builder):
-        """Lays equal vectors down once, and aligns the data of constants.
+        """Writes equal vectors once, and aligns the data of constants.
 
-        Per-channel constants come with a zero point of 8 bytes for every channel, all of them 0, of
-        which the format needs every one: shared, they cost nothing.
+        The format needs an 8-byte zero point, always 0, for every channel of a per-channel
+        constant: shared, they cost nothing.
         """
 
         def __init__(self):

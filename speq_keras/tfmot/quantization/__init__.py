@@ -1,4 +1,4 @@
-"""tfmot's namespace `tfmot.quantization`, for programs in which only the import changes."""
+"""tfmot's namespace `tfmot.quantization`, for programs that only change the import."""
 
 from speq_keras.tfmot.quantization import keras
 
