@@ -23,6 +23,7 @@ def marked_block(name):
 
 def run_the_code_of(page):
     """Runs the Python code of a page in the current folder; returns its names."""
+    keras.utils.clear_session()  # layers are called conv2d, dense, ... as in a process of its own
     keras.utils.set_random_seed(0)
     names = {}
     text = (ROOT / page).read_text(encoding="utf-8")
