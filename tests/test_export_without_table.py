@@ -108,7 +108,7 @@ def test_training_makes_a_leaky_relu_a_sum_until_it_is_settled_again(tmp_path):
 @pytest.mark.parametrize(
     ("options", "operators"),
     [({"io": "int8"}, {"MUL", "ADD"}), ({"runtimes": ["micro"]}, {"CAST", "ADD", "GATHER"})],
-    ids=str,
+    ids=["io", "runtimes"],
 )
 def test_a_microcontroller_rounds_a_leaky_relu_once(options, operators, tmp_path):
     if "runtimes" in options:
