@@ -51,3 +51,27 @@ def test_where_values_differ_the_last_places_are_nothing(name, tmp_path):
     assert proof.holds, proof.first_failure()
     # Half a step, 255 / 8192 for the order of sums in float, and a hundredth for the last places.
     assert all(row.allowed < 0.5 + 255 / 8192 + 0.01 for row in proof.tensors)
+
+
+ONE_VALUE = {
+    "layer": layers.LayerNormalization,
+    "layer, two axes": lambda: layers.LayerNormalization(axis=(2, 3)),
+    "group": lambda: layers.GroupNormalization(2),
+}
+
+
+@pytest.mark.parametrize("name", ONE_VALUE)
+def test_a_norm_of_a_single_value_is_its_offset(name, tmp_path):
+    keras.utils.set_random_seed(0)
+    channels = 2 if name == "group" else 1
+    shape = (1, 1, channels) if name == "group" else (8, 1, 1)
+    inputs = keras.Input(shape)
+    y = ONE_VALUE[name]()(layers.Add()([inputs, 2.0 * inputs, ops.softplus(inputs)]))
+    network = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(y)))
+    norm = next(layer for layer in network.layers if "normalization" in layer.name)
+    norm.beta.assign(np.full(norm.beta.shape, 0.0568))
+    model = speq_keras.wrap(network, 8, 8, distillation=None, seed=0)
+    x = np.random.default_rng(0).integers(0, 256, (64, *shape)).astype("float32")
+    model.calibrate(x, verbose=0)
+    proof = model.export_tflite(tmp_path / "m.tflite", data=x, strict=False).proof
+    assert proof.holds, proof.first_failure()

@@ -11,6 +11,7 @@ previous codes, and differences do not grow from layer to layer.
 
 import contextlib
 import dataclasses
+import math
 
 import keras
 import numpy as np
@@ -248,7 +249,28 @@ def _moved(node, known, moved):
                 changed[index] = (values * (1 + _LAST_PLACES * signs)).astype(values.dtype)
     if not changed:
         return {}
-    return dict(zip(node.outputs, call(node, {**known, **changed}), strict=True))
+    outputs = call(node, {**known, **changed})
+    if _normalizes_single_values(node.operation, to_numpy(known[node.inputs[0]]).shape):
+        outputs = [_noise_of_single_values(node.operation, to_numpy(changed[node.inputs[0]]))]
+    return dict(zip(node.outputs, outputs, strict=True))
+
+
+def _normalizes_single_values(operation, shape):
+    """Whether a normalization has one value per mean: its result is its offset, and noise."""
+    layer = getattr(operation, "layer", operation)
+    if name_of(layer) == "LayerNormalization" and not layer.rms_scaling:
+        axes = [layer.axis] if isinstance(layer.axis, int) else layer.axis
+        return all(shape[axis] == 1 for axis in axes)
+    return name_of(layer) == "GroupNormalization" and math.prod(shape[1:]) == layer.groups
+
+
+def _noise_of_single_values(operation, values):
+    """Returns what Keras may compute for them: x·k + (β − x·k), k = γ / √ε, in float32."""
+    layer = getattr(operation, "layer", operation)
+    slope = 1.0 if layer.gamma is None else float(np.max(np.abs(to_numpy(layer.gamma))))
+    offset = 0.0 if layer.beta is None else to_numpy(layer.beta)
+    noise = _LAST_PLACES * values * slope / np.sqrt(layer.epsilon)
+    return (np.reshape(offset, -1) + noise).astype("float32")
 
 
 def _distance(one, other):
