@@ -111,7 +111,7 @@ SHORT_RUN = {
     "train_examples": 2_500,
     "test_examples": 500,
 }
-# The flags that change no figure of a stage that is already trained.
+# The flags that do not change the results of a completed stage.
 FREE_FLAGS = (
     *("method", "table1", "seed", "short"),
     *("storage", "data_dir", "download", "checkpoint_dir", "out_dir"),
@@ -134,7 +134,7 @@ def main(_):
             FLAGS.data_dir,
             download=FLAGS.download,
             train_examples=FLAGS.train_examples,
-            # The flags that do not change the results of a completed stage.
+            test_examples=FLAGS.test_examples,
         )
     except FileNotFoundError as error:
         raise SystemExit(str(error)) from None

@@ -510,9 +510,11 @@ def one_scale_for_all(model, schema, place):
 def made_by_sums(model, schema):
     """Returns the tensors that convolutions, dense layers, sums and products make."""
     found = operations_of(model, schema, "CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL")
-    tensors = [model.subgraphs[0].tensors[op.outputs[0]] for op in found]
+    made = [op.outputs[0] for op in found]
     # Copies and pools demand the scale of what they read; the first sums are read by sums.
-    return tensors[:5]
+    pools = operations_of(model, schema, "MAX_POOL_2D", "AVERAGE_POOL_2D")
+    read = {index for op in pools for index in op.inputs}
+    return [model.subgraphs[0].tensors[index] for index in made[:5] if index not in read]
 
 
 def scale_of_a_tensor_off(model, schema, place):
