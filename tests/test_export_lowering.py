@@ -361,3 +361,16 @@ def test_a_file_of_floats_alone_is_proven_by_its_outputs(tmp_path):
     data = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
     (found,) = file_of(model, data, tmp_path).run(data)
     np.testing.assert_allclose(found, model.predict(data, verbose=0), rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_softmax_a_hard_sigmoid_stays(tmp_path):
+    """It is no function of logits, such as softmax, sigmoid and tanh."""
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3, "hard_sigmoid")])
+    model = speq_keras.wrap(network, 8, 8, distillation=None, seed=0)
+    model.calibrate(x, verbose=0)
+    path = tmp_path / "m.tflite"
+    model.export_tflite(path, softmax=False)
+    (found,) = speq_keras.export.run_file(path.read_bytes(), x)
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1 / 128)  # two codes

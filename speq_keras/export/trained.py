@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from speq_keras.graph import call_node, run
-from speq_keras.operations import fixed_range, name_of
+from speq_keras.operations import fixed_range, name_of, takes_logits
 from speq_keras.quantizers import ActivationQuantizer
 from speq_keras.recurrent import broken_steps, read_unrolled
 
@@ -92,7 +92,7 @@ class TrainedGraph:
     def _end(self, index, softmax):
         """Returns the tensor that is the file's output for an output of the model."""
         maker = self.makers.get(index)
-        drops = not softmax and maker is not None and fixed_range(maker.operation) is not None
+        drops = not softmax and maker is not None and takes_logits(maker.operation)
         return maker.inputs[0] if drops else index
 
     def _needed(self):

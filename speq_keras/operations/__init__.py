@@ -49,6 +49,7 @@ from speq_keras.operations.kinds import (
     is_never_negative,
     kind_of,
     negative_slope,
+    takes_logits,
 )
 from speq_keras.operations.rows import (
     LOWEST,
@@ -76,6 +77,7 @@ __all__ = [
     "config_of",
     "constructor_of",
     "fixed_range",
+    "takes_logits",
     "function_name",
     "fused_function",
     "fused_layer",

@@ -194,6 +194,11 @@ def fixed_range(operation):
     return _FIXED_RANGES.get(function_name(operation))
 
 
+def takes_logits(operation):
+    """Whether an operation is a function of logits: one that `softmax=False` omits at the end."""
+    return function_name(operation) in ("softmax", "sigmoid", "tanh")
+
+
 # Operations that a following BatchNormalization or ReLU can be folded into.
 AFFINE_FOLDS_INTO = (Kind.WEIGHTED, Kind.AFFINE)
 RELU_FOLDS_INTO = (Kind.WEIGHTED, Kind.AFFINE, Kind.ELEMENTWISE)

@@ -30,7 +30,7 @@ import dataclasses
 import numpy as np
 
 from speq_keras.layers import QuantizedLayer
-from speq_keras.operations import fixed_range
+from speq_keras.operations import takes_logits
 
 # A bias this near to the grid of the sums, in output steps, counts as on it: float32 is no finer.
 SETTLED_STEPS = 2.0**-14
@@ -298,4 +298,4 @@ class FoldedNetwork:
 def _is_last_function(step):
     """Whether a step is an unrounded softmax, sigmoid or tanh, in codes or in float."""
     is_last = step.kind == "table" and step.quantizer is None
-    return is_last and (not step.is_float or fixed_range(step.layer) is not None)
+    return is_last and takes_logits(unwrapped(step.nodes[-1].operation))
