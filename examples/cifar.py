@@ -129,15 +129,12 @@ def main(_):
     out_dir = training_run.make_folder(FLAGS.out_dir)
     binding = {name: value for name, value in own_flags(__name__).items() if name not in FREE_FLAGS}
     checkpoint_dir = training_run.checkpoint_folder(FLAGS.checkpoint_dir, out_dir, binding)
-    try:
-        data = cifar_data.load(
-            FLAGS.data_dir,
-            download=FLAGS.download,
-            train_examples=FLAGS.train_examples,
-            test_examples=FLAGS.test_examples,
-        )
-    except FileNotFoundError as error:
-        raise SystemExit(str(error)) from None
+    data = cifar_data.load_or_exit(
+        FLAGS.data_dir,
+        download=FLAGS.download,
+        train_examples=FLAGS.train_examples,
+        test_examples=FLAGS.test_examples,
+    )
 
     results = {"flags": own_flags(__name__), "stages": [], "table1": []}
     for seed in FLAGS.seed:

@@ -54,3 +54,11 @@ def load_npz(path, train_examples, test_examples):
         x_train, y_train, x_test, y_test = (arrays[name] for name in ARRAYS)
     train, test = slice(train_examples), slice(test_examples)
     return x_train[train], y_train.ravel()[train], x_test[test], y_test.ravel()[test]
+
+
+def load_or_exit(data_dir, **arguments):
+    """Like `load`, but ends the program with one sentence if the data set is missing."""
+    try:
+        return load(data_dir, **arguments)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from None

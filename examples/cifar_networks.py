@@ -198,6 +198,19 @@ def efficientnet(side=32):
     return network
 
 
+def build_float(name, folder):
+    """Builds a network with the float weights in a folder, a file by the network's name.
+
+    Ends the program with one sentence if the folder has none.
+    """
+    found = sorted(pathlib.Path(folder).glob(f"{name}.*"))
+    if not found:
+        raise SystemExit(f"--model_dir has no weights of {name}. Received: {folder}")
+    network = build(name)
+    load_weights(network, found[0])
+    return network
+
+
 def load_weights(network, path):
     """Loads float weights into `network`.
 

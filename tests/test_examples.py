@@ -145,6 +145,17 @@ def run_on_noise(program, *arguments):
     return done.stdout
 
 
+def save_resnet8(folder):
+    """Saves a ResNet-8 with random weights as resnet8.keras; returns it."""
+    keras.utils.set_random_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        import cifar_networks
+    network = cifar_networks.build("resnet8")
+    network.save(folder / "resnet8.keras")
+    return network
+
+
 ONE_STEP = ("--pretrain_epochs=1", "--retrain_epochs=1", "--epochs=1", "--steps=1")
 
 
@@ -184,13 +195,7 @@ def test_cifar_trains_and_exports_a_network_with_concatenations(tmp_path):
 
 
 def test_the_export_benchmark_finds_no_code_of_a_file_that_differs_from_its_simulation(tmp_path):
-    keras.utils.set_random_seed(0)
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import cifar_networks
-    finally:
-        sys.path.remove(str(EXAMPLES))
-    cifar_networks.build("resnet8").save(tmp_path / "resnet8.keras")
+    save_resnet8(tmp_path)
     run_on_noise(
         "benchmarks/export_cifar.py",
         "--only=resnet8_w4a4_pact",
@@ -209,14 +214,7 @@ def test_the_export_benchmark_finds_no_code_of_a_file_that_differs_from_its_simu
 
 
 def test_the_table_of_settings_compares_float_stock_tfmot_and_ours(tmp_path):
-    keras.utils.set_random_seed(0)
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import cifar_networks
-    finally:
-        sys.path.remove(str(EXAMPLES))
-    network = cifar_networks.build("resnet8")
-    network.save(tmp_path / "resnet8.keras")
+    network = save_resnet8(tmp_path)
     text = run_on_noise(
         "benchmarks/settings.py",
         "--networks=resnet8",

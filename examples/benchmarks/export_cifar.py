@@ -65,15 +65,12 @@ def main(_):
         raise SystemExit(f"--only matches no case. Received: {FLAGS.only}. Known: {known}.")
     if not FLAGS.model_dir:
         raise SystemExit("Float weights are needed: pass --model_dir.")
-    try:
-        data = cifar_data.load(
-            FLAGS.data_dir,
-            download=FLAGS.download,
-            train_examples=50_000,
-            test_examples=FLAGS.test_examples,
-        )
-    except FileNotFoundError as error:
-        raise SystemExit(str(error)) from None
+    data = cifar_data.load_or_exit(
+        FLAGS.data_dir,
+        download=FLAGS.download,
+        train_examples=50_000,
+        test_examples=FLAGS.test_examples,
+    )
     out_dir = pathlib.Path(FLAGS.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / "export_cifar.json"
@@ -98,13 +95,9 @@ def trained_network(name, bits, activation_quantizer, data, path):
     """Returns a network after `--steps` steps of plain quantized training from float weights."""
     if path.exists():
         return keras.saving.load_model(path)
-    found = sorted(pathlib.Path(FLAGS.model_dir).glob(f"{name}.*"))
-    if not found:
-        raise SystemExit(f"--model_dir has no weights of {name}. Received: {FLAGS.model_dir}")
     images, labels = data[:2]
     keras.utils.set_random_seed(FLAGS.seed)
-    network = cifar_networks.build(name)
-    cifar_networks.load_weights(network, found[0])
+    network = cifar_networks.build_float(name, FLAGS.model_dir)
     model = speq_keras.wrap(
         network,
         w_bits=bits,

@@ -13,7 +13,6 @@ network; rows are added to `settings_NETWORK.json` as they come, and not measure
 
 import functools
 import json
-import os
 import pathlib
 import sys
 import time
@@ -31,6 +30,7 @@ import cifar_data
 import cifar_networks
 import cifar_stream
 import speq_keras
+from training_run import write_file
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model_dir", None, "Folder with the float weights of the networks.")
@@ -73,15 +73,12 @@ def main(_):
             raise SystemExit(f"--{flag} takes {', '.join(known)}. Received: {', '.join(unknown)}.")
     if not FLAGS.model_dir:
         raise SystemExit("Float weights are needed: pass --model_dir.")
-    try:
-        data = cifar_data.load(
-            FLAGS.data_dir,
-            download=FLAGS.download,
-            train_examples=50_000,
-            test_examples=FLAGS.test_examples,
-        )
-    except FileNotFoundError as error:
-        raise SystemExit(str(error)) from None
+    data = cifar_data.load_or_exit(
+        FLAGS.data_dir,
+        download=FLAGS.download,
+        train_examples=50_000,
+        test_examples=FLAGS.test_examples,
+    )
     out_dir = pathlib.Path(FLAGS.out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     for name in FLAGS.networks:
@@ -104,9 +101,7 @@ def measure(name, settings, data, out_dir):
                 rows.setdefault(label, {})[str(seed)] = row
                 print(f"{name}, seed {seed}, {label}: {row}", flush=True)
             print(f"  {time.process_time() - start_s:.0f} s of processor time", flush=True)
-            temporary = path.with_name(f"{os.getpid()}_{path.name}")
-            temporary.write_text(json.dumps(rows, indent=1))
-            temporary.replace(path)
+            write_file(path, lambda temporary: temporary.write_text(json.dumps(rows, indent=1)))
     return rows
 
 
@@ -125,7 +120,7 @@ def train(name, setting, seed, data, out_dir):
         model = tfmot_resnet8(calibration)
         fit(model, name, seed, data, kit=tf_keras())
         return {setting: {"test": accuracy(model, test), **write(path, convert(model), test)}}
-    network = float_network(name)
+    network = cifar_networks.build_float(name, FLAGS.model_dir)
     if setting == FLOAT:
         fit(network, name, seed, data)
         stock = out_dir / file_name(name, STOCK, seed)
@@ -152,15 +147,6 @@ def train(name, setting, seed, data, out_dir):
     model.settle(storage="smallest")
     model.export_tflite(smallest, storage="smallest")
     return {setting: row | {"smallest": smallest.stat().st_size}}
-
-
-def float_network(name):
-    network = cifar_networks.build(name)
-    found = sorted(pathlib.Path(FLAGS.model_dir).glob(f"{name}.*"))
-    if not found:
-        raise SystemExit(f"--model_dir has no weights of {name}. Received: {FLAGS.model_dir}")
-    cifar_networks.load_weights(network, found[0])
-    return network
 
 
 def fit(model, name, seed, data, kit=keras):
@@ -204,7 +190,7 @@ def tfmot_resnet8(calibration):
     kit = tf_keras()
     regularizer = kit.regularizers.L2(1e-4)
     conv = functools.partial(kit.layers.Conv2D, kernel_regularizer=regularizer)
-    network, ours = resnet8(kit, conv=conv), float_network("resnet8")
+    network, ours = resnet8(kit, conv=conv), cifar_networks.build_float("resnet8", FLAGS.model_dir)
     names = {"conv": "conv", "dense": "linear", "shortcut2": "block2.shortcut"}
     names["shortcut3"] = "block3.shortcut"
     names |= {f"conv{block}_{n}": f"block{block}.conv{n}" for block in (1, 2, 3) for n in (1, 2)}
@@ -233,10 +219,9 @@ def see_ranges(model, images, *, steps=3000, batch_size=32):
 def convert(model, calibration=None):
     """Returns the stock converter's file: int8 where the model or images have its ranges."""
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
-    if not isinstance(model, keras.Model):
+    if calibration is not None or not isinstance(model, keras.Model):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if calibration is not None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: ([image[None]] for image in calibration)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     return converter.convert()

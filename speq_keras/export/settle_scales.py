@@ -14,14 +14,12 @@ import numpy as np
 
 from speq_keras.export.folding.ties import NUDGE
 from speq_keras.export.folding.weights import slope_of
-from speq_keras.export.settle_slopes import LeakyReLU, find_leaky_relu
+from speq_keras.export.settle_slopes import LARGEST_MOVE, LeakyReLU, find_leaky_relu
 
 # The number of denominators to try.
 _CANDIDATES = 2000
 # Relative error of a result in float32: three roundings, with as much again in reserve.
 _FLOAT32 = 2.0**-21
-# A scale that would have to change by more than this fraction stays as it is.
-_LARGEST_MOVE = 2.0**-9
 # A ratio this close to p / q counts as equal, within float32 scales.
 _IS_RATIO = 2.0**-21
 # The terms of a fraction that network inputs may be multiples of: pixels, perhaps resized.
@@ -210,7 +208,7 @@ class Scales:
         fixed = [i for i, names in enumerate(owners) if not names and not powers[i]]
         largest[np.any(np.abs(wanted[:, fixed] - 1) > _IS_RATIO, axis=1)] = np.inf
         best = int(np.argmin(largest))
-        if largest[best] > _LARGEST_MOVE:
+        if largest[best] > LARGEST_MOVE:
             return
         self.move(relation.output, float(output[best]))
         for names, move in zip(owners, moves[best], strict=True):
@@ -225,7 +223,7 @@ class Scales:
         numerators = relation.denominators(ratios) * ratios[0]
         wanted = np.maximum(np.rint(numerators), 1) / numerators
         best = int(np.argmin(np.abs(wanted - 1)))
-        if abs(wanted[best] - 1) > _LARGEST_MOVE:
+        if abs(wanted[best] - 1) > LARGEST_MOVE:
             return
         if output_is_free:
             self.move(relation.output, float(1 / wanted[best]))

@@ -18,7 +18,7 @@ from keras import layers
 from speq_keras.operations import negative_slope
 
 # The largest moves, as parts of themselves: of one scale, and of the slope.
-_LARGEST_MOVE = 2.0**-9
+LARGEST_MOVE = 2.0**-9
 _LARGEST_SLOPE_MOVE = 0.02
 # A ratio or slope this near to a wanted one is it, as float32 can have it.
 _IS_EQUAL = 2.0**-21
@@ -76,7 +76,7 @@ class LeakyReLU:
                 continue
             move = _away_from_halves(above, 1) / (256 * ratio)
             slope_move = below / above / slope - 1
-            largest = (1 + _LARGEST_MOVE) ** num_free - 1 if num_free else _IS_EQUAL
+            largest = (1 + LARGEST_MOVE) ** num_free - 1 if num_free else _IS_EQUAL
             if abs(move - 1) > largest or abs(slope_move) > _LARGEST_SLOPE_MOVE:
                 continue
             cost = abs(move - 1) + slope * ratio * abs(slope_move)
